@@ -1,0 +1,28 @@
+"""The errors that jclnf raises on bad input: each names the input and the remedy."""
+
+
+class JclnfError(ValueError):
+    """Base of all errors that jclnf raises about its input."""
+
+
+class ModelFileError(JclnfError):
+    """A model file is missing, truncated, of another kind, or inconsistent.
+
+    The message names the file and, where the trouble has a place, the byte offset or line.
+    """
+
+    def __init__(self, path: object, problem: str, *, offset: int | None = None) -> None:
+        where = f"{path}" if offset is None else f"{path}, byte {offset}"
+        super().__init__(f"{where}: {problem}")
+
+
+class ImageError(JclnfError):
+    """An image cannot be read, or is not one that a face can be fitted in."""
+
+
+class BoxError(JclnfError):
+    """A face box is empty, not finite, too large, or outside its image."""
+
+
+class ParamsError(JclnfError):
+    """Fit settings that contradict each other or the model."""
