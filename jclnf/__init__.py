@@ -1,0 +1,55 @@
+"""jclnf: a differentiable Constrained Local Neural Field (CLNF) facial-landmark fitter in JAX.
+
+Conventions, everywhere:
+
+- Images are `(h, w)` arrays of grey levels 0-255, indexed `[y, x]`; what lies outside is 0.
+- Points are `(x, y)` in pixels, x right, y down, pixel centres at integers.
+- Boxes are `(x, y, w, h)` in pixels, tight around the face outline (eyebrows to chin, jaw to jaw).
+- 3D is in millimetres, x right, y down, z away from the viewer.
+- Angles are in radians; rotations are `Rx(rx) Ry(ry) Rz(rz)`, pitch, yaw, roll.
+- Functions take one face; batches come from `jax.vmap` or `fit_batch`.
+"""
+
+from jclnf.batch import fit_batch
+from jclnf.clnf import CLNF
+from jclnf.crop import Crop, crop
+from jclnf.errors import BoxError, ImageError, JclnfError, ModelFileError, ParamsError
+from jclnf.fit import fit, fit_from
+from jclnf.hypotheses import OPENFACE_ROTATIONS, fit_hypotheses
+from jclnf.model import Model
+from jclnf.openface import load_openface
+from jclnf.params import Arithmetic, FitParams
+from jclnf.pdm import PDM, Pose
+from jclnf.result import FitResult, FitStatus, Trace
+from jclnf.runtime import enable_compilation_cache
+from jclnf.serialise import load_model, save_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLNF",
+    "OPENFACE_ROTATIONS",
+    "PDM",
+    "Arithmetic",
+    "BoxError",
+    "Crop",
+    "FitParams",
+    "FitResult",
+    "FitStatus",
+    "ImageError",
+    "JclnfError",
+    "Model",
+    "ModelFileError",
+    "ParamsError",
+    "Pose",
+    "Trace",
+    "crop",
+    "enable_compilation_cache",
+    "fit",
+    "fit_batch",
+    "fit_from",
+    "fit_hypotheses",
+    "load_model",
+    "load_openface",
+    "save_model",
+]

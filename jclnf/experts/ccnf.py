@@ -1,0 +1,356 @@
+"""Continuous conditional neural field (CCNF) patch experts.
+
+A layer of sigmoid neurons over normalised 11x11 patches, summed, then smoothed over the window by
+the field's covariance. Source: Baltrusaitis, Robinson, Morency, "Constrained Local Neural Fields
+for robust facial landmark detection in the wild" (ICCVW 2013), section 3.1, equations 2-8.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jclnf.errors import ModelFileError, ParamsError
+from jclnf.experts.base import PatchExperts
+
+ALPHA_THRESHOLD = 1e-4
+"""Neurons whose alpha is not above this are left out of the response."""
+
+_CHUNK = 4  # landmarks whose patches are in memory at a time; more fall out of the cache
+
+
+class CCNF(PatchExperts):
+    """CCNF experts by their parameters: what a file holds and training changes.
+
+    A fit works with these directly, taking the covariance of the view it needs each time;
+    `prepare` takes all of them once.
+    """
+
+    weights: Float[Array, "s v n q support support"]
+    """Each neuron's weights, `[..., y, x]`."""
+    norm_weight: Float[Array, "s v n q"]
+    bias: Float[Array, "s v n q"]
+    alpha: Float[Array, "s v n q"]
+    """Weight of each neuron in the field; 0 for a neuron that does not exist."""
+    beta: Float[Array, "s v n b"]
+    """Weight of each similarity component in the field."""
+    components: dict[int, Float[Array, "s b 4 h h"]]
+    """By window: the similarity components, as blocks in the basis of `mirror_basis`. Windows
+    that are not there have none: the field is then diagonal."""
+    centres: Float[Array, "s v 3"]
+    visible: Bool[Array, "s v n"]
+    confidence: Float[Array, "s v n"]
+    scalings: tuple[float, ...] = eqx.field(static=True)
+
+    @property
+    def support(self) -> int:
+        """Side of a patch in reference pixels."""
+        return self.weights.shape[-1]
+
+    @staticmethod
+    def create(
+        *,
+        scalings: tuple[float, ...],
+        weights: Any,
+        norm_weight: Any,
+        bias: Any,
+        alpha: Any,
+        beta: Any,
+        components: dict[int, Any],
+        centres: Any,
+        visible: Any,
+        confidence: Any,
+    ) -> "CCNF":
+        """Experts from NumPy arrays.
+
+        Arguments are as the fields, but for `components`: full `(s, b, k*k, k*k)` matrices over
+        the row-major pixels of a `k` by `k` window. They must be symmetric, also under mirroring
+        the window in x and in y, as matrices built from pixel distances are.
+
+        Raises:
+            ModelFileError: shapes that do not go together, or components without that symmetry.
+        """
+        s, v, n = np.shape(visible)
+        q, support = np.shape(alpha)[-1], np.shape(weights)[-1]
+        b = np.shape(beta)[-1]
+        expected: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "weights": (weights, (s, v, n, q, support, support)),
+            "norm_weight": (norm_weight, (s, v, n, q)),
+            "bias": (bias, (s, v, n, q)),
+            "alpha": (alpha, (s, v, n, q)),
+            "beta": (beta, (s, v, n, b)),
+            "centres": (centres, (s, v, 3)),
+            "confidence": (confidence, (s, v, n)),
+        }
+        for window, matrices in components.items():
+            expected[f"components[{window}]"] = (matrices, (s, b, window**2, window**2))
+        for name, (array, shape) in expected.items():
+            if np.shape(array) != shape:
+                problem = f"{name} has the shape {np.shape(array)}, not {shape}"
+                raise ModelFileError("CCNF experts", problem)
+        if len(scalings) != s:
+            problem = f"{len(scalings)} scalings for {s} scales"
+            raise ModelFileError("CCNF experts", problem)
+        arrays = {
+            name: jnp.asarray(array, jnp.float32)
+            for name, (array, _) in expected.items()
+            if not name.startswith("components")
+        }
+        return CCNF(
+            **arrays,
+            components={k: jnp.asarray(_to_blocks(c, k)) for k, c in components.items()},
+            visible=jnp.asarray(visible, bool),
+            scalings=tuple(float(a) for a in scalings),
+        )
+
+    def responses(
+        self,
+        areas: Float[Array, "n a a"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+    ) -> Float[Array, "n k k"]:
+        """See `PatchExperts.responses`."""
+        at = (scale, view)
+        alpha = self.alpha[at]
+        return ccnf_responses(
+            areas,
+            _flatten(self.weights[at] * self.norm_weight[at][..., None, None]),
+            self.bias[at],
+            gains(alpha),
+            covariance(alpha, self.beta[at], self._components_at(window, scale)),
+            window,
+        )
+
+    def prepare(self, windows: tuple[int, ...]) -> "PreparedCCNF":
+        """See `PatchExperts.prepare`; `windows` by scale, 0 for a scale that is not fitted."""
+        if len(windows) != len(self.scalings):
+            raise ParamsError(f"{len(windows)} windows for {len(self.scalings)} scales")
+        scales_of: dict[int, list[int]] = {}
+        for scale, window in enumerate(windows):
+            scales_of.setdefault(window, []).append(scale)
+        scales_of.pop(0, None)
+        return PreparedCCNF(
+            weights=_flatten(self.weights * self.norm_weight[..., None, None]),
+            bias=self.bias,
+            gain=gains(self.alpha),
+            covariances={
+                window: jnp.stack(
+                    [
+                        covariance(self.alpha[k], self.beta[k], self._components_at(window, k))
+                        for k in scales
+                    ]
+                )
+                for window, scales in scales_of.items()
+            },
+            centres=self.centres,
+            visible=self.visible,
+            confidence=self.confidence,
+            scalings=self.scalings,
+            support=self.support,
+            windows=windows,
+        )
+
+    def _components_at(
+        self, window: int, scale: Int[Array, ""] | int
+    ) -> Float[Array, "b 4 h h"] | None:
+        found = self.components.get(window)
+        return None if found is None else found[scale]
+
+
+class PreparedCCNF(PatchExperts):
+    """CCNF experts ready to be evaluated: what `CCNF.prepare` gives.
+
+    Its arrays are derived from a `CCNF`'s parameters, so they are named differently, and a
+    derivative by them is not one by the parameters.
+    """
+
+    weights: Float[Array, "s v n q p"]
+    """Weights times `norm_weight`, patches flattened row by row."""
+    bias: Float[Array, "s v n q"]
+    gain: Float[Array, "s v n q"]
+    covariances: dict[int, Float[Array, "t v n ..."]]
+    """By window: the field's covariance for each scale with that window, see `covariance`."""
+    centres: Float[Array, "s v 3"]
+    visible: Bool[Array, "s v n"]
+    confidence: Float[Array, "s v n"]
+    scalings: tuple[float, ...] = eqx.field(static=True)
+    support: int = eqx.field(static=True)
+    windows: tuple[int, ...] = eqx.field(static=True)
+
+    def responses(
+        self,
+        areas: Float[Array, "n a a"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+    ) -> Float[Array, "n k k"]:
+        """See `PatchExperts.responses`."""
+        at = (scale, view)
+        slots = np.cumsum(np.equal(self.windows, window)) - 1
+        return ccnf_responses(
+            areas,
+            self.weights[at],
+            self.bias[at],
+            self.gain[at],
+            self.covariances[window][jnp.asarray(slots)[scale], view],
+            window,
+        )
+
+    def prepare(self, windows: tuple[int, ...]) -> "PreparedCCNF":
+        """These very experts; an error if they were prepared for other windows."""
+        usable = len(windows) == len(self.windows) and all(
+            wanted in (0, had) for wanted, had in zip(windows, self.windows, strict=True)
+        )
+        if not usable:
+            raise ParamsError(
+                f"the experts were prepared for the windows {self.windows}, not {windows}: "
+                "call prepare on the model as it was loaded"
+            )
+        return self
+
+
+def ccnf_responses(
+    areas: Float[Array, "n a a"],
+    weights: Float[Array, "n q p"],
+    bias: Float[Array, "n q"],
+    gain: Float[Array, "n q"],
+    covariance: Float[Array, "n ..."],
+    window: int,
+) -> Float[Array, "n k k"]:
+    """Response maps of CCNF experts.
+
+    Each patch is centred on its mean and scaled to norm 1 (a flat one stays 0); then
+
+        f = sum_q gain_q sigmoid(<weights_q, patch> + bias_q),    response = Sigma vec(f),
+
+    lifted to a minimum of 0 where it is negative.
+
+    Args:
+        areas: grey levels around each landmark.
+        weights: each neuron's weights over the `p` pixels of a patch, row by row.
+        bias: each neuron's bias.
+        gain: each neuron's factor, twice its alpha.
+        covariance: Sigma, as `covariance` gives it.
+        window: side `k` of a map.
+    """
+    # Far from 0, single precision would lose digits when the patch means are taken off.
+    areas = areas - areas.mean(axis=(1, 2), keepdims=True)
+
+    def neurons(
+        of_one: tuple[
+            Float[Array, "a a"], Float[Array, "q p"], Float[Array, " q"], Float[Array, " q"]
+        ],
+    ) -> Float[Array, "k k"]:
+        area, weights, bias, gain = of_one
+        projections = weights @ normalised_patches(area, window)
+        field = gain @ jax.nn.sigmoid(projections + bias[:, None])
+        return field.reshape(window, window)
+
+    field = lax.map(neurons, (areas, weights, bias, gain), batch_size=_CHUNK)
+    response = smooth(covariance, field)
+    lowest = response.min(axis=(1, 2), keepdims=True)
+    return response - jnp.minimum(lowest, 0.0)
+
+
+def normalised_patches(area: Float[Array, "a a"], window: int) -> Float[Array, "p k*k"]:
+    """The patches of an area as columns, each centred and of norm 1 (0 if it is flat)."""
+    support = area.shape[0] - window + 1
+    rows = jnp.stack([area[dy : dy + window] for dy in range(support)])
+    patches = jnp.stack([rows[:, :, dx : dx + window] for dx in range(support)], axis=1)
+    patches = patches.reshape(support**2, window**2)
+    # Shared by the mean, the norm and the product: not to be gathered again for each.
+    patches = lax.optimization_barrier(patches)
+    centred = patches - patches.mean(axis=0)
+    energy = jnp.sum(centred**2, axis=0)
+    flat = energy == 0
+    return centred * jnp.where(flat, 0.0, lax.rsqrt(jnp.where(flat, 1.0, energy)))
+
+
+def gains(alpha: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`2 alpha` of the neurons that count (above `ALPHA_THRESHOLD`), 0 of the others."""
+    return jnp.where(alpha > ALPHA_THRESHOLD, 2 * alpha, 0.0)
+
+
+def covariance(
+    alpha: Float[Array, "*n q"],
+    beta: Float[Array, "*n b"],
+    components: Float[Array, "b 4 h h"] | None,
+) -> Float[Array, "..."]:
+    """The field's covariance `Sigma = (2 (sum_q alpha_q I + sum_b beta_b C_b))^-1`.
+
+    Returns:
+        The blocks (4, h, h) of Sigma in the basis of `mirror_basis`; or, without components, the
+        one number on its diagonal. Experts without neurons get the identity.
+    """
+    precision = 2 * alpha.sum(axis=-1)
+    precision = jnp.where(precision == 0, 1.0, precision)
+    if components is None:
+        return 1 / precision
+    blocks = 2 * jnp.einsum("...b,bcij->...cij", beta, components)
+    identity = jnp.eye(components.shape[-1], dtype=blocks.dtype)
+    return jnp.linalg.inv(blocks + precision[..., None, None, None] * identity)
+
+
+def smooth(covariance: Float[Array, "n ..."], field: Float[Array, "n k k"]) -> Array:
+    """`Sigma vec(field)` of each map, Sigma as `covariance` gives it."""
+    if covariance.ndim == 1:
+        return covariance[:, None, None] * field
+    n, window, _ = field.shape
+    basis = jnp.asarray(mirror_basis(window), field.dtype)
+    half = basis.shape[-1]
+    parts = jnp.einsum("nyx,yai,xbj->nabij", field, basis, basis)
+    parts = jnp.einsum("ncij,ncj->nci", covariance, parts.reshape(n, 4, half**2))
+    parts = parts.reshape(n, 2, 2, half, half)
+    return jnp.einsum("nabij,yai,xbj->nyx", parts, basis, basis)
+
+
+def mirror_basis(window: int) -> np.ndarray:
+    """Orthonormal even and odd functions on `window` pixels.
+
+    Matrices that stay the same when the window is mirrored fall, in the products of this basis
+    along y and x, into four blocks (even-even, even-odd, odd-even, odd-odd), a quarter of the
+    side of the full matrix each.
+
+    Returns:
+        Array (window, 2, (window + 1) // 2): pixel, parity, index; the odd functions of an odd
+        window are one fewer, and padded with a zero.
+    """
+    half = (window + 1) // 2
+    basis = np.zeros((window, 2, half))
+    for i in range(half):
+        mirrored = window - 1 - i
+        if i == mirrored:
+            basis[i, 0, i] = 1.0
+        else:
+            basis[[i, mirrored], 0, i] = np.sqrt(0.5)
+            basis[[i, mirrored], 1, i] = np.sqrt(0.5), -np.sqrt(0.5)
+    return basis
+
+
+def _to_blocks(components: np.ndarray, window: int) -> np.ndarray:
+    """Components `(s, b, k*k, k*k)` as blocks `(s, b, 4, h, h)` in the basis of `mirror_basis`."""
+    matrices = np.asarray(components, np.float64).reshape(*components.shape[:2], *[window] * 4)
+    tolerance = 1e-5 * np.abs(matrices).max(initial=0.0)
+    for name, mirrored in (
+        ("transposition", matrices.transpose(0, 1, 4, 5, 2, 3)),
+        ("mirroring in y", matrices[:, :, ::-1, :, ::-1]),
+        ("mirroring in x", matrices[:, :, :, ::-1, :, ::-1]),
+    ):
+        if np.abs(matrices - mirrored).max(initial=0.0) > tolerance:
+            problem = f"the components of window {window} are not symmetric under {name}"
+            raise ModelFileError("CCNF experts", problem)
+    basis = mirror_basis(window)
+    half = basis.shape[-1]
+    blocks = np.einsum(
+        "sbyxvu,yci,xdj,vck,udl->sbcdijkl", matrices, basis, basis, basis, basis, optimize=True
+    )
+    return blocks.reshape(*components.shape[:2], 4, half**2, half**2).astype(np.float32)
+
+
+def _flatten(weights: Float[Array, "*n y x"]) -> Float[Array, "*n p"]:
+    return weights.reshape(*weights.shape[:-2], -1)

@@ -1,0 +1,353 @@
+"""The fit of one face: over scales, a rigid and a non-rigid pass of regularised mean shifts.
+
+Sources: Saragih, Lucey, Cohn (IJCV 2011); Baltrusaitis, Robinson, Morency (ICCVW 2013); Baltrusaitis,
+Robinson, Morency, "OpenFace: an open source facial behavior analysis toolkit" (WACV 2016).
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from jclnf import meanshift, rlms, warp
+from jclnf.errors import BoxError, ImageError, ParamsError
+from jclnf.model import Model
+from jclnf.params import FitParams, as_dtype
+from jclnf.pdm import PDM, Pose, pose_from_box, project, shape3d, update
+from jclnf.result import FitResult, FitStatus, Trace
+
+SMALLEST_SCALE = 0.25
+"""Pixels per millimetre under which a face is too small to be fitted."""
+LIKELIHOOD_FLOOR = 1e-8
+"""Added to each landmark's response before its logarithm is taken."""
+LARGEST_ZOOM = 3.0
+"""A fit that changes the start's scale by more than this factor has diverged."""
+
+
+def fit(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    box: Any,
+    params: FitParams | None = None,
+    *,
+    rotation: Any = (0.0, 0.0, 0.0),
+) -> FitResult:
+    """Fit the landmarks of one face.
+
+    Pure and compiled: `jax.jit`, `jax.vmap` and `jax.grad` apply to it. Each new size or type of
+    image costs a compilation; `jclnf.crop` brings images to a few sizes.
+
+    Args:
+        model: from `load_model` or `load_openface`, prepared or not.
+        image: `(h, w)` grey levels 0-255, of any floating-point type or uint8.
+        box: (x, y, w, h) in pixels, tight around the face outline (eyebrows to chin, jaw to jaw).
+        params: settings; `model.defaults` if not given.
+        rotation: start rotation, Euler angles (pitch, yaw, roll) in radians.
+
+    Returns:
+        The fitted face. Check `FitStatus(int(result.status)).ok`: a fit can fail without an error.
+
+    Raises:
+        ImageError, BoxError, ParamsError: inputs that no fit can be started from. Values are
+            looked at only where they are concrete, not under a transformation.
+    """
+    params = model.defaults if params is None else params
+    check_inputs(model, image, box, params)
+    return _fit(model, image, box, rotation, params)
+
+
+@eqx.filter_jit
+def _fit(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -> FitResult:
+    dtype = model.pdm.mean.dtype
+    pose = pose_from_box(model.pdm, jnp.asarray(box, dtype), jnp.asarray(rotation, dtype))
+    return fit_from(model, image, pose, model.pdm.mean_shape(), params)
+
+
+def fit_from(
+    model: Model,
+    image: Real[Array, "h w"],
+    pose: Pose,
+    shape: Float[Array, " m"],
+    params: FitParams,
+) -> FitResult:
+    """Fit one face from a given pose and shape: what `fit` does once it has put them into the box.
+
+    A pure function that is neither compiled nor checks its inputs.
+    """
+    params = as_dtype(params, model.pdm.mean.dtype)
+    start = _State(
+        pose=pose,
+        shape=shape,
+        likelihood=jnp.zeros_like(pose.scale),
+        landmark_likelihood=jnp.zeros_like(model.pdm.mean[:, 0]),
+        visible=jnp.ones(model.pdm.n_landmarks, bool),
+        settled=jnp.array(False),
+        too_small=jnp.array(False),
+    )
+    state, traces = start, []
+    for window, group in itertools.groupby(
+        (k for k, side in enumerate(params.windows) if side), key=lambda k: params.windows[k]
+    ):
+        state, trace = lax.scan(
+            lambda state, scale, window=window: _fit_scale(
+                model, image, params, state, scale, window
+            ),
+            state,
+            jnp.array(list(group)),
+        )
+        traces.append(trace)
+    landmarks = project(model.pdm, state.pose, state.shape)
+    return FitResult(
+        landmarks=landmarks,
+        landmarks3d=shape3d(model.pdm, state.shape) @ state.pose.matrix.T,
+        pose=state.pose,
+        shape=state.shape,
+        likelihood=state.likelihood,
+        landmark_likelihood=state.landmark_likelihood,
+        visible=state.visible,
+        status=_status(project(model.pdm, start.pose, start.shape), landmarks, start, state),
+        trace=jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces),
+    )
+
+
+class _State(NamedTuple):
+    """What is carried from scale to scale."""
+
+    pose: Pose
+    shape: Float[Array, " m"]
+    likelihood: Float[Array, ""]
+    landmark_likelihood: Float[Array, " n"]
+    visible: Bool[Array, " n"]
+    settled: Bool[Array, ""]
+    too_small: Bool[Array, ""]
+
+
+class _Maps(NamedTuple):
+    """What the two passes of a scale work on: the responses and the frame they stand in."""
+
+    responses: Float[Array, "n k k"]
+    base: Float[Array, "n 2"]
+    to_reference: Float[Array, "2"]
+    to_image: Float[Array, "2"]
+    visible: Bool[Array, " n"]
+    weights: Float[Array, " n"]
+    peaks: Float[Array, "n 2"]
+
+
+class _Pass(NamedTuple):
+    """What is carried from iteration to iteration."""
+
+    pose: Pose
+    shape: Float[Array, " m"]
+    likelihood: Float[Array, ""]
+    landmark_likelihood: Float[Array, " n"]
+    movement: Float[Array, ""]
+
+
+def _fit_scale(
+    model: Model,
+    image: Real[Array, "h w"],
+    params: FitParams,
+    state: _State,
+    scale: Int[Array, ""],
+    window: int,
+) -> tuple[_State, Trace]:
+    """Responses at one scale, then the rigid and the non-rigid pass over them."""
+    view = model.experts.nearest_view(scale, state.pose.rotation)
+    maps = response_maps(model, image, params, state.pose, state.shape, scale, view, window)
+    carry = _Pass(
+        state.pose,
+        state.shape,
+        state.likelihood,
+        state.landmark_likelihood,
+        jnp.full_like(state.likelihood, jnp.inf),
+    )
+    carry, rigid = _iterate(model.pdm, maps, params, carry, scale, rigid=True)
+    carry = carry._replace(movement=jnp.full_like(carry.movement, jnp.inf))
+    carry, nonrigid = _iterate(model.pdm, maps, params, carry, scale, rigid=False)
+    after = _State(
+        pose=carry.pose,
+        shape=carry.shape,
+        likelihood=carry.likelihood,
+        landmark_likelihood=carry.landmark_likelihood,
+        visible=maps.visible,
+        settled=carry.movement < params.tolerance,
+        too_small=carry.pose.scale < SMALLEST_SCALE,
+    )
+    middle = (window - 1) / 2
+    trace = Trace(
+        **{name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid},
+        view=view,
+        peak_from_centre=jnp.where(maps.visible[:, None], maps.peaks - middle, 0.0),
+    )
+    # A face that became too small at an earlier scale stays as it was then.
+    kept = _select(state.too_small, state, after)
+    return kept, _select(state.too_small, jax.tree.map(jnp.zeros_like, trace), trace)
+
+
+def response_maps(
+    model: Model,
+    image: Real[Array, "h w"],
+    params: FitParams,
+    pose: Pose,
+    shape: Float[Array, " m"],
+    scale: Int[Array, ""],
+    view: Int[Array, ""],
+    window: int,
+) -> _Maps:
+    """The response maps of one scale around the current shape, and the frame they stand in."""
+    base = project(model.pdm, pose, shape)
+    to_reference = warp.align(base, reference_shape(model, shape, scale))
+    to_image = warp.invert(to_reference)
+    responses = model.experts.respond(
+        image,
+        base,
+        to_image,
+        scale,
+        view,
+        window,
+        fixed_point=params.arithmetic.fixed_point_sampling,
+    )
+    visible = model.experts.visible[scale, view]
+    return _Maps(
+        responses,
+        base,
+        to_reference,
+        to_image,
+        visible,
+        rlms.landmark_weights(
+            model.experts.confidence[scale, view], visible, params.weight_factor[scale]
+        ),
+        meanshift.peak(responses),
+    )
+
+
+def reference_shape(
+    model: Model, shape: Float[Array, " m"], scale: Int[Array, ""]
+) -> Float[Array, "n 2"]:
+    """The shape seen from the front at the scale's size: the frame that experts work in."""
+    scaling = jnp.asarray(model.experts.scalings, shape.dtype)[scale]
+    return scaling * shape3d(model.pdm, shape)[:, :2]
+
+
+def _iterate(
+    pdm: PDM,
+    maps: _Maps,
+    params: FitParams,
+    carry: _Pass,
+    scale: Int[Array, ""],
+    *,
+    rigid: bool,
+) -> tuple[_Pass, dict[str, Array]]:
+    """One pass: `params.iterations` steps over the same maps, or fewer if they may stop early."""
+    products = None if rigid else rlms.mode_products(pdm, maps.weights)
+    width = params.kernel_width[scale]
+    middle = (maps.responses.shape[-1] - 1) / 2
+
+    def iteration(carry: _Pass, _: None) -> tuple[_Pass, dict[str, Array]]:
+        landmarks = project(pdm, carry.pose, carry.shape)
+        offsets = warp.apply(maps.to_reference, landmarks - maps.base) + middle
+        shifts = meanshift.mean_shift(
+            maps.responses, offsets, width, tabulated=params.arithmetic.tabulated_kernel
+        )
+        shifts = jnp.where(maps.visible[:, None], shifts, 0.0)
+        in_image = warp.apply(maps.to_image, shifts)
+        if products is None:
+            delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
+            delta = jnp.concatenate([delta, jnp.zeros_like(carry.shape)])
+        else:
+            strength = params.regularisation[scale]
+            delta = rlms.nonrigid_step(
+                pdm, carry.pose, carry.shape, in_image, maps.weights, products, strength
+            )
+        pose, shape = update(pdm, carry.pose, carry.shape, delta)
+        each = meanshift.landmark_likelihood(maps.responses, offsets, width)
+        each = jnp.where(maps.visible, each, 0.0)
+        after = _Pass(
+            pose=pose,
+            shape=shape,
+            likelihood=model_likelihood(each, maps.visible),
+            landmark_likelihood=each,
+            movement=_norm(project(pdm, pose, shape) - landmarks),
+        )
+        trace = {
+            "performed": jnp.array(True),
+            "mean_shift": _norm(shifts),
+            "update": _norm(delta),
+            "movement": after.movement,
+            "likelihood": after.likelihood,
+            "peak_offset": jnp.where(maps.visible[:, None], maps.peaks - offsets, 0.0),
+        }
+        if not params.arithmetic.early_stop:
+            return after, trace
+        stopped = carry.movement < params.tolerance
+        nothing = jax.tree.map(jnp.zeros_like, trace)
+        return _select(stopped, carry, after), _select(stopped, nothing, trace)
+
+    return lax.scan(iteration, carry, None, length=params.iterations)
+
+
+def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Mean of `log(L_i + 1e-8)` over the visible landmarks."""
+    logs = jnp.where(visible, jnp.log(each + LIKELIHOOD_FLOOR), 0.0)
+    return logs.sum() / jnp.maximum(visible.sum(), 1)
+
+
+def _status(
+    before: Float[Array, "n 2"], landmarks: Float[Array, "n 2"], start: _State, state: _State
+) -> Int[Array, ""]:
+    size = jnp.max(before.max(0) - before.min(0))
+    moved = jnp.max(jnp.abs(landmarks.mean(0) - before.mean(0)))
+    zoom = state.pose.scale / start.pose.scale
+    strayed = (moved > size) | (zoom > LARGEST_ZOOM) | (zoom < 1 / LARGEST_ZOOM)
+    finite = jnp.all(jnp.isfinite(landmarks)) & jnp.isfinite(state.likelihood)
+    return jnp.select(
+        [~finite, state.too_small, strayed, state.settled],
+        [
+            jnp.int32(FitStatus.NOT_FINITE),
+            jnp.int32(FitStatus.FACE_TOO_SMALL),
+            jnp.int32(FitStatus.DIVERGED),
+            jnp.int32(FitStatus.CONVERGED),
+        ],
+        jnp.int32(FitStatus.ITERATION_LIMIT),
+    )
+
+
+def _norm(array: Array) -> Float[Array, ""]:
+    """Euclidean norm over all elements, with derivative 0 at 0."""
+    squared = jnp.sum(array**2)
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+def _select(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> None:
+    """Raise on inputs that no fit can be started from, as far as they are concrete."""
+    if len(params.windows) != len(model.scalings):
+        raise ParamsError(
+            f"the settings are for {len(params.windows)} scales, the model has "
+            f"{len(model.scalings)}: start from FitParams.openface(model) or model.defaults"
+        )
+    if not hasattr(image, "shape") or len(image.shape) != 2 or 0 in image.shape:
+        shape = getattr(image, "shape", type(image).__name__)
+        raise ImageError(f"the image must be grey, (h, w) and not empty, not {shape}: convert it")
+    if jnp.issubdtype(image.dtype, jnp.integer) and image.dtype != jnp.uint8:
+        raise ImageError(
+            f"the image is of type {image.dtype}: scale it to 0-255 and convert it to float32"
+        )
+    if np.shape(box) != (4,):
+        raise BoxError(f"a box is four numbers (x, y, w, h), not of shape {np.shape(box)}")
+    if not isinstance(box, jax.core.Tracer) and not any(
+        isinstance(side, jax.core.Tracer) for side in box
+    ):
+        numbers = np.asarray(box, np.float64)
+        if not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
+            raise BoxError(f"box {numbers.tolist()}: it must be finite, with w and h above 0")

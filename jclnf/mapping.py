@@ -1,0 +1,18 @@
+"""How a batch of faces runs: one after the other where caches decide, all at once elsewhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def map_faces(function: Callable[[Any], Any], batch: Any) -> Any:
+    """`jax.vmap(function)(batch)` in the form that is fastest on the default device.
+
+    On a CPU one face after the other (`lax.map`) is several times faster: a face's patches stay
+    in the cache, and its view's experts are indexed instead of gathered. Accelerators get `vmap`.
+    """
+    if jax.default_backend() == "cpu":
+        return lax.map(function, batch)
+    return jax.vmap(function)(batch)

@@ -1,0 +1,160 @@
+"""Settings of a fit: the static schedule, and the numbers that may be tuned."""
+
+import dataclasses
+import math
+from typing import Any, Protocol, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jclnf.errors import ParamsError
+
+_FINEST_TUNED_SCALE = 2  # OpenFace's rules stop at its third scale; finer ones repeat its settings
+
+
+class HasScalings(Protocol):
+    """A model, or patch experts."""
+
+    @property
+    def scalings(self) -> tuple[float, ...]:
+        """Reference pixels per millimetre of each scale."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """Which of OpenFace's numerical short cuts a fit follows; the default is none.
+
+    Everything else is the same in both arithmetics, discontinuous rules included: shape parameters
+    are clamped, negative responses lifted, neurons of tiny alpha left out, the view is the nearest
+    one, the weights are 1 when the weight factor is 0, and a face of scale under 0.25 ends the fit.
+    """
+
+    fixed_point_sampling: bool = False
+    """Read areas at positions rounded as OpenCV's `warpAffine` does, see `warp.sample_areas`."""
+    tabulated_kernel: bool = False
+    """Read the mean shift's kernel from a table in steps of 0.1 px, see `meanshift.mean_shift`."""
+    early_stop: bool = False
+    """End a pass once the shape moves by less than `FitParams.tolerance`. If false, every
+    iteration is performed, so that the result is a smooth function of its input."""
+
+    @staticmethod
+    def named(name: "str | Arithmetic") -> "Arithmetic":
+        """`"exact"` (none of the short cuts), `"openface"` (all of them), or one given as such."""
+        if isinstance(name, Arithmetic):
+            return name
+        if name not in ARITHMETICS:
+            raise ParamsError(f"arithmetic {name!r} is not one of {', '.join(ARITHMETICS)}")
+        return ARITHMETICS[name]
+
+
+ARITHMETICS = {"exact": Arithmetic(), "openface": Arithmetic(True, True, True)}
+
+
+class FitParams(eqx.Module):
+    """Settings of a fit, `s` scales.
+
+    The arrays are differentiable leaves; the rest is static and decides what is compiled.
+    """
+
+    regularisation: Float[Array, " s"]
+    """Strength of the shape prior at each scale."""
+    kernel_width: Float[Array, " s"]
+    """Standard deviation of the mean-shift kernel at each scale, in response-map pixels."""
+    weight_factor: Float[Array, " s"]
+    """Factor on the experts' confidences at each scale; 0 weighs all landmarks by 1."""
+    windows: tuple[int, ...] = eqx.field(static=True)
+    """Side of the response maps at each scale, in reference pixels; 0 leaves the scale out."""
+    iterations: int = eqx.field(static=True, default=5)
+    """Iterations of the rigid, and of the non-rigid pass at each scale (at most, if they stop)."""
+    arithmetic: Arithmetic = eqx.field(static=True, default=Arithmetic(), converter=Arithmetic.named)
+    tolerance: float = eqx.field(static=True, default=0.01)
+    """A pass has converged when an iteration moves the shape by less, in pixels (the norm over
+    all coordinates of all landmarks)."""
+
+    def __check_init__(self) -> None:
+        scales = len(self.windows)
+        for name in ("regularisation", "kernel_width", "weight_factor"):
+            shape = jnp.shape(getattr(self, name))
+            if shape != (scales,):
+                raise ParamsError(
+                    f"{name} has the shape {shape}, but there are {scales} windows: give one "
+                    "number for each scale"
+                )
+        if any(window < 0 or window == 1 for window in self.windows) or not any(self.windows):
+            raise ParamsError(f"windows {self.windows}: sides must be 0 (left out) or at least 2")
+        if self.iterations < 1:
+            raise ParamsError(f"iterations is {self.iterations}; it must be at least 1")
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some settings changed, e.g. `replace(iterations=10, arithmetic="openface")`."""
+        try:
+            return dataclasses.replace(self, **changes)
+        except TypeError:
+            names = ", ".join(field.name for field in dataclasses.fields(self))
+            unknown = ", ".join(sorted(set(changes) - set(names.split(", "))))
+            raise ParamsError(f"no setting {unknown}; there are {names}") from None
+
+    @staticmethod
+    def openface(model: HasScalings, *, arithmetic: str | Arithmetic = "openface") -> "FitParams":
+        """OpenFace's settings for images, in its arithmetic unless told otherwise."""
+        return _openface(
+            model.scalings,
+            windows=(11, 9, 7, 5),
+            regularisation=25.0,
+            kernel_width=1.5,
+            weight_factor=0.0,
+            iterations=5,
+            arithmetic=Arithmetic.named(arithmetic),
+        )
+
+    @staticmethod
+    def openface_wild(
+        model: HasScalings, *, arithmetic: str | Arithmetic = "openface"
+    ) -> "FitParams":
+        """OpenFace's settings "in the wild": larger windows, more iterations, weighted landmarks."""
+        return _openface(
+            model.scalings,
+            windows=(15, 13, 11, 11),
+            regularisation=35.0,
+            kernel_width=1.25,
+            weight_factor=2.5,
+            iterations=10,
+            arithmetic=Arithmetic.named(arithmetic),
+        )
+
+
+def _openface(
+    scalings: tuple[float, ...],
+    *,
+    windows: tuple[int, ...],
+    regularisation: float,
+    kernel_width: float,
+    weight_factor: float,
+    iterations: int,
+    arithmetic: Arithmetic,
+) -> FitParams:
+    """Settings at the coarsest scale carried to the finer ones as OpenFace does.
+
+    With `l = log2(scaling / 0.25)`: regularisation `- 15 l` (0.001 where that is not positive),
+    kernel width `+ 0.25 l`, weight factor `times 1 + 2 l`; a fourth scale has the third one's `l`.
+    """
+    if len(scalings) > len(windows):
+        raise ParamsError(f"OpenFace has settings for {len(windows)} scales, not {len(scalings)}")
+    tuned = [scalings[min(k, _FINEST_TUNED_SCALE)] for k in range(len(scalings))]
+    octaves = [math.log2(scaling / 0.25) for scaling in tuned]
+    strengths = [regularisation - 15 * octave for octave in octaves]
+    return FitParams(
+        regularisation=jnp.array([r if r > 0 else 0.001 for r in strengths], jnp.float32),
+        kernel_width=jnp.array([kernel_width + 0.25 * octave for octave in octaves], jnp.float32),
+        weight_factor=jnp.array([weight_factor * (1 + 2 * octave) for octave in octaves], jnp.float32),
+        windows=windows[: len(scalings)],
+        iterations=iterations,
+        arithmetic=arithmetic,
+    )
+
+
+def as_dtype(tree: Any, dtype: Any) -> Any:
+    """The floating-point arrays of a model or of settings in another precision."""
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)

@@ -1,0 +1,97 @@
+"""The regularised update of pose and shape: non-uniform regularised landmark mean shift (NU-RLMS).
+
+Sources: Saragih, Lucey, Cohn (IJCV 2011), equation 32, for the regularised update; Baltrusaitis,
+Robinson, Morency, "Constrained Local Neural Fields for robust facial landmark detection in the
+wild" (ICCVW 2013), section 3.2, for the weights.
+"""
+
+import jax.numpy as jnp
+import jax.scipy.linalg as jsp
+from jaxtyping import Array, Bool, Float
+
+from jclnf.pdm import PDM, Pose, rigid_jacobian
+
+
+def landmark_weights(
+    confidence: Float[Array, " n"], visible: Bool[Array, " n"], factor: Float[Array, ""]
+) -> Float[Array, " n"]:
+    """The diagonal of W: `factor * confidence`, or 1 where the factor is 0; invisible ones 0.
+
+    The weights jump at factor 0: take derivatives by it only where it is positive.
+    """
+    weights = jnp.where(factor > 0, factor * confidence, 1.0)
+    return jnp.where(visible, weights, 0.0)
+
+
+def mode_products(pdm: PDM, weights: Float[Array, " n"]) -> Float[Array, "3 3 m m"]:
+    """`sum_i w_i V_i[c] V_i[d]^T` for each pair of coordinates `c, d`: all that the normal
+    equations need of the modes, whatever the pose; constant while the weights are."""
+    n, _, m = pdm.components.shape
+    flat = pdm.components.reshape(n, 3 * m)
+    products = (flat * weights[:, None]).T @ flat
+    return products.reshape(3, m, 3, m).transpose(0, 2, 1, 3)
+
+
+def rigid_step(
+    pdm: PDM,
+    pose: Pose,
+    shape: Float[Array, " m"],
+    shifts: Float[Array, "n 2"],
+    weights: Float[Array, " n"],
+) -> Float[Array, "6"]:
+    """The pose update of weighted least squares: solves `J^T W J delta = J^T W shifts`.
+
+    Args:
+        pdm: the shape model.
+        pose: the current pose.
+        shape: the current shape parameters.
+        shifts: mean shifts in image pixels.
+        weights: weight of each landmark.
+    """
+    columns = rigid_jacobian(pdm, pose, shape)
+    weighted = columns * weights[:, None, None]
+    normal = jnp.einsum("nai,naj->ij", weighted, columns)
+    return _solve(normal, jnp.einsum("nai,na->i", weighted, shifts))
+
+
+def nonrigid_step(
+    pdm: PDM,
+    pose: Pose,
+    shape: Float[Array, " m"],
+    shifts: Float[Array, "n 2"],
+    weights: Float[Array, " n"],
+    products: Float[Array, "3 3 m m"],
+    regularisation: Float[Array, ""],
+) -> Float[Array, " 6+m"]:
+    """The joint update of pose and shape: `(J^T W J + L) delta = J^T W shifts - L p`.
+
+    `L = diag(0, ..., 0, r / eigenvalue_1, ..., r / eigenvalue_m)`, `J` as in `jclnf.pdm.jacobian`.
+    Since the modes' columns of `J` are `s R[:2] V_i`, their products follow from `mode_products`
+    without the full Jacobian being formed.
+
+    Args:
+        pdm: the shape model.
+        pose: the current pose.
+        shape: the current shape parameters `p`.
+        shifts: mean shifts in image pixels.
+        weights: weight of each landmark.
+        products: `mode_products(pdm, weights)`.
+        regularisation: the prior's strength `r`.
+    """
+    m = shape.shape[0]
+    modes = pdm.components.reshape(-1, m)
+    axes = pose.scale * pose.matrix[:2]
+    columns = rigid_jacobian(pdm, pose, shape)
+    # The first six columns of J and the shifts meet the modes in the same way: through axes^T W.
+    against = jnp.concatenate([columns, shifts[..., None]], axis=-1) * weights[:, None, None]
+    with_modes = jnp.einsum("ac,nak->knc", axes, against).reshape(7, -1) @ modes
+    prior = regularisation / pdm.eigenvalues
+    rigid = jnp.einsum("nak,nai->ki", against, columns)
+    flexible = jnp.einsum("cd,cdij->ij", axes.T @ axes, products) + jnp.diag(prior)
+    normal = jnp.block([[rigid[:6], with_modes[:6]], [with_modes[:6].T, flexible]])
+    right = jnp.concatenate([rigid[6], with_modes[6] - prior * shape])
+    return _solve(normal, right)
+
+
+def _solve(normal: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
+    return jsp.cho_solve(jsp.cho_factor(normal, lower=True), right)

@@ -1,0 +1,166 @@
+"""jclnf's own model files: safetensors with a versioned description in the header.
+
+A file holds a tensor for each array (`pdm.mean`, `experts.weights`, ...) and, under the metadata
+key `jclnf`, a JSON text with the format's version, the kind of experts and everything static.
+Nothing is pickled: loading a file runs no code from it.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from jclnf.errors import JclnfError, ModelFileError
+from jclnf.experts import CCNF, PatchExperts
+from jclnf.model import Model
+from jclnf.params import Arithmetic, FitParams
+from jclnf.pdm import PDM
+
+FORMAT_VERSION = 1
+EXPERT_KINDS: dict[str, type[PatchExperts]] = {"ccnf": CCNF}
+"""Kinds of experts that can be stored, by the name that stands for them in a file."""
+
+DEFAULT_MODEL = "default.safetensors"
+
+
+def save_model(model: Model, path: str | Path) -> None:
+    """Write a model to a file.
+
+    Raises:
+        ModelFileError: experts of a kind that is not stored (prepared ones, say).
+    """
+    from safetensors.numpy import save_file
+
+    kinds = [name for name, kind in EXPERT_KINDS.items() if type(model.experts) is kind]
+    if not kinds:
+        raise ModelFileError(
+            path,
+            f"experts of the kind {type(model.experts).__name__} cannot be stored: save the "
+            "model before it is prepared",
+        )
+    tensors: dict[str, np.ndarray] = {}
+    header = {
+        "version": FORMAT_VERSION,
+        "name": model.name,
+        "kind": kinds[0],
+        "pdm": _take_apart(model.pdm, "pdm", tensors),
+        "experts": _take_apart(model.experts, "experts", tensors),
+        "defaults": _take_apart(model.defaults, "defaults", tensors),
+    }
+    save_file(tensors, str(path), metadata={"jclnf": json.dumps(header)})
+
+
+def load_model(path: str | Path | None = None) -> Model:
+    """Load a model.
+
+    Args:
+        path: a file written by `save_model`; or OpenFace's own model, as its main file or folder
+            (see `jclnf.load_openface`); or nothing, for the model that is bundled with jclnf.
+
+    Raises:
+        ModelFileError: no such file, or one that is not such a model.
+    """
+    if path is None:
+        return _load(_bundled())
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _load(path)
+    from jclnf.openface import load_openface
+
+    return load_openface(path)
+
+
+def _bundled() -> Path:
+    package = Path(__file__).resolve().parent
+    # In a wheel the folder lies inside the package, in a checkout beside it.
+    for folder in (package / "models", package.parent / "models"):
+        if (folder / DEFAULT_MODEL).is_file():
+            return folder / DEFAULT_MODEL
+    raise ModelFileError(
+        DEFAULT_MODEL,
+        "this version of jclnf comes without a model of its own: give the path of one, "
+        "such as OpenFace's main_clnf_general.txt",
+    )
+
+
+def _load(path: Path) -> Model:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ModelFileError(path, "there is no such file")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(path, f"not a readable safetensors file ({error})") from None
+    try:
+        header = json.loads(metadata["jclnf"])
+        version = header["version"]
+    except (KeyError, TypeError, ValueError):
+        raise ModelFileError(path, "a safetensors file, but not one of jclnf's models") from None
+    if version != FORMAT_VERSION:
+        raise ModelFileError(
+            path,
+            f"format version {version}, but this jclnf reads {FORMAT_VERSION}: "
+            "update jclnf, or save the model again",
+        )
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise ModelFileError(path, f"the tensor {name} holds numbers that are not finite")
+    try:
+        return Model(
+            pdm=_put_together(PDM, "pdm", header["pdm"], tensors),
+            experts=_put_together(
+                EXPERT_KINDS[header["kind"]], "experts", header["experts"], tensors
+            ),
+            defaults=_put_together(FitParams, "defaults", header["defaults"], tensors),
+            name=str(header["name"]),
+        )
+    except JclnfError as error:
+        raise ModelFileError(path, str(error)) from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelFileError(path, f"its description does not fit its tensors ({error})") from None
+
+
+def _take_apart(module: eqx.Module, prefix: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Put a module's arrays into `tensors`; return what is static in it."""
+    static: dict[str, Any] = {}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        name = f"{prefix}.{field.name}"
+        if isinstance(value, Arithmetic):
+            static[field.name] = dataclasses.asdict(value)
+        elif field.metadata.get("static", False):
+            static[field.name] = value
+        elif isinstance(value, dict):
+            static[field.name] = sorted(value)
+            tensors.update({f"{name}.{key}": np.array(item) for key, item in value.items()})
+        else:
+            tensors[name] = np.array(value)
+    return static
+
+
+def _put_together(
+    kind: Any, prefix: str, static: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> Any:
+    """The inverse of `_take_apart`."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}.{field.name}"
+        if field.name == "arithmetic":
+            values[field.name] = Arithmetic(**static[field.name])
+        elif field.metadata.get("static", False):
+            value = static[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        elif field.name in static:
+            values[field.name] = {
+                key: jnp.asarray(tensors[f"{name}.{key}"]) for key in static[field.name]
+            }
+        else:
+            values[field.name] = jnp.asarray(tensors[name])
+    return kind(**values)

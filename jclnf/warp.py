@@ -1,0 +1,133 @@
+"""Image geometry of a fit: aligning the shape with the reference frame, and sampling patches.
+
+Conventions: points are (x, y) with pixel centres at integers, images are indexed `[y, x]`, what
+lies outside an image is 0. A similarity without translation is stored as the pair `(a, b)` of the
+2x2 matrix `[[a, -b], [b, a]]`, the complex number `a + i b`.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Real
+
+FIXED_POINT_POSITION = 1024
+"""Units of a pixel in which OpenCV's `warpAffine` adds up a sampling position."""
+FIXED_POINT_WEIGHT = 32
+"""Units of a pixel to which OpenCV's `warpAffine` rounds it before it interpolates."""
+
+# Beyond this many pixels from the origin a position is outside every image; capping it keeps
+# the fixed-point arithmetic within 32 bits.
+_FARTHEST = 2.0**20
+
+
+def align(source: Float[Array, "n 2"], target: Float[Array, "n 2"]) -> Float[Array, "2"]:
+    """The similarity `(a, b)` that turns and scales the centred `source` onto the centred `target`.
+
+    The angle is that of the least-squares rotation (Kabsch), the scale the ratio of the root mean
+    square distances from the centroid. Written in complex numbers the angle is that of
+    `sum conj(source) target`. A shape without extent gives the angle 0 and the scale 0.
+    """
+    source = source - source.mean(0)
+    target = target - target.mean(0)
+    cosine = jnp.sum(source * target)
+    sine = jnp.sum(source[:, 0] * target[:, 1] - source[:, 1] * target[:, 0])
+    squared = jnp.stack([cosine**2 + sine**2, jnp.sum(source**2), jnp.sum(target**2)])
+    regular = jnp.all(squared > 0)
+    correlation, source_size, target_size = jnp.sqrt(jnp.where(regular, squared, 1.0))
+    scale = target_size / source_size
+    rotation = jnp.where(regular, jnp.stack([cosine, sine]) / correlation, jnp.array([1.0, 0.0]))
+    return jnp.where(regular, scale, 0.0) * rotation
+
+
+def invert(similarity: Float[Array, "2"]) -> Float[Array, "2"]:
+    """The inverse `(a, -b) / (a^2 + b^2)` of a similarity; infinite for a zero one."""
+    a, b = similarity
+    return jnp.stack([a, -b]) / (a**2 + b**2)
+
+
+def apply(similarity: Float[Array, "2"], points: Float[Array, "*p 2"]) -> Float[Array, "*p 2"]:
+    """Turn and scale points (or vectors) by a similarity."""
+    a, b = similarity
+    x, y = points[..., 0], points[..., 1]
+    return jnp.stack([a * x - b * y, b * x + a * y], axis=-1)
+
+
+def sample_areas(
+    image: Real[Array, "h w"],
+    centres: Float[Array, "n 2"],
+    to_image: Float[Array, "2"],
+    size: int,
+    *,
+    fixed_point: bool = False,
+) -> Float[Array, "n size size"]:
+    """Cut a square area around each landmark out of the image, turned into the reference frame.
+
+    Pixel `(u, v)` of the area around landmark `l` is read at `l + T ((u, v) - (size - 1) / 2)`,
+    `T` the similarity `to_image` from reference to image pixels, bilinearly.
+
+    Args:
+        image: grey levels.
+        centres: landmarks, (x, y) in image pixels.
+        to_image: similarity `(a, b)` from the reference frame to the image.
+        size: side of an area in reference pixels.
+        fixed_point: sample as OpenCV's `warpAffine` does (and with it OpenFace), whose positions
+            are sums of multiples of 1/1024 px rounded to 1/32 px. Positions then have no
+            derivative. If false, sampling is exact, and differentiable in everything.
+    """
+    a, b = to_image
+    half = (size - 1) / 2
+    x0 = centres[:, 0] - (a - b) * half
+    y0 = centres[:, 1] - (a + b) * half
+    steps = jnp.arange(size, dtype=centres.dtype)
+    if fixed_point:
+        x, fx = _fixed_point_positions(x0, steps, a, -b)
+        y, fy = _fixed_point_positions(y0, steps, b, a)
+    else:
+        x, fx = _split(x0[:, None, None] + a * steps - b * steps[:, None])
+        y, fy = _split(y0[:, None, None] + b * steps + a * steps[:, None])
+    return _bilinear(image.astype(centres.dtype), x, y, fx, fy)
+
+
+def _split(
+    positions: Float[Array, "n v u"],
+) -> tuple[Int[Array, "n v u"], Float[Array, "n v u"]]:
+    """The whole pixel at or below each position, and the fraction above it."""
+    whole = jnp.floor(jnp.clip(positions, -_FARTHEST, _FARTHEST))
+    return whole.astype(jnp.int32), positions - whole
+
+
+def _fixed_point_positions(
+    origin: Float[Array, "n"],
+    steps: Float[Array, "size"],
+    per_u: Float[Array, ""],
+    per_v: Float[Array, ""],
+) -> tuple[Int[Array, "n v u"], Float[Array, "n v u"]]:
+    """Whole pixels and fractions of `origin + per_u u + per_v v` in OpenCV's fixed point."""
+    # OpenCV adds in double precision. Taking the whole pixels of the origin out beforehand
+    # leaves sums so small that single precision rounds them alike.
+    whole = jnp.floor(jnp.clip(origin, -_FARTHEST, _FARTHEST))
+    rows = jnp.rint(FIXED_POINT_POSITION * (per_v * steps + (origin - whole)[:, None]))
+    columns = jnp.rint(FIXED_POINT_POSITION * (per_u * steps))
+    rounding = FIXED_POINT_POSITION // FIXED_POINT_WEIGHT
+    total = rows[:, :, None].astype(jnp.int32) + columns.astype(jnp.int32) + rounding // 2
+    units = total // rounding
+    pixels = whole[:, None, None].astype(jnp.int32) + units // FIXED_POINT_WEIGHT
+    fractions = (units % FIXED_POINT_WEIGHT).astype(origin.dtype) / FIXED_POINT_WEIGHT
+    return pixels, fractions
+
+
+def _bilinear(
+    image: Float[Array, "h w"],
+    x: Int[Array, "*p"],
+    y: Int[Array, "*p"],
+    fx: Float[Array, "*p"],
+    fy: Float[Array, "*p"],
+) -> Float[Array, "*p"]:
+    height, width = image.shape
+
+    def pixel(y: Int[Array, "*p"], x: Int[Array, "*p"]) -> Float[Array, "*p"]:
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        index = jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)
+        return jnp.where(inside, image.at[index].get(mode="promise_in_bounds"), 0.0)
+
+    top = pixel(y, x) * (1 - fx) + pixel(y, x + 1) * fx
+    bottom = pixel(y + 1, x) * (1 - fx) + pixel(y + 1, x + 1) * fx
+    return top * (1 - fy) + bottom * fy

@@ -1,0 +1,17 @@
+"""Fixtures that the whole suite shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of development data: OpenFace's models and recordings of its C++ fits."""
+    folder = Path(os.environ.get("JCLNF_TEST_DATA", REPOSITORY.parent / "shared"))
+    if not (folder / "openface").is_dir():
+        pytest.skip(f"needs the development data, not found at {folder} (set JCLNF_TEST_DATA)")
+    return folder
