@@ -20,8 +20,6 @@ from jclnf.experts.base import PatchExperts
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
 
-_CHUNK = 4  # landmarks whose patches are in memory at a time; more fall out of the cache
-
 
 class CCNF(PatchExperts):
     """CCNF experts by their parameters: what a file holds and training changes.
@@ -238,37 +236,37 @@ def ccnf_responses(
         covariance: Sigma, as `covariance` gives it.
         window: side `k` of a map.
     """
-    # Far from 0, single precision would lose digits when the patch means are taken off.
-    areas = areas - areas.mean(axis=(1, 2), keepdims=True)
-
-    def neurons(
-        of_one: tuple[
-            Float[Array, "a a"], Float[Array, "q p"], Float[Array, " q"], Float[Array, " q"]
-        ],
-    ) -> Float[Array, "k k"]:
-        area, weights, bias, gain = of_one
-        projections = weights @ normalised_patches(area, window)
-        field = gain @ jax.nn.sigmoid(projections + bias[:, None])
-        return field.reshape(window, window)
-
-    field = lax.map(neurons, (areas, weights, bias, gain), batch_size=_CHUNK)
+    patches, scale = patch_contrast(areas, window)
+    # Scaling the products instead of the patches saves a pass over the patches.
+    projections = jnp.einsum("nqp,npk->nqk", weights, patches) * scale[:, None]
+    neurons = jax.nn.sigmoid(projections + bias[..., None])
+    field = jnp.einsum("nq,nqk->nk", gain, neurons).reshape(-1, window, window)
     response = smooth(covariance, field)
     lowest = response.min(axis=(1, 2), keepdims=True)
     return response - jnp.minimum(lowest, 0.0)
 
 
-def normalised_patches(area: Float[Array, "a a"], window: int) -> Float[Array, "p k*k"]:
-    """The patches of an area as columns, each centred and of norm 1 (0 if it is flat)."""
-    support = area.shape[0] - window + 1
-    rows = jnp.stack([area[dy : dy + window] for dy in range(support)])
-    patches = jnp.stack([rows[:, :, dx : dx + window] for dx in range(support)], axis=1)
-    patches = patches.reshape(support**2, window**2)
-    # Shared by the mean, the norm and the product: not to be gathered again for each.
-    patches = lax.optimization_barrier(patches)
-    centred = patches - patches.mean(axis=0)
-    energy = jnp.sum(centred**2, axis=0)
-    flat = energy == 0
-    return centred * jnp.where(flat, 0.0, lax.rsqrt(jnp.where(flat, 1.0, energy)))
+def patch_contrast(
+    areas: Float[Array, "n a a"], window: int
+) -> tuple[Float[Array, "n p k*k"], Float[Array, "n k*k"]]:
+    """The patches of each area as columns, less their mean, and one over the norm of each.
+
+    Where a patch is flat, so that no more than rounding is left of it, the latter is 0.
+    """
+    n, side, _ = areas.shape
+    support = side - window + 1
+    # Single precision would lose digits to a common grey level.
+    areas = areas - areas.mean(axis=(1, 2), keepdims=True)
+    rows = jnp.stack([areas[:, dy : dy + window] for dy in range(support)], axis=1)
+    patches = jnp.stack([rows[..., dx : dx + window] for dx in range(support)], axis=2)
+    # Without the barrier XLA gathers the patches again for the mean, the norm and the products.
+    patches = lax.optimization_barrier(patches.reshape(n, support**2, window**2))
+    mean = patches.mean(axis=1)
+    centred = patches - mean[:, None]
+    energy = jnp.sum(centred**2, axis=1)
+    rounding = support**2 * (8 * jnp.finfo(areas.dtype).eps * mean) ** 2
+    textured = energy > rounding
+    return centred, jnp.where(textured, lax.rsqrt(jnp.where(textured, energy, 1.0)), 0.0)
 
 
 def gains(alpha: Float[Array, "*n"]) -> Float[Array, "*n"]:
