@@ -111,7 +111,7 @@ def fit_from(
         landmark_likelihood=state.landmark_likelihood,
         visible=state.visible,
         status=_status(project(model.pdm, start.pose, start.shape), landmarks, start, state),
-        trace=jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces),
+        trace=Trace(**jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)),
     )
 
 
@@ -156,7 +156,7 @@ def _fit_scale(
     state: _State,
     scale: Int[Array, ""],
     window: int,
-) -> tuple[_State, Trace]:
+) -> tuple[_State, dict[str, Array]]:
     """Responses at one scale, then the rigid and the non-rigid pass over them."""
     view = model.experts.nearest_view(scale, state.pose.rotation)
     maps = response_maps(model, image, params, state.pose, state.shape, scale, view, window)
@@ -180,11 +180,10 @@ def _fit_scale(
         too_small=carry.pose.scale < SMALLEST_SCALE,
     )
     middle = (window - 1) / 2
-    trace = Trace(
-        **{name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid},
-        view=view,
-        peak_from_centre=jnp.where(maps.visible[:, None], maps.peaks - middle, 0.0),
-    )
+    trace = {name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid} | {
+        "view": view,
+        "peak_from_centre": jnp.where(maps.visible[:, None], maps.peaks - middle, 0.0),
+    }
     # A face that became too small at an earlier scale stays as it was then.
     kept = _select(state.too_small, state, after)
     return kept, _select(state.too_small, jax.tree.map(jnp.zeros_like, trace), trace)
@@ -211,7 +210,7 @@ def response_maps(
         scale,
         view,
         window,
-        fixed_point=params.arithmetic.fixed_point_sampling,
+        arithmetic=params.arithmetic,
     )
     visible = model.experts.visible[scale, view]
     return _Maps(

@@ -1,11 +1,9 @@
 """A model: shape model, patch experts, and the settings that they were trained for."""
 
-from typing import Self
-
 import equinox as eqx
 
 from jclnf.errors import ModelFileError
-from jclnf.experts import PatchExperts
+from jclnf.experts import CEN, PatchExperts
 from jclnf.params import FitParams
 from jclnf.pdm import PDM
 
@@ -32,7 +30,7 @@ class Model(eqx.Module):
         """Reference pixels per millimetre of each scale, coarse to fine."""
         return self.experts.scalings
 
-    def prepare(self, params: FitParams | None = None) -> Self:
+    def prepare(self, params: FitParams | None = None) -> "Model":
         """This model with everything precomputed that the windows of `params` allow.
 
         A fit gives the same result with or without; prepare once where you fit often. To take
@@ -44,6 +42,11 @@ class Model(eqx.Module):
 
 
 def openface_model(pdm: PDM, experts: PatchExperts, *, name: str, wild: bool) -> Model:
-    """A model with OpenFace's settings, "in the wild" or not, in exact arithmetic."""
+    """A model with OpenFace's settings for its experts, in exact arithmetic.
+
+    CCNF and SVR experts may be meant for faces "in the wild"; convolutional ones have one setting.
+    """
     settings = FitParams.openface_wild if wild else FitParams.openface
+    if isinstance(experts, CEN):
+        settings = FitParams.openface_ceclm
     return Model(pdm, experts, settings(experts, arithmetic="exact"), name)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from jclnf.errors import ParamsError
 _FINEST_TUNED_SCALE = 2  # OpenFace's rules stop at its third scale; finer ones repeat its settings
 
 
+@runtime_checkable
 class HasScalings(Protocol):
     """A model, or patch experts."""
 
@@ -38,6 +39,9 @@ class Arithmetic:
     early_stop: bool = False
     """End a pass once the shape moves by less than `FitParams.tolerance`. If false, every
     iteration is performed, so that the result is a smooth function of its input."""
+    sparse_cen: bool = False
+    """Evaluate convolutional experts (CEN) at every second pixel and average between those, see
+    `experts.cen`."""
 
     @staticmethod
     def named(name: "str | Arithmetic") -> "Arithmetic":
@@ -49,7 +53,11 @@ class Arithmetic:
         return ARITHMETICS[name]
 
 
-ARITHMETICS = {"exact": Arithmetic(), "openface": Arithmetic(True, True, True)}
+EXACT = Arithmetic()
+OPENFACE = Arithmetic(
+    fixed_point_sampling=True, tabulated_kernel=True, early_stop=True, sparse_cen=True
+)
+ARITHMETICS = {"exact": EXACT, "openface": OPENFACE}
 
 
 class FitParams(eqx.Module):
@@ -87,7 +95,7 @@ class FitParams(eqx.Module):
         if self.iterations < 1:
             raise ParamsError(f"iterations is {self.iterations}; it must be at least 1")
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "FitParams":
         """A copy with some settings changed, e.g. `replace(iterations=10, arithmetic="openface")`."""
         try:
             return dataclasses.replace(self, **changes)
@@ -121,6 +129,22 @@ class FitParams(eqx.Module):
             kernel_width=1.25,
             weight_factor=2.5,
             iterations=10,
+            arithmetic=Arithmetic.named(arithmetic),
+        )
+
+    @staticmethod
+    def openface_ceclm(
+        model: HasScalings, *, arithmetic: str | Arithmetic = "openface"
+    ) -> "FitParams":
+        """OpenFace's settings for convolutional experts: those for images, but the kernel at the
+        coarsest scale is 1.5 times as wide, and the regularisation there 0.9 times as strong."""
+        return _openface(
+            model.scalings,
+            windows=(11, 9, 7, 5),
+            regularisation=0.9 * 25.0,
+            kernel_width=1.5 * 1.5,
+            weight_factor=0.0,
+            iterations=5,
             arithmetic=Arithmetic.named(arithmetic),
         )
 

@@ -53,7 +53,7 @@ class Pose(eqx.Module):
     @property
     def rotation(self) -> Float[Array, "3"]:
         """Euler angles (pitch, yaw, roll) in radians, see `jclnf.rotation`."""
-        return matrix_to_euler(self.matrix)
+        return matrix_to_euler(jnp.asarray(self.matrix))
 
     @staticmethod
     def from_euler(

@@ -1,10 +1,10 @@
 """What a fit gives back."""
 
 import enum
-from typing import Self
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.pdm import Pose
@@ -32,10 +32,7 @@ class FitStatus(enum.IntEnum):
 
 _MESSAGES = {
     FitStatus.CONVERGED: "The fit converged.",
-    FitStatus.ITERATION_LIMIT: (
-        "The fit performed all its iterations while the shape still moved a little; "
-        "more iterations would refine it."
-    ),
+    FitStatus.ITERATION_LIMIT: "The fit used all its iterations; it was still moving a little.",
     FitStatus.FACE_TOO_SMALL: (
         "The face became too small to fit (under 0.25 pixels per millimetre); "
         "use a larger picture of it, or a better start."
@@ -98,7 +95,7 @@ class FitResult(eqx.Module):
     """A `FitStatus`."""
     trace: Trace
 
-    def shifted(self, offset: Float[Array, "2"]) -> Self:
+    def shifted(self, offset: ArrayLike) -> "FitResult":
         """The same face in an image whose origin lies at `-offset` (x, y): undoes a crop."""
         offset = jnp.asarray(offset, self.landmarks.dtype)
         return eqx.tree_at(

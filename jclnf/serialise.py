@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jclnf.errors import JclnfError, ModelFileError
-from jclnf.experts import CCNF, PatchExperts
+from jclnf.experts import CCNF, CEN, SVR, PatchExperts
 from jclnf.model import Model
 from jclnf.params import Arithmetic, FitParams
 from jclnf.pdm import PDM
 
 FORMAT_VERSION = 1
-EXPERT_KINDS: dict[str, type[PatchExperts]] = {"ccnf": CCNF}
+EXPERT_KINDS: dict[str, type[PatchExperts]] = {"ccnf": CCNF, "svr": SVR, "cen": CEN}
 """Kinds of experts that can be stored, by the name that stands for them in a file."""
 
 DEFAULT_MODEL = "default.safetensors"

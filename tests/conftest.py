@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -15,3 +16,9 @@ def shared() -> Path:
     if not (folder / "openface").is_dir():
         pytest.skip(f"needs the development data, not found at {folder} (set JCLNF_TEST_DATA)")
     return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same for each run of a test."""
+    return np.random.default_rng(20)

@@ -2,5 +2,7 @@
 
 from jclnf.experts.base import PatchExperts
 from jclnf.experts.ccnf import CCNF, PreparedCCNF
+from jclnf.experts.cen import CEN
+from jclnf.experts.svr import SVR
 
-__all__ = ["CCNF", "PatchExperts", "PreparedCCNF"]
+__all__ = ["CCNF", "CEN", "SVR", "PatchExperts", "PreparedCCNF"]

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from jclnf.params import EXACT, Arithmetic
 from jclnf.warp import sample_areas
 
 
@@ -35,6 +36,8 @@ class PatchExperts(eqx.Module):
         scale: Int[Array, ""],
         view: Int[Array, ""],
         window: int,
+        *,
+        arithmetic: Arithmetic = EXACT,
     ) -> Float[Array, "n k k"]:
         """Response maps of one face.
 
@@ -43,6 +46,7 @@ class PatchExperts(eqx.Module):
             scale: index of the scale.
             view: index of the view.
             window: side `k` of the response map, static.
+            arithmetic: which short cuts to take; not every kind of expert has any.
 
         Returns:
             Non-negative maps; `[i, y, x]` says how likely landmark `i` is at pixel `(x, y)` of its
@@ -58,12 +62,13 @@ class PatchExperts(eqx.Module):
         view: Int[Array, ""],
         window: int,
         *,
-        fixed_point: bool,
+        arithmetic: Arithmetic,
     ) -> Float[Array, "n k k"]:
         """Response maps around `landmarks` (image px), sampled with the similarity `to_image`."""
         area = window + self.support - 1
+        fixed_point = arithmetic.fixed_point_sampling
         areas = sample_areas(image, landmarks, to_image, area, fixed_point=fixed_point)
-        return self.responses(areas, scale, view, window)
+        return self.responses(areas, scale, view, window, arithmetic=arithmetic)
 
     def prepare(self, windows: tuple[int, ...]) -> "PatchExperts":
         """An equivalent that has everything precomputed that these windows (by scale) allow.

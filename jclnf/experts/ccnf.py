@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts.base import PatchExperts
+from jclnf.params import EXACT, Arithmetic
 
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
@@ -111,8 +112,11 @@ class CCNF(PatchExperts):
         scale: Int[Array, ""],
         view: Int[Array, ""],
         window: int,
+        *,
+        arithmetic: Arithmetic = EXACT,
     ) -> Float[Array, "n k k"]:
         """See `PatchExperts.responses`."""
+        del arithmetic
         at = (scale, view)
         alpha = self.alpha[at]
         return ccnf_responses(
@@ -186,8 +190,11 @@ class PreparedCCNF(PatchExperts):
         scale: Int[Array, ""],
         view: Int[Array, ""],
         window: int,
+        *,
+        arithmetic: Arithmetic = EXACT,
     ) -> Float[Array, "n k k"]:
         """See `PatchExperts.responses`."""
+        del arithmetic
         at = (scale, view)
         slots = np.cumsum(np.equal(self.windows, window)) - 1
         return ccnf_responses(
@@ -248,7 +255,7 @@ def ccnf_responses(
 
 def patch_contrast(
     areas: Float[Array, "n a a"], window: int
-) -> tuple[Float[Array, "n p k*k"], Float[Array, "n k*k"]]:
+) -> tuple[Float[Array, "n p positions"], Float[Array, "n positions"]]:
     """The patches of each area as columns, less their mean, and one over the norm of each.
 
     Where a patch is flat, so that no more than rounding is left of it, the latter is 0.
@@ -291,7 +298,36 @@ def covariance(
         return 1 / precision
     blocks = 2 * jnp.einsum("...b,bcij->...cij", beta, components)
     identity = jnp.eye(components.shape[-1], dtype=blocks.dtype)
-    return jnp.linalg.inv(blocks + precision[..., None, None, None] * identity)
+    return inverse(blocks + precision[..., None, None, None] * identity)
+
+
+@jax.custom_jvp
+def inverse(matrices: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
+    """Inverses of many small positive definite matrices, by Gauss-Jordan elimination.
+
+    Not `jnp.linalg.inv`: jaxlib hands a batch of matrices to the thread pool that its caller runs
+    on, and waits there; with two such calls at a time and as few threads (as when the covariances
+    of two windows are taken) all of them wait for ever.
+    """
+    size = matrices.shape[-1]
+
+    def eliminate(k: Int[Array, ""], a: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
+        here = jnp.arange(size) == k
+        row = lax.dynamic_index_in_dim(a, k, -2, keepdims=True)
+        column = lax.dynamic_index_in_dim(a, k, -1, keepdims=True)
+        pivot = lax.dynamic_index_in_dim(row, k, -1, keepdims=True)
+        inside = jnp.where(here | here[:, None], 0.0, a - column * row / pivot)
+        in_row = jnp.where(here[:, None] & ~here, row / pivot, 0.0)
+        in_column = jnp.where(here & ~here[:, None], -column / pivot, 0.0)
+        return inside + in_row + in_column + jnp.where(here & here[:, None], 1 / pivot, 0.0)
+
+    return lax.fori_loop(0, size, eliminate, matrices)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    inverted = inverse(primals[0])
+    return inverted, -inverted @ tangents[0] @ inverted
 
 
 def smooth(covariance: Float[Array, "n ..."], field: Float[Array, "n k k"]) -> Array:

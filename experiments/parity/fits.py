@@ -1,0 +1,196 @@
+"""Whole fits against the recorded ones, and against each other."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import Face, Row, faces, landmarks_of, recording
+
+import jclnf
+from jclnf import FitParams, FitResult, Model
+
+SIDE = 512
+"""Side of the crops: one for all faces, so that a fit is compiled once."""
+FAR = 0.3
+"""From this distance (px) of its worst landmark on a face is listed."""
+SAME = 1e-3
+EAGER_FACES = 2
+VMAPPED = 32
+
+Fit = Callable[[jclnf.Crop], FitResult]
+
+
+class Fits(NamedTuple):
+    """The fits of many faces, in NumPy arrays."""
+
+    landmarks: np.ndarray
+    likelihood: np.ndarray
+    landmark_likelihood: np.ndarray
+    visible: np.ndarray
+
+
+def fit_all(cases: list[Face], fit: Fit) -> Fits:
+    results = []
+    for face in cases:
+        piece = jclnf.crop(face.image, face.box, sizes=(SIDE,))
+        found = jax.device_get(fit(piece).shifted(piece.offset))
+        results.append([getattr(found, name) for name in Fits._fields])
+    return Fits(*(np.stack(column) for column in zip(*results, strict=True)))
+
+
+def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each landmark of each face, (b, n)."""
+    return np.linalg.norm(a - b, axis=-1)
+
+
+def against_recorded(
+    name: str,
+    prefixes: list[str],
+    recorded: dict[str, np.ndarray],
+    found: Fits,
+    asked: tuple[float | None, float | None],
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Rows about whole fits, and the faces that are far from the recorded ones."""
+    error = distances(found.landmarks, np.stack([landmarks_of(recorded, p) for p in prefixes]))
+    worst = error.max(1)
+    of_model = np.array([recorded[f"{p}/likelihood"].item() for p in prefixes])
+    each = np.stack([recorded[f"{p}/landmark_likelihoods"].ravel() for p in prefixes])
+    off_model = np.abs(found.likelihood - of_model)
+    off_each = np.where(found.visible, np.abs(found.landmark_likelihood - each), 0.0).max(1)
+    at = name, len(prefixes)
+    median, tail = asked
+    rows = [
+        Row("worst landmark of a face, median", *at, np.median(worst), median, unit="px"),
+        Row("worst landmark, 95th percentile", *at, np.quantile(worst, 0.95), tail, unit="px"),
+        Row("worst landmark, largest", *at, worst.max(), unit="px"),
+        Row("mean landmark distance, mean", *at, error.mean(), unit="px"),
+        Row(f"faces beyond {FAR} px", *at, int(np.sum(worst > FAR))),
+        Row("model likelihood off, median", *at, np.median(off_model)),
+        Row("model likelihood off, largest", *at, off_model.max()),
+        Row("worst landmark likelihood off, median", *at, np.median(off_each)),
+        Row("worst landmark likelihood off, largest", *at, off_each.max()),
+    ]
+    far = [
+        {
+            "fit": prefixes[i],
+            "worst landmark, px": worst[i],
+            "mean, px": error[i].mean(),
+            "likelihood recorded": of_model[i],
+            "likelihood found": found.likelihood[i],
+        }
+        for i in np.flatnonzero(worst > FAR)
+    ]
+    return rows, far
+
+
+def single_rows(models: dict[str, Model]) -> tuple[list[Row], list[dict[str, Any]]]:
+    """One start, both models, and what exact arithmetic changes."""
+    recorded, cases = recording("final_fits"), faces()
+    rows, far = [], []
+    for group, kind, settings, asked in (
+        ("single", "general", FitParams.openface, (0.005, 0.05)),
+        ("wild", "wild", FitParams.openface_wild, (0.02, 0.1)),
+    ):
+        params = settings(models[kind])
+        prepared = models[kind].prepare(params)
+        found = fit_all(cases, fitter(jclnf.fit, prepared, params))
+        prefixes = [f"{group}/{face.name}" for face in cases]
+        more = against_recorded(group, prefixes, recorded, found, asked)
+        rows, far = rows + more[0], far + more[1]
+        exact = fit_all(cases, fitter(jclnf.fit, prepared, params.replace(arithmetic="exact")))
+        rows += exact_rows(group, exact, found)
+    return rows, far
+
+
+def rotated_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Fits from other start rotations."""
+    recorded = recording("stages_clnf_general_rotated")
+    prefixes = sorted({key.removesuffix("/success") for key in recorded if "success" in key})
+    params = FitParams.openface(model)
+    prepared = model.prepare(params)
+    found = []
+    for prefix in prefixes:
+        start, name = prefix.split("/")
+        rotation = np.array(start.removeprefix("rotation(").rstrip(")").split(","), np.float32)
+        fit = fitter(jclnf.fit, prepared, params, rotation=rotation)
+        found.append(fit_all(faces([name]), fit))
+    fits = Fits(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    return against_recorded("rotated starts", prefixes, recorded, fits, (None, None))
+
+
+def multi_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Eleven start rotations, of which the likeliest fit is kept."""
+    recorded, cases = recording("final_fits"), faces()
+    params = FitParams.openface(model)
+    prepared = model.prepare(params)
+    found = fit_all(cases, fitter(jclnf.fit_hypotheses, prepared, params))
+    prefixes = [f"multi/{face.name}" for face in cases]
+    error = distances(found.landmarks, np.stack([landmarks_of(recorded, p) for p in prefixes]))
+    near = error.max(1) <= FAR
+    share = Row(
+        f"faces with every landmark within {FAR} px",
+        "multi",
+        len(cases),
+        100 * near.mean(),
+        at_least=98,
+        unit="%",
+    )
+    chosen = [prefix for prefix, is_near in zip(prefixes, near, strict=True) if is_near]
+    of_near = Fits(*(column[near] for column in found))
+    rows, _ = against_recorded("multi", chosen, recorded, of_near, (0.005, 0.05))
+    _, far = against_recorded("multi", prefixes, recorded, found, (None, None))
+    exact = fit_all(
+        cases, fitter(jclnf.fit_hypotheses, prepared, params.replace(arithmetic="exact"))
+    )
+    return [share, *rows, *exact_rows("multi", exact, found)], far
+
+
+def exact_rows(group: str, exact: Fits, openface: Fits) -> list[Row]:
+    error = distances(exact.landmarks, openface.landmarks)
+    each, at = error.mean(1), (group, len(error))
+    name = "exact against openface arithmetic, mean distance of a face"
+    return [
+        Row(f"{name}, mean", *at, each.mean(), unit="px"),
+        Row(f"{name}, 95th percentile", *at, np.quantile(each, 0.95), unit="px"),
+        Row(f"{name}, largest", *at, each.max(), unit="px"),
+    ]
+
+
+def transformed_rows(model: Model) -> Iterator[Row]:
+    """The same fits vmapped, and without compilation."""
+    cases = faces()[:VMAPPED]
+    pieces = [jclnf.crop(face.image, face.box, sizes=(SIDE,)) for face in cases]
+    images = jnp.stack([piece.image for piece in pieces])
+    boxes = jnp.stack([piece.box for piece in pieces])
+    prepared = model.prepare()
+    for arithmetic in ("exact", "openface"):
+        params = model.defaults.replace(arithmetic=arithmetic)
+        single = [jclnf.fit(prepared, p.image, p.box, params).landmarks for p in pieces]
+        at_once = jax.vmap(lambda image, box, p=params: jclnf.fit(prepared, image, box, p))
+        error = distances(np.asarray(at_once(images, boxes).landmarks), np.stack(single))
+        name = f"vmap against single fits, {VMAPPED} faces"
+        yield from same_rows(name, arithmetic, error)
+    for arithmetic in ("exact", "openface"):
+        params = model.defaults.replace(arithmetic=arithmetic)
+        some = pieces[:EAGER_FACES]
+        compiled = [jclnf.fit(prepared, p.image, p.box, params).landmarks for p in some]
+        with jax.disable_jit():
+            eager = [
+                jclnf.fit(prepared, jnp.asarray(p.image), p.box, params).landmarks for p in some
+            ]
+        error = distances(np.stack(eager), np.stack(compiled))
+        name = f"jit against eager, {EAGER_FACES} faces"
+        yield from same_rows(name, arithmetic, error)
+
+
+def same_rows(name: str, arithmetic: str, error: np.ndarray) -> Iterator[Row]:
+    """Rows about two computations of the same fits."""
+    at, worst = (f"{arithmetic} arithmetic", len(error)), error.max(1)
+    yield Row(f"{name}: worst landmark, median", *at, np.median(worst), unit="px")
+    yield Row(f"{name}: worst landmark, largest", *at, worst.max(), SAME, unit="px")
+
+
+def fitter(function: Callable[..., FitResult], model: Model, params: FitParams, **more: Any) -> Fit:
+    return lambda piece: function(model, piece.image, piece.box, params, **more)

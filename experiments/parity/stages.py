@@ -1,0 +1,226 @@
+"""Every stage of the fit on its own, from the state recorded before it to the one after."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from common import Row, Scale, recording, scales
+
+import jclnf
+from jclnf import meanshift, rlms, warp
+from jclnf.fit import model_likelihood, reference_shape, response_maps
+from jclnf.pdm import Pose, project, update
+
+STAGES = 1e-3
+RESPONSES = 1e-4
+AREAS = 99.9
+GREY = 0.01
+RECORDINGS = {
+    "general": ("stages_clnf_general", "stages_clnf_general_rotated"),
+    "wild": ("stages_clnf_wild",),
+}
+TRACE = "trace_50_iterations"
+NO_LIKELIHOOD = -10.0
+"""Recorded as the model likelihood of a scale at which OpenFace computes none."""
+
+sample_areas = eqx.filter_jit(warp.sample_areas)
+project_jit = eqx.filter_jit(project)
+update_jit = eqx.filter_jit(update)
+rigid_step = eqx.filter_jit(rlms.rigid_step)
+nonrigid_step = eqx.filter_jit(rlms.nonrigid_step)
+mean_shift = eqx.filter_jit(meanshift.mean_shift)
+likelihoods = eqx.filter_jit(meanshift.landmark_likelihood)
+maps_jit = eqx.filter_jit(response_maps)
+
+
+@eqx.filter_jit
+def responses(model: jclnf.Model, areas: Any, scale: Any, view: Any, window: int) -> Any:
+    return model.experts.responses(areas, scale, view, window)
+
+
+@eqx.filter_jit
+def alignment(model: jclnf.Model, pose: Pose, shape: Any, scale: Any) -> tuple[Any, Any]:
+    """The landmarks, and the similarity that takes them to the reference frame."""
+    landmarks = project(model.pdm, pose, shape)
+    return landmarks, warp.align(landmarks, reference_shape(model, shape, scale))
+
+
+def areas_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Areas of interest, given the parameters."""
+    for kind, names in RECORDINGS.items():
+        model = models[kind]
+        for name in names:
+            equal = total = 0
+            largest = 0.0
+            for scale in scales(recording(name)):
+                k = jnp.array(scale.index)
+                landmarks, to_reference = alignment(model, *scale.start, k)
+                size = scale.window + model.experts.support - 1
+                image = images[scale.face]
+                areas = sample_areas(
+                    image, landmarks, warp.invert(to_reference), size, fixed_point=True
+                )
+                seen = np.asarray(model.experts.visible[scale.index, scale.view])
+                error = np.abs(np.asarray(areas) - scale.maps("aoi"))[seen]
+                equal, total = equal + int(np.sum(error <= GREY)), total + error.size
+                largest = max(largest, float(error.max()))
+            share = 100 * equal / total
+            quantity = f"area pixels equal within {GREY:g} grey"
+            yield Row(quantity, name, total, share, at_least=AREAS, unit="%")
+            yield Row("largest difference, grey", name, total, largest)
+
+
+def responses_rows(models: dict[str, jclnf.Model]) -> Iterator[Row]:
+    """CCNF responses, given the areas; the model as it was loaded, and prepared."""
+    for kind, names in RECORDINGS.items():
+        worst: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+        model = models[kind]
+        forms = {"raw": model, "prepared": model.prepare()}
+        for name in names:
+            for scale in scales(recording(name)):
+                seen = np.asarray(model.experts.visible[scale.index, scale.view])
+                wanted = scale.maps("responses")[seen]
+                areas = jnp.asarray(scale.maps("aoi"))
+                at = jnp.array(scale.index), jnp.array(scale.view), scale.window
+                for form, of_model in forms.items():
+                    found = np.asarray(responses(of_model, areas, *at))[seen]
+                    error = np.abs(found - wanted).max((1, 2)) / wanted.max((1, 2))
+                    worst[form, scale.window, scale.view].extend(error)
+        for (form, window, view), errors in sorted(worst.items()):
+            quantity = f"{kind} model, {form}, window {window}"
+            yield Row(quantity, f"view {view}", len(errors), max(errors), RESPONSES)
+
+
+OWN_MAPS = "(maps by jclnf: none recorded)"
+
+
+class Errors:
+    """Absolute differences by quantity."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, quantity: str, ours: Any, recorded: Any) -> None:
+        difference = np.abs(np.asarray(ours).ravel() - np.asarray(recorded).ravel())
+        self.found[quantity].append(float(difference.max()))
+
+    def rows(self, where: str) -> Iterator[Row]:
+        for quantity, errors in self.found.items():
+            # The recording holds no state before a stage that works on maps of our own.
+            asked = None if OWN_MAPS in quantity else STAGES
+            yield Row(quantity, where, len(errors), max(errors), asked)
+
+
+def stage_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) -> Iterator[Row]:
+    """All other stages, for every recorded iteration."""
+    for kind, names in {**RECORDINGS, TRACE: (TRACE,)}.items():
+        model = models.get(kind, models["general"])
+        openface = jclnf.FitParams.openface_wild if kind == "wild" else jclnf.FitParams.openface
+        params, prepared = openface(model), model.prepare()
+        for name in names:
+            errors, other_views, flips, entries = Errors(), 0, 0, 0
+            recorded = list(scales(recording(name)))
+            for scale in recorded:
+                k = jnp.array(scale.index)
+                other_views += int(model.experts.nearest_view(k, scale.start.pose.rotation)) != (
+                    scale.view
+                )
+                maps = _maps(prepared, images[scale.face], params, scale)
+                found = _iterations(model, params, scale, maps, errors)
+                flips, entries = flips + found[0], entries + found[1]
+                if "responses" in scale:
+                    _likelihoods(model, params, scale, errors)
+            yield from errors.rows(name)
+            yield Row("views chosen differently", name, len(recorded), other_views, at_most=0)
+            yield Row("kernel table entries that flip", name, entries, flips)
+
+
+def _maps(model: jclnf.Model, image: Any, params: jclnf.FitParams, scale: Scale) -> Any:
+    """The recorded response maps; where there are none, jclnf's at the recorded parameters."""
+    if "responses" in scale:
+        return jnp.asarray(scale.maps("responses"))
+    at = jnp.array(scale.index), jnp.array(scale.view), scale.window
+    return maps_jit(model, image, params, *scale.start, *at).responses
+
+
+def _iterations(
+    model: jclnf.Model, params: jclnf.FitParams, scale: Scale, maps: Any, errors: Errors
+) -> tuple[int, int]:
+    """Compare each iteration of a scale; return how many table entries flip, of how many."""
+    pdm, k = model.pdm, scale.index
+    visible = model.experts.visible[k, scale.view]
+    base, to_reference = alignment(model, *scale.start, jnp.array(k))
+    to_image = jnp.asarray(scale.similarity("sim_ref_to_img"))
+    errors.add("similarity to reference", to_reference, scale.similarity("sim_img_to_ref"))
+    errors.add("similarity to image", warp.invert(to_reference), to_image)
+    for setting, ours in (
+        ("reg_factor", params.regularisation),
+        ("sigma", params.kernel_width),
+        ("weight_factor", params.weight_factor),
+    ):
+        errors.add("settings of the scale", ours[k], scale[setting])
+    to_reference = jnp.asarray(scale.similarity("sim_img_to_ref"))
+    weights = rlms.landmark_weights(
+        model.experts.confidence[k, scale.view], visible, params.weight_factor[k]
+    )
+    products = rlms.mode_products(pdm, weights)
+    source = "" if "responses" in scale else f" {OWN_MAPS}"
+    flips = entries = 0
+    for step in scale.iterations():
+        of: Callable[[str], np.ndarray] = lambda name, step=step: scale[f"{step.prefix}/{name}"]  # noqa: E731
+        offsets = jnp.asarray(of("offsets"))
+        moved = warp.apply(to_reference, project_jit(pdm, *step.before) - base)
+        found = moved + (scale.window - 1) / 2
+        errors.add("offset in the map, px", found, offsets)
+        flips += int(
+            np.sum((_entry(found, scale.window) != _entry(offsets, scale.window))[visible])
+        )
+        entries += 2 * int(visible.sum())
+        shifts = mean_shift(maps, offsets, params.kernel_width[k], tabulated=True)
+        shifts = jnp.where(visible[:, None], shifts, 0.0)
+        errors.add(f"mean shift, px{source}", shifts, of("mean_shift_ref").T)
+        in_image = jnp.asarray(of("mean_shift_img").T)
+        errors.add(
+            "mean shift in the image, px", warp.apply(to_image, of("mean_shift_ref").T), in_image
+        )
+        wanted = of("param_update").ravel()
+        if step.rigid:
+            delta = rigid_step(pdm, *step.before, in_image, weights)
+        else:
+            strength = params.regularisation[k]
+            delta = nonrigid_step(pdm, *step.before, in_image, weights, products, strength)
+        errors.add(f"{'rigid' if step.rigid else 'non-rigid'} update", delta, wanted)
+        whole = np.zeros(6 + pdm.n_modes, np.float32)
+        whole[: len(wanted)] = wanted
+        pose, shape = update_jit(pdm, *step.before, whole)
+        after = of("params_global").ravel()
+        errors.add("scale after the update, px/mm", pose.scale, after[0])
+        errors.add("Euler angles after the update, rad", pose.rotation, after[1:4])
+        errors.add("translation after the update, px", pose.translation, after[4:])
+        errors.add("shape parameters after the update", shape, of("params_local"))
+    return flips, entries
+
+
+def _entry(offsets: Any, window: int) -> np.ndarray:
+    """The kernel table's entries that offsets are looked up in."""
+    step = meanshift.TABLE_STEP
+    return np.asarray(jnp.floor(jnp.clip(offsets, 0.0, window - step) / step + 0.5))
+
+
+def _likelihoods(model: jclnf.Model, params: jclnf.FitParams, scale: Scale, errors: Errors) -> None:
+    """Likelihoods at the last recorded offsets, where OpenFace computes them."""
+    recorded = scale["model_likelihood"].item()
+    if recorded == NO_LIKELIHOOD:
+        return
+    *_, last = scale.iterations()
+    visible = model.experts.visible[scale.index, scale.view]
+    offsets = jnp.asarray(scale[f"{last.prefix}/offsets"])
+    width = params.kernel_width[scale.index]
+    each = likelihoods(jnp.asarray(scale.maps("responses")), offsets, width)
+    errors.add("model likelihood", model_likelihood(each, visible), recorded)
+    if recorded == scale.arrays[f"{scale.fit}/likelihood"].item():
+        wanted = scale.arrays[f"{scale.fit}/landmark_likelihoods"].ravel()
+        errors.add("landmark likelihood", each[visible], wanted[visible])

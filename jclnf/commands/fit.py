@@ -1,0 +1,290 @@
+"""`jclnf fit`: landmarks of every face in photographs."""
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jclnf.commands import INCOMPLETE, OK, CommandError, complain, printable
+from jclnf.commands.files import find_images, overlay_paths, write_png
+from jclnf.errors import BoxError, JclnfError, ModelFileError, ParamsError
+from jclnf.images import Photo, read_photo
+
+Boxes = Callable[[Photo], Any]
+"""Returns the face boxes of a photograph, `(k, 4)`."""
+
+_EPILOG = """\
+output:
+  DIR/landmarks.csv        one row a face, written as soon as it is fitted: image, face (0 is the
+                           largest), status, likelihood, start box, pose (scale in pixels per
+                           millimetre; rx, ry, rz: pitch, yaw, roll in radians; tx, ty), landmarks
+                           x_0... y_0..., shape parameters p_0...
+  DIR/<name>_overlay.png   the picture with the faces drawn in; points that the head's turn hides
+                           are hollow
+Pixels are those of the picture turned upright as its EXIF orientation says, (0, 0) the centre of
+the first one.
+
+exit code:
+  0  every face of every image was fitted
+  1  something was not: an image could not be read or has no face, or a fit failed (its row says
+     how); all others were done
+  2  nothing could be done: wrong usage, no model, no place to write
+  130  interrupted; the rows written so far are complete
+
+examples:
+  jclnf fit photo.jpg --model OpenFace/model/main_clnf_general.txt
+  jclnf fit holiday/ portraits/*.jpg --out results --one
+  jclnf fit patient.png --box 310 122 240 251
+  jclnf fit frames/ --boxes boxes.csv --starts 1 --no-overlay --quiet
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describe the command to argparse."""
+    p = subparsers.add_parser(
+        "fit",
+        help="find and fit the faces in photographs",
+        description="Find the faces in photographs and fit landmarks, head pose and shape to each.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.set_defaults(run=run)
+    p.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder of images")
+    p.add_argument(
+        "--model",
+        metavar="PATH",
+        help="a jclnf model (.safetensors), or OpenFace's main file or model folder "
+        "(default: the model that comes with jclnf)",
+    )
+    p.add_argument("--out", metavar="DIR", default="fits", help="where to write (default: fits)")
+    p.add_argument("--no-overlay", action="store_true", help="write no pictures")
+    p.add_argument("--quiet", action="store_true", help="print errors only")
+
+    faces = p.add_argument_group("which faces (default: all that are found)")
+    which = faces.add_mutually_exclusive_group()
+    which.add_argument("--one", action="store_true", help="only the largest of each image")
+    which.add_argument(
+        "--box",
+        nargs=4,
+        type=float,
+        metavar=("X", "Y", "W", "H"),
+        help="the face's box in pixels, tight from the eyebrows to the chin and from jaw to jaw; "
+        "for a single image",
+    )
+    which.add_argument(
+        "--boxes",
+        metavar="CSV",
+        help="a file with the columns image, x, y, w, h and one row a face",
+    )
+
+    fit = p.add_argument_group("the fit (default: as the model was trained)")
+    fit.add_argument(
+        "--starts",
+        type=int,
+        choices=(1, 11),
+        default=11,
+        help="head rotations to start from, of which the likeliest fit is kept (default: 11; "
+        "1 is faster and enough for faces towards the camera)",
+    )
+    fit.add_argument(
+        "--arithmetic",
+        choices=("exact", "openface"),
+        help="openface follows OpenFace's numerical short cuts (default: as the model has it, "
+        "which is exact unless it says otherwise)",
+    )
+    fit.add_argument("--iterations", type=int, metavar="N", help="of each pass at each scale")
+    fit.add_argument(
+        "--windows",
+        type=_windows,
+        metavar="A,B,...",
+        help="search window in pixels at each scale, coarse to fine; 0 leaves a scale out",
+    )
+
+
+def _windows(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers such as 11,9,7"
+        ) from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit all faces of all images; return the exit code that the help describes."""
+    out = Path(args.out)
+    images, problems = find_images(args.paths, out)
+    for problem in problems:
+        complain(problem)
+    if args.box is not None and len(images) != 1:
+        raise CommandError(
+            f"--box is for one image, here are {len(images)}: give the boxes of several as --boxes"
+        )
+    if not images:
+        return INCOMPLETE
+    boxes = _box_source(args)
+    fit_face, model = _fitter(args)
+
+    from jclnf.table import FaceTable
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        table = FaceTable(out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes)
+    except OSError as e:
+        raise CommandError(f"{out}: cannot be written: {e.strerror or e}") from e
+    failed = len(problems)
+    with table:
+        try:
+            for image, overlay in zip(images, overlay_paths(images, out), strict=True):
+                failed += not _fit_image(args, image, overlay, boxes, fit_face, table)
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                faces = "1 face" if table.rows == 1 else f"{table.rows} faces"
+                _say(args, f"{faces} in {table.path}")
+    return INCOMPLETE if failed else OK
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if not args.quiet:
+        print(printable(text), flush=True)
+
+
+def _box_source(args: argparse.Namespace) -> Boxes:
+    """Return what gives the boxes of a photograph: the options, or the detector."""
+    if args.box is not None:
+        return lambda _: [args.box]
+    if args.boxes is not None:
+        from jclnf.table import BoxTable
+
+        try:
+            table = BoxTable(args.boxes)
+        except BoxError as e:
+            raise CommandError(str(e)) from e
+
+        def listed(photo: Photo) -> Any:
+            found = table.boxes(photo.path)
+            if not found:
+                raise BoxError(f"no box for it in {args.boxes}")
+            return found
+
+        return listed
+
+    from jclnf.detect import HaarDetector
+
+    try:
+        detector = HaarDetector()
+    except JclnfError as e:
+        raise CommandError(str(e)) from e
+
+    def detected(photo: Photo) -> Any:
+        found = detector(photo.grey)
+        if len(found) == 0:
+            raise BoxError("no face found; if there is one, give its box as --box X Y W H")
+        return found[:1] if args.one else found
+
+    return detected
+
+
+def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any], Any]:
+    """Return the fit of one face, from the picture and a box to a result, and the model."""
+    import jax
+
+    import jclnf
+
+    jclnf.enable_compilation_cache()
+    try:
+        model = jclnf.load_model(args.model)
+        names = ("arithmetic", "iterations", "windows")
+        changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        params = model.defaults.replace(**changes)
+        model = model.prepare(params)
+    except (ModelFileError, ParamsError) as e:
+        raise CommandError(str(e)) from e
+    fit = jclnf.fit_hypotheses if args.starts > 1 else jclnf.fit
+
+    def fit_face(grey: np.ndarray, box: Any) -> Any:
+        piece = jclnf.crop(grey, box)
+        try:
+            result = fit(model, piece.image, piece.box, params)
+        except ParamsError as e:  # of all faces the same
+            raise CommandError(str(e)) from e
+        except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
+            raise JclnfError(f"JAX could not run the fit: {str(e).splitlines()[0]}") from e
+        return result.shifted(jax.numpy.asarray(piece.offset))
+
+    return fit_face, model
+
+
+def _fit_image(
+    args: argparse.Namespace,
+    image: Path,
+    overlay: Path,
+    boxes: Boxes,
+    fit_face: Callable[[np.ndarray, Any], Any],
+    table: Any,
+) -> bool:
+    """Fit the faces of one image; return whether all of it could be done."""
+    from jclnf.result import FitStatus
+    from jclnf.runtime import silent_stderr
+
+    try:
+        with silent_stderr():
+            photo = read_photo(image)
+    except JclnfError as e:
+        complain(str(e))  # which names the file
+        return False
+    try:
+        found = boxes(photo)
+    except BoxError as e:
+        complain(f"{image}: {e}")
+        return False
+    done, drawn = True, []
+    for face, box in enumerate(found):
+        try:
+            result = fit_face(photo.grey, box)
+        except JclnfError as e:
+            complain(f"{image}: face {face}: {e}")
+            done = False
+            continue
+        try:
+            table.write(str(image), face, box, result)
+        except OSError as e:
+            raise CommandError(f"{table.path}: cannot be written: {e.strerror or e}") from e
+        status = FitStatus(int(result.status))
+        done = done and status.ok
+        drawn.append((face, box, result))
+        _say(args, f"{image}: face {face}: {describe(status.message, result)}")
+    if drawn and not args.no_overlay:
+        done = _draw(args, photo, overlay, drawn) and done
+    return done
+
+
+def describe(message: str, result: Any) -> str:
+    """Return a fit in a line: how it ended, pose in degrees, scale and likelihood."""
+    pitch, yaw, roll = np.rad2deg(np.asarray(result.pose.rotation, float))
+    return (
+        f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, "
+        f"scale {float(result.pose.scale):.3f} px/mm, likelihood {float(result.likelihood):.3f}"
+    )
+
+
+def _draw(args: argparse.Namespace, photo: Photo, path: Path, drawn: list[Any]) -> bool:
+    """Write the picture with its faces; return whether that worked."""
+    from jclnf.plots import draw_overlay
+
+    canvas = photo.colour
+    for face, box, result in drawn:
+        label = str(face) if len(drawn) > 1 else None
+        canvas = draw_overlay(
+            canvas, result.landmarks, box=box, visible=result.visible, label=label
+        )
+    try:
+        write_png(path, canvas)
+    except OSError as e:
+        complain(f"{path}: cannot be written: {e.strerror or e}")
+        return False
+    _say(args, f"{photo.path}: drawn in {path}")
+    return True

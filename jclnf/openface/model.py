@@ -1,0 +1,149 @@
+"""A model from OpenFace's files: the chain of lists, and the assembly of what they name.
+
+`main_*.txt` names a detector's list and those of its parts; the detector's list names the shape
+model and the patch experts of each scale. Parts, validator and early termination are not read.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jclnf.errors import JclnfError, ModelFileError
+from jclnf.experts import CCNF, CEN, SVR, PatchExperts
+from jclnf.model import Model, openface_model
+from jclnf.openface.ccnf import read_ccnf
+from jclnf.openface.cen import read_cen
+from jclnf.openface.pdm import PDMArrays, read_pdm
+from jclnf.openface.svr import read_svr
+from jclnf.openface.text import Entry, read_list
+from jclnf.pdm import PDM
+
+
+class _Kind(NamedTuple):
+    """A kind of patch experts: its reader, and what makes experts of the reader's arrays."""
+
+    read: Callable[[Sequence[Entry], int], dict[str, Any]]
+    create: Callable[..., PatchExperts]
+
+
+_KINDS = {
+    "PatchesCCNF": _Kind(read_ccnf, CCNF.create),
+    "PatchesIntensity": _Kind(read_svr, SVR.create),
+    "PatchesCEN": _Kind(read_cen, CEN.create),
+}
+_IGNORED = (
+    "LandmarkDetector_part",
+    "FaceDetConversion",
+    "DetectionValidator",
+    "Triangulations",
+    "EarlyTermination",
+)
+_KEYWORDS = ("LandmarkDetector", "PDM", *_KINDS, *_IGNORED)
+
+_MAIN_FILES = ("main_clnf_general.txt", "main_clnf_wild.txt")
+"""What is loaded of a folder: the first of these that it has."""
+
+
+class OpenFaceArrays(NamedTuple):
+    """What OpenFace's files say, in NumPy arrays."""
+
+    name: str
+    """The first file's name without `main_` and ending."""
+    pdm: PDMArrays
+    kind: str
+    """Keyword of the kind of patch experts."""
+    experts: dict[str, Any]
+    """Keyword arguments that make the experts."""
+
+
+def load_openface(path: str | os.PathLike[str]) -> Model:
+    """Load a landmark detector in OpenFace 2.2's files; its settings are OpenFace's own.
+
+    Args:
+        path: OpenFace's `main_*.txt`; or the detector's list that it names (`clnf_general.txt`);
+            or the folder that holds them, of which the general CCNF model is taken, or else the
+            one for faces in the wild. A main file with "wild" in its name gets OpenFace's
+            settings for such faces.
+
+    Raises:
+        ModelFileError: a file is missing, damaged, inconsistent with the others, or of a kind that
+            is not supported; the message names the file and the byte or line.
+    """
+    return assemble(Path(path), read_openface(path))
+
+
+def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
+    """The model of arrays that were read from `path`."""
+    try:
+        pdm = PDM(**{name: jnp.asarray(array) for name, array in arrays.pdm._asdict().items()})
+        experts = _KINDS[arrays.kind].create(**arrays.experts)
+        return openface_model(pdm, experts, name=arrays.name, wild="wild" in arrays.name)
+    except JclnfError as error:
+        raise ModelFileError(path, str(error)) from error
+
+
+def read_openface(path: str | os.PathLike[str]) -> OpenFaceArrays:
+    """Read the files of a landmark detector: as `load_openface`, without making a model."""
+    main = _main_file(Path(path))
+    detector, entries = _follow(main)
+    shapes = [entry for entry in entries if entry.keyword == "PDM"]
+    experts = [entry for entry in entries if entry.keyword in _KINDS]
+    if len(shapes) != 1:
+        raise ModelFileError(detector, f"names {len(shapes)} shape models (PDM), not one")
+    kinds = {entry.keyword for entry in experts}
+    if len(kinds) != 1:
+        found = " and ".join(sorted(kinds)) or "none"
+        raise ModelFileError(detector, f"must name patch experts of one kind, names {found}")
+    _refuse_repeats([*shapes, *experts])
+    pdm = read_pdm(shapes[0].path, missing=shapes[0].missing)
+    (kind,) = kinds
+    arrays = _KINDS[kind].read(experts, len(pdm.mean))
+    return OpenFaceArrays(main.stem.removeprefix("main_"), pdm, kind, arrays)
+
+
+def _main_file(path: Path) -> Path:
+    if not os.path.isdir(path):
+        return path
+    for name in _MAIN_FILES:
+        if os.path.exists(path / name):
+            return path / name
+    try:
+        found = sorted(entry for entry in os.listdir(path) if entry.startswith("main_"))
+    except OSError as error:
+        raise ModelFileError(path, f"cannot be read: {error}") from error
+    there = f"of main files there is only {', '.join(found[:10])}" if found else "no main_*.txt"
+    raise ModelFileError(path, f"the folder has neither {' nor '.join(_MAIN_FILES)}: {there}")
+
+
+def _follow(path: Path) -> tuple[Path, list[Entry]]:
+    """The detector's list that `path` leads to, or is, and its entries."""
+    missing = "no such file or folder; give OpenFace's main_clnf_general.txt, or its model folder"
+    seen: set[str] = set()
+    while True:
+        entries = read_list(path, _KEYWORDS, missing=missing)
+        seen.add(os.path.realpath(path))
+        onward = [entry for entry in entries if entry.keyword == "LandmarkDetector"]
+        if not onward:
+            return path, entries
+        if len(onward) > 1:
+            raise ModelFileError(path, f"names {len(onward)} landmark detectors, not one")
+        own = [e for e in entries if e.keyword not in ("LandmarkDetector", *_IGNORED)]
+        if own:
+            problem = f"line {own[0].line}: {own[0].keyword} in a file that names another detector"
+            raise ModelFileError(path, problem)
+        if os.path.realpath(onward[0].path) in seen:
+            problem = f"line {onward[0].line}: the files name each other in a circle"
+            raise ModelFileError(path, problem)
+        path, missing = onward[0].path, onward[0].missing
+
+
+def _refuse_repeats(entries: Sequence[Entry]) -> None:
+    seen: dict[str, Entry] = {}
+    for entry in entries:
+        first = seen.setdefault(os.path.realpath(entry.path), entry)
+        if first is not entry:
+            problem = f"lines {first.line} and {entry.line} name the same file"
+            raise ModelFileError(entry.list_path, problem)

@@ -1,0 +1,110 @@
+"""Settings of the running process that the command line makes, and a program may."""
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str | None:
+    """Let JAX keep compiled programs on disk, so that the next process need not compile them.
+
+    Call it before the first computation; importing jclnf does not do it for you.
+
+    Args:
+        path: The folder. By default what JAX is already set to (`JAX_COMPILATION_CACHE_DIR`), else
+            `jclnf/jax` under the user's cache folder, with a folder in it for each version of
+            jaxlib and kind of processor: JAX's own keys tell neither all processors nor all
+            versions apart, and code for another processor ends the process.
+
+    Returns:
+        The folder, or None if none can be written, in which case JAX compiles without a cache.
+    """
+    import jax
+
+    already: str | None = getattr(jax.config, "jax_compilation_cache_dir", None)
+    folder = os.fspath(path) if path is not None else already
+    if folder is None:
+        own = _default_cache()
+        folder = None if own is None else str(own)
+    # JAX takes URLs of object stores too; those it must try itself.
+    if folder is not None and "://" not in folder and not _writable(Path(folder)):
+        folder = None
+    jax.config.update("jax_compilation_cache_dir", folder)
+    if folder is not None:
+        # A command is many small programs and one large: together the small ones matter too.
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return folder
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Discard what the process writes to file descriptor 2 meanwhile.
+
+    For native libraries that print there and report their errors otherwise as well. It holds for
+    all threads, so it is for programs, not for libraries.
+    """
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # there is no stderr to silence
+        yield
+        return
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        os.close(nothing)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _default_cache() -> Path | None:
+    """Return jclnf's own cache folder, or None if the user has no home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        if os.path.isabs(base):  # the specification: relative ones are to be ignored
+            root = Path(base)
+        elif sys.platform == "win32":
+            root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            root = Path.home() / "Library" / "Caches"
+        else:
+            root = Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    import jaxlib
+
+    return root / "jclnf" / "jax" / f"{jaxlib.__version__}-{_processor()}"
+
+
+def _processor() -> str:
+    """Return a short name for the instruction set that XLA compiles for on this machine."""
+    features = platform.processor()
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as f:
+            # x86 and ARM call the line of instruction-set features differently.
+            wanted = ("model name", "flags", "Features", "CPU part")
+            features += "".join(sorted({line for line in f if line.startswith(wanted)}))
+    except OSError:
+        pass  # no Linux
+    digest = hashlib.sha256(features.encode()).hexdigest()[:12]
+    return f"{platform.machine() or 'unknown'}-{digest}"
+
+
+def _writable(folder: Path) -> bool:
+    """Return whether files can be written in `folder`, which is created if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,170 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jclnf.errors import ModelFileError, ParamsError
+from jclnf.experts import CCNF
+from jclnf.experts.ccnf import mirror_basis
+from synthetic import laplacian
+
+WINDOWS = (7, 5)
+SHAPE = (2, 2, 3)  # scales, views, landmarks
+
+
+@pytest.fixture
+def arrays(rng):
+    """Parameters of random experts; the components of window 7 have full mirror symmetry."""
+    matrix = rng.standard_normal((7,) * 4)
+    for mirror in ((slice(None, None, -1),), (slice(None), slice(None, None, -1))):
+        other = np.zeros_like(matrix)
+        other[:] = matrix[mirror][(slice(None), slice(None), *mirror)]
+        matrix = matrix + other
+    matrix = matrix.reshape(49, 49)
+    random = (matrix @ matrix.T) / 400
+    alpha = rng.uniform(0.5, 2.0, (*SHAPE, 4))
+    alpha[..., 3] = 5e-5  # under the threshold: not in the response, but in the covariance
+    alpha[1, 1, 2] = 0  # no expert at all
+    return {
+        "scalings": (0.25, 0.5),
+        "weights": rng.standard_normal((*SHAPE, 4, 11, 11)),
+        "norm_weight": rng.uniform(1, 3, (*SHAPE, 4)),
+        "bias": rng.standard_normal((*SHAPE, 4)),
+        "alpha": alpha,
+        "beta": rng.uniform(0.1, 1.0, (*SHAPE, 2)),
+        "components": {7: np.stack([np.stack([laplacian(7)[0, 0], random])] * 2)},
+        "centres": rng.standard_normal((2, 2, 3)),
+        "visible": np.ones(SHAPE, bool),
+        "confidence": rng.uniform(0, 1, SHAPE),
+    }
+
+
+def slow_response(arrays, at, area, window):
+    """The definition, one patch after the other, in double precision, with the full Sigma."""
+    alpha, beta = arrays["alpha"][at], arrays["beta"][at]
+    field = np.zeros((window, window))
+    for y in range(window):
+        for x in range(window):
+            patch = area[y : y + 11, x : x + 11].astype(float)
+            patch = patch - patch.mean()
+            norm = np.linalg.norm(patch)
+            patch = patch / (norm if norm > 1e-9 else 1)
+            for q in np.flatnonzero(alpha > 1e-4):
+                drive = arrays["norm_weight"][at][q] * np.sum(patch * arrays["weights"][at][q])
+                field[y, x] += 2 * alpha[q] / (1 + np.exp(-drive - arrays["bias"][at][q]))
+    precision = 2 * alpha.sum() * np.eye(window**2)
+    if window in arrays["components"]:
+        precision += 2 * np.einsum("b,bij->ij", beta, arrays["components"][window][at[0]])
+    response = (np.linalg.inv(precision) @ field.ravel()).reshape(window, window)
+    return response - min(response.min(), 0)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_responses_match_the_definition(arrays, rng, prepared):
+    experts = CCNF.create(**arrays)
+    used = experts.prepare(WINDOWS) if prepared else experts
+    for scale, window in enumerate(WINDOWS):
+        areas = rng.uniform(0, 255, (3, window + 10, window + 10)).astype(np.float32)
+        areas[1, :, :9] = 200.0  # an edge, with flat patches beside it
+        for view in range(2):
+            maps = used.responses(jnp.asarray(areas), jnp.array(scale), jnp.array(view), window)
+            for i in range(3):
+                if arrays["alpha"][scale, view, i].sum() == 0:
+                    np.testing.assert_array_equal(maps[i], 0)
+                    continue
+                expected = slow_response(arrays, (scale, view, i), areas[i], window)
+                np.testing.assert_allclose(maps[i], expected, atol=2e-4 * expected.max())
+
+
+def test_a_flat_area_gives_what_the_biases_alone_give(arrays):
+    experts = CCNF.create(**arrays)
+    for level in (0.0, 77.0, 255.0):
+        areas = jnp.full((3, 15, 15), level)
+        maps = experts.responses(areas, jnp.array(1), jnp.array(0), 5)
+        expected = slow_response(arrays, (1, 0, 0), np.zeros((15, 15)), 5)
+        np.testing.assert_allclose(maps[0], expected, rtol=1e-5)
+
+
+def test_negative_responses_are_lifted_to_zero(arrays, rng):
+    # Neurons that fire rarely, in a field whose pixels inhibit each other.
+    arrays |= {"norm_weight": arrays["norm_weight"] * 20, "bias": arrays["bias"] - 30}
+    arrays["beta"] = arrays["beta"] * [0, 20]
+    areas = rng.uniform(0, 255, (3, 17, 17)).astype(np.float32)
+    maps = CCNF.create(**arrays).responses(jnp.asarray(areas), jnp.array(0), jnp.array(0), 7)
+    expected = np.stack([slow_response(arrays, (0, 0, i), areas[i], 7) for i in range(3)])
+    lifted = expected.min(axis=(1, 2)) == 0
+    assert lifted.any()
+    np.testing.assert_allclose(maps, expected, atol=2e-3 * expected.max())
+
+
+def test_gradients_reach_every_parameter(arrays, rng):
+    areas = rng.uniform(0, 255, (3, 17, 17))
+
+    def total(experts, areas):
+        maps = experts.responses(areas, jnp.array(0), jnp.array(1), 7)
+        return jnp.sum(jnp.sin(maps))
+
+    with jax.enable_x64(True):
+        experts = jax.tree.map(
+            lambda a: a.astype(float) if a.dtype == jnp.float32 else a, CCNF.create(**arrays)
+        )
+        gradients = jax.grad(total, allow_int=True)(experts, jnp.asarray(areas))
+        for name in ("weights", "norm_weight", "bias", "alpha", "beta", "components"):
+            leaf = getattr(gradients, name)
+            leaf, values = (leaf[7], experts.components[7]) if name == "components" else (
+                leaf,
+                getattr(experts, name),
+            )
+            pick = np.unravel_index(int(jnp.argmax(jnp.abs(leaf))), leaf.shape)
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = values.at[pick].add(step)
+                if name == "components":
+                    moved = {7: moved}
+                fields = {f: getattr(experts, f) for f in experts.__dataclass_fields__}
+                ends.append(total(CCNF(**{**fields, name: moved}), jnp.asarray(areas)))
+            numeric = (ends[0] - ends[1]) / 2e-6
+            assert abs(numeric) > 1e-6, name
+            np.testing.assert_allclose(leaf[pick], numeric, rtol=1e-5, err_msg=name)
+
+
+def test_flat_patches_have_finite_gradients(arrays):
+    experts = CCNF.create(**arrays)
+    gradient = jax.grad(
+        lambda areas: experts.responses(areas, jnp.array(0), jnp.array(0), 7).sum()
+    )(jnp.full((3, 17, 17), 9.0))
+    assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("window", [4, 5, 7, 11])
+def test_mirror_basis_is_orthonormal_and_of_pure_parity(window):
+    basis = mirror_basis(window).reshape(window, -1)
+    nonzero = basis[:, np.abs(basis).sum(0) > 0]
+    np.testing.assert_allclose(nonzero.T @ nonzero, np.eye(window), atol=1e-12)
+    parity = mirror_basis(window)
+    np.testing.assert_allclose(parity[::-1, 0], parity[:, 0])
+    np.testing.assert_allclose(parity[::-1, 1], -parity[:, 1])
+
+
+def test_components_without_mirror_symmetry_are_refused(arrays):
+    arrays["components"][7] = arrays["components"][7].copy()
+    arrays["components"][7][0, 0, 3, 5] += 1
+    with pytest.raises(ModelFileError, match="window 7 are not symmetric"):
+        CCNF.create(**arrays)
+
+
+def test_shapes_that_do_not_go_together_are_refused(arrays):
+    with pytest.raises(ModelFileError, match="beta has the shape"):
+        CCNF.create(**{**arrays, "beta": arrays["beta"][:, :, :2]})
+    with pytest.raises(ModelFileError, match="1 scalings for 2 scales"):
+        CCNF.create(**{**arrays, "scalings": (0.25,)})
+
+
+def test_prepared_experts_refuse_other_windows(arrays):
+    prepared = CCNF.create(**arrays).prepare(WINDOWS)
+    assert prepared.prepare(WINDOWS) is prepared
+    assert prepared.prepare((0, 5)) is prepared
+    with pytest.raises(ParamsError, match="prepared for the windows"):
+        prepared.prepare((7, 7))
+    with pytest.raises(ParamsError, match="3 windows for 2 scales"):
+        CCNF.create(**arrays).prepare((7, 5, 5))

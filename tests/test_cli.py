@@ -1,0 +1,479 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import skimage.data
+from openface_files import random_model, write_model
+from PIL import Image
+
+import jclnf
+import jclnf.commands.fit
+import jclnf.images
+from jclnf.cli import main
+from jclnf.result import FitStatus
+from jclnf.runtime import enable_compilation_cache, silent_stderr
+
+SCALE = 0.9  # so that all crops are of one size, and the fit is compiled once
+CORNER = np.array([80.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def astronaut():
+    """A public-domain portrait, around the face: `(270, 270, 3)` BGR."""
+    part = np.ascontiguousarray(skimage.data.astronaut()[:300, 80:380, ::-1])
+    return cv2.resize(part, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_AREA)
+
+
+@pytest.fixture(scope="module")
+def box():
+    """The face's box in it."""
+    return ("92", "79", "77", "75")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model in OpenFace's format with random experts: one iteration with it stays near."""
+    made = random_model(1, landmarks=68, modes=3, scalings=(0.25,), views=1)
+    return str(write_model(tmp_path_factory.mktemp("model"), made))
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path_factory, tmp_path, monkeypatch):
+    """Run in an empty folder, with a cache of the test's own and the old settings of JAX after."""
+    monkeypatch.chdir(tmp_path)
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def run(model, capfd):
+    """Return a function that runs `jclnf fit` with the random model: (code, stdout, stderr)."""
+
+    def call(*arguments, quick=("--model", model, "--starts", "1", "--iterations", "1")):
+        code = main(["fit", *map(str, arguments), *quick])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def rows(path="fits/landmarks.csv"):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def points(row):
+    return np.array([(float(row[f"x_{i}"]), float(row[f"y_{i}"])) for i in range(68)])
+
+
+def test_fits_the_face(run, astronaut, model):
+    cv2.imwrite("a.png", astronaut)
+    code, out, err = run("a.png")
+    assert (code, err) == (0, "")
+    assert "a.png: face 0: The fit " in out
+    assert "1 face in fits/landmarks.csv" in out
+    (row,) = rows()
+    assert (row["image"], row["face"]) == ("a.png", "0")
+
+    # The numbers are those of the library, and in the frame of the whole picture.
+    grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
+    box = np.array([float(row[f"box_{k}"]) for k in "xywh"])
+    np.testing.assert_allclose(box, (92, 79, 77, 75), atol=8)
+    loaded = jclnf.load_model(model)
+    params = loaded.defaults.replace(iterations=1)
+    piece = jclnf.crop(grey, box)
+    result = jclnf.fit(loaded.prepare(params), piece.image, piece.box, params).shifted(
+        jax.numpy.asarray(piece.offset)
+    )
+    assert row["status"] == FitStatus(int(result.status)).name.lower()
+    np.testing.assert_allclose(points(row), result.landmarks, atol=2e-3)
+    assert float(row["scale"]) == pytest.approx(float(result.pose.scale), abs=1e-4)
+    degrees = np.rad2deg(np.asarray(result.pose.rotation))
+    assert f"Pitch {degrees[0]:.1f}, yaw {degrees[1]:.1f}, roll {degrees[2]:.1f} degrees" in out
+
+    # The overlay is the picture, drawn on around the face.
+    drawn = cv2.imread("fits/a_overlay.png")
+    changed = np.any(drawn != astronaut, axis=2)
+    assert changed[70:160, 85:180].mean() > 0.02
+    assert not changed[:20].any()
+
+
+@pytest.mark.slow
+def test_landmarks_lie_on_the_face(shared, astronaut, run):
+    cv2.imwrite("a.png", astronaut)
+    main_file = shared / "openface" / "model" / "main_clnf_general.txt"
+    code, _, err = run("a.png", quick=("--model", str(main_file)))
+    assert (code, err) == (0, "")
+    (row,) = rows()
+    found = points(row)
+    # Read off the whole picture: outer eye corners, tip of the nose, corners of the mouth, chin.
+    expected = {
+        36: (192, 100.5),
+        45: (258, 103.5),
+        30: (224, 126),
+        48: (203, 140),
+        54: (244, 140.5),
+        8: (226, 177),
+    }
+    for i, at in expected.items():
+        here = (np.array(at) - CORNER + 0.5) * SCALE - 0.5
+        assert np.linalg.norm(found[i] - here) < 6, i
+    assert abs(float(row["ry"])) < 0.2
+
+
+def test_exif_orientation(run, astronaut, box):
+    Image.fromarray(astronaut[..., ::-1]).save("upright.png")
+    exif = Image.Exif()
+    exif[0x112] = 6
+    turned = Image.fromarray(astronaut[..., ::-1]).transpose(Image.Transpose.ROTATE_90)
+    turned.save("turned.png", exif=exif)
+    Path("boxes.csv").write_text(
+        "image,x,y,w,h\n" + "".join(f"{n}.png,{','.join(box)}\n" for n in ("upright", "turned"))
+    )
+    assert run("upright.png", "turned.png", "--boxes", "boxes.csv")[0] == 0
+    upright, turned = rows()
+    np.testing.assert_array_equal(points(upright), points(turned))
+    np.testing.assert_array_equal(
+        *(cv2.imread(f"fits/{name}_overlay.png") for name in ("upright", "turned"))
+    )
+
+
+def test_one_bad_image_does_not_stop_the_others(run, astronaut):
+    cv2.imwrite("a.png", astronaut)
+    cv2.imwrite("c.png", astronaut)
+    cv2.imwrite("flat.png", np.full((90, 90), 7, np.uint8))
+    Path("b.jpg").write_bytes(cv2.imencode(".jpg", astronaut)[1].tobytes()[:3000])
+    Path("text.png").write_text("hello")
+    code, out, err = run("a.png", "b.jpg", "missing.jpg", "text.png", "flat.png", "c.png")
+    assert code == 1
+    assert [row["image"] for row in rows()] == ["a.png", "c.png"]
+    lines = err.splitlines()
+    names = ("b.jpg", "missing.jpg", "text.png", "flat.png")
+    assert len(lines) == len(names)
+    for line, name in zip(lines, names, strict=True):
+        assert line.startswith(f"jclnf: {name}: ")
+    assert "no face found" in lines[-1]
+    assert "2 faces in" in out
+
+
+def test_only_bad_images(run):
+    assert run("missing.jpg")[0] == 1
+    assert rows() == []
+    Path("empty").mkdir()
+    code, _, err = run("empty")
+    assert (code, err) == (1, "jclnf: empty: no images in this folder\n")
+
+
+def test_box_option(run, astronaut):
+    cv2.imwrite("a.png", astronaut)
+    # A box beyond the border, so its numbers are negative.
+    code, _, err = run("a.png", "--box", "-20.5", "-18", "78", "80")
+    assert (code, err) == (0, "")
+    (row,) = rows()
+    assert [float(row[f"box_{k}"]) for k in "xywh"] == [-20.5, -18, 78, 80]
+    code, _, err = run("a.png", "--box", "0", "0", "0", "9")
+    assert code == 1
+    assert err.startswith("jclnf: a.png: face 0: box ")
+    assert rows() == []
+    code, _, err = run("a.png", "b.png", "--box", "0", "0", "50", "50")
+    assert code == 2
+    assert "--boxes" in err
+
+
+def test_boxes_option(run, astronaut):
+    cv2.imwrite("a.png", astronaut)
+    cv2.imwrite("b.png", astronaut)
+    Path("boxes.csv").write_text(
+        "image,x,y,w,h\na.png,92,79,77,75\na.png,90,81,72,72\na.png,900,900,50,50\n"
+    )
+    code, _, err = run("a.png", "b.png", "--boxes", "boxes.csv")
+    assert code == 1
+    assert [(row["image"], row["face"]) for row in rows()] == [("a.png", "0"), ("a.png", "1")]
+    first, second = err.splitlines()
+    assert first.startswith("jclnf: a.png: face 2: box x=900")
+    assert second == "jclnf: b.png: no box for it in boxes.csv"
+    Path("bad.csv").write_text("hello")
+    code, _, err = run("a.png", "--boxes", "bad.csv")
+    assert code == 2
+    assert err.startswith("jclnf: bad.csv: needs a header")
+
+
+def test_all_faces_or_the_largest(run, astronaut):
+    face = astronaut[30:210, 45:225]
+    picture = np.full((220, 380, 3), 128, np.uint8)
+    picture[20:164, 20:164] = cv2.resize(face, (144, 144), interpolation=cv2.INTER_AREA)
+    picture[20:200, 180:360] = face
+    cv2.imwrite("two.png", picture)
+    assert run("two.png")[0] == 0
+    first, second = rows()
+    assert (first["face"], second["face"]) == ("0", "1")
+    assert float(first["box_x"]) > 180 > float(second["box_x"])
+    assert run("two.png", "--one")[0] == 0
+    assert [row["box_x"] for row in rows()] == [first["box_x"]]
+
+
+def test_folders_and_names_of_overlays(run, astronaut, box):
+    for folder in ("in", "in/deeper", "other"):
+        Path(folder).mkdir()
+    for name in ("in/b.png", "in/a.PNG", "in/a.jpg", "in/.hidden.png", "in/deeper/x.png"):
+        Path(name).write_bytes(cv2.imencode(".png", astronaut)[1].tobytes())
+    cv2.imwrite("other/A.png", astronaut)
+    Path("in/notes.txt").write_text("not an image")
+    lines = [f"{name},{','.join(box)}" for name in ("b.png", "a.PNG", "a.jpg", "A.png")]
+    Path("boxes.csv").write_text("\n".join(["image,x,y,w,h", *lines]))
+    # The same picture twice, once by its folder, is one picture.
+    code, _, err = run("in", "other/A.png", "in/b.png", "--boxes", "boxes.csv", "--out", "out")
+    assert (code, err) == (0, "")
+    found = [row["image"] for row in rows("out/landmarks.csv")]
+    assert found == ["in/a.PNG", "in/a.jpg", "in/b.png", "other/A.png"]
+    assert sorted(os.listdir("out")) == [
+        "A_3_overlay.png",
+        "a_2_overlay.png",
+        "a_overlay.png",
+        "b_overlay.png",
+        "landmarks.csv",
+    ]
+
+
+def test_overlays_beside_the_images(run, astronaut, box):
+    """Written into the folder of the images, they are not images of the next run."""
+    Path("in").mkdir()
+    cv2.imwrite("in/a.png", astronaut)
+    Path("boxes.csv").write_text("image,x,y,w,h\na.png," + ",".join(box))
+    for _ in range(2):
+        assert run("in", "--boxes", "boxes.csv", "--out", "in")[0] == 0
+        assert sorted(os.listdir("in")) == ["a.png", "a_overlay.png", "landmarks.csv"]
+    # Asked for by name it is an image, and stays as it is.
+    before = Path("in/a_overlay.png").read_bytes()
+    assert run("in/a_overlay.png", "in/a.png", "--box", *box, "--out", "in")[0] == 2
+    Path("boxes.csv").write_text("image,x,y,w,h\n" + "".join(
+        f"{name},{','.join(box)}\n" for name in ("a.png", "a_overlay.png")
+    ))  # fmt: skip
+    assert run("in/a_overlay.png", "in/a.png", "--boxes", "boxes.csv", "--out", "in")[0] == 0
+    assert Path("in/a_overlay.png").read_bytes() == before
+    assert Path("in/a_2_overlay.png").exists()
+
+
+def test_quiet_without_overlay(run, astronaut, box):
+    cv2.imwrite("süß 写真.png", astronaut)
+    assert run("süß 写真.png", "--box", *box, "--quiet", "--no-overlay") == (0, "", "")
+    assert os.listdir("fits") == ["landmarks.csv"]
+    assert rows()[0]["image"] == "süß 写真.png"
+
+
+def test_failed_fit_is_a_row_and_exit_code_1(run, astronaut, box, monkeypatch):
+    fit = jclnf.fit
+
+    def diverge(*args):
+        result = fit(*args)
+        return jax.tree.map(lambda a: a * np.nan if a.dtype.kind == "f" else a, result)
+
+    monkeypatch.setattr(jclnf, "fit", diverge)
+    monkeypatch.setattr(FitStatus, "ok", property(lambda _: False))
+    cv2.imwrite("a.png", astronaut)
+    code, out, _ = run("a.png", "--box", *box)
+    assert code == 1
+    assert "a.png: face 0: " in out
+    (row,) = rows()
+    assert row["x_0"] == row["likelihood"] == ""
+    assert Path("fits/a_overlay.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "missing.txt"), "missing.txt"),
+        (("--model", "a.png"), "a.png"),
+        (("--iterations", "0"), "iterations"),
+        (("--windows", "11,9"), "windows"),
+        (("--windows", "eleven"), "whole numbers"),
+        (("--starts", "5"), "--starts"),
+        (("--arithmetic", "other"), "--arithmetic"),
+        (("--box", "1", "2", "3"), "--box"),
+        (("--one", "--boxes", "b.csv"), "not allowed"),
+        (("--boxes", "missing.csv"), "missing.csv"),
+        (("--out", "a.png"), "a.png: cannot be written"),
+        (("--nonsense",), "--nonsense"),
+    ],
+)
+def test_what_ends_the_command_at_once(astronaut, model, capfd, arguments, message):
+    cv2.imwrite("a.png", astronaut)
+    before = Path("a.png").read_bytes()
+    assert main(["fit", "a.png", "--model", model, *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert Path("a.png").read_bytes() == before
+    assert not Path("fits").exists()
+
+
+def test_settings_reach_the_fit(run, astronaut, box, monkeypatch):
+    seen = []
+    fit = jclnf.fit
+
+    def watch(model, image, box, params):
+        seen.append(params)
+        return fit(model, image, box, params)
+
+    monkeypatch.setattr(jclnf, "fit", watch)
+    cv2.imwrite("a.png", astronaut)
+    code, _, err = run("a.png", "--box", *box, "--arithmetic", "openface", "--windows", "9")
+    assert (code, err) == (0, "")
+    (params,) = seen
+    assert params.windows == (9,)
+    assert params.iterations == 1
+    assert params.arithmetic.early_stop
+
+
+def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):
+    cv2.imwrite("a.png", astronaut)
+    cv2.imwrite("b.png", astronaut)
+    read = jclnf.images.read_photo
+
+    def interrupt(path):
+        if path.name == "b.png":
+            raise KeyboardInterrupt
+        return read(path)
+
+    monkeypatch.setattr(jclnf.commands.fit, "read_photo", interrupt)
+    code, out, err = run("a.png", "b.png")
+    assert (code, err) == (130, "jclnf: interrupted\n")
+    assert "1 face in fits/landmarks.csv" in out
+    assert [row["image"] for row in rows()] == ["a.png"]
+
+
+def test_full_disk(run, astronaut, box, monkeypatch):
+    cv2.imwrite("a.png", astronaut)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jclnf.commands.fit, "write_png", full)
+    code, _, err = run("a.png", "--box", *box)
+    assert code == 1
+    assert err == "jclnf: fits/a_overlay.png: cannot be written: No space left on device\n"
+    monkeypatch.setattr("jclnf.table.FaceTable.write", full)
+    code, _, err = run("a.png", "--box", *box)
+    assert code == 2
+    assert err == "jclnf: fits/landmarks.csv: cannot be written: No space left on device\n"
+
+
+def test_help_and_version(capfd):
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"jclnf {jclnf.__version__}\n"
+    assert main(["--help"]) == 0
+    assert "fit" in capfd.readouterr().out
+    assert main(["fit", "--help"]) == 0
+    text = capfd.readouterr().out
+    for part in ("exit code:", "examples:", "landmarks.csv", "--boxes", "upright"):
+        assert part in text
+    assert main([]) == 2
+    assert "COMMAND" in capfd.readouterr().err
+
+
+def process(*arguments, **options):
+    code = "import sys; from jclnf.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=options.pop("cwd", None),
+        env={**os.environ, "PYTHONPATH": str(Path(jclnf.__file__).parents[1])},
+        text=True,
+        **options,
+    )
+
+
+def test_help_into_a_closed_pipe_and_without_heavy_modules():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with process("fit", "--help", stdout=writing, stderr=subprocess.PIPE) as p:
+        os.close(writing)
+        _, err = p.communicate(timeout=60)
+    assert err == ""
+    assert p.returncode in (0, 1)  # whether argparse or we meet the closed pipe
+    code = (
+        "import sys, jclnf.cli\n"
+        "assert jclnf.cli.main(['fit', '--help']) == 0\n"
+        "assert not {'cv2', 'matplotlib', 'skimage'} & set(sys.modules)\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge._backends\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(jclnf.__file__).parents[1])}
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends a Unix signal")
+def test_real_interrupt(tmp_path, astronaut, model):
+    """Ctrl-C between the faces of a long run: exit code 130, whole rows, no traceback."""
+    names = [f"{i:03}.png" for i in range(200)]
+    for name in names:
+        cv2.imwrite(name, astronaut)
+    Path("boxes.csv").write_text(
+        "image,x,y,w,h\n" + "".join(f"{name},92,79,77,75\n" for name in names)
+    )
+    arguments = ("--boxes", "boxes.csv", "--starts", "1", "--iterations", "1", "--model", model)
+    with process(
+        "fit", ".", *arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as p:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and p.poll() is None:
+            if Path("fits/landmarks.csv").exists() and len(rows()) >= 2:
+                break
+            time.sleep(0.05)
+        p.send_signal(signal.SIGINT)
+        _, err = p.communicate(timeout=60)
+    assert p.returncode == 130
+    assert err == "jclnf: interrupted\n"
+    found = rows()
+    assert 2 <= len(found) < 200
+    assert all(row["p_2"] for row in found)
+
+
+def test_compilation_cache_folder(tmp_path, monkeypatch):
+    set_to = lambda: jax.config.jax_compilation_cache_dir  # noqa: E731
+    assert enable_compilation_cache(tmp_path / "a" / "b") == str(tmp_path / "a" / "b") == set_to()
+    assert (tmp_path / "a" / "b").is_dir()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+    # What JAX is set to already (as by its environment variable) stays.
+    assert enable_compilation_cache() == str(tmp_path / "a" / "b") == set_to()
+
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    folder = enable_compilation_cache()
+    assert folder == set_to()
+    assert Path(folder).parent == tmp_path / "xdg" / "jclnf" / "jax"
+
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file", tmp_path / "file" / "below", "nul\0"):
+        assert enable_compilation_cache(bad) is None
+        assert set_to() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert enable_compilation_cache() is None
+
+
+def test_silent_stderr(capfd):
+    with silent_stderr():
+        os.write(2, b"noise")
+    os.write(2, b"word")
+    assert capfd.readouterr().err == "word"

@@ -1,0 +1,267 @@
+"""The fit as a whole, on a face whose landmarks are known because its experts look for them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jclnf
+from jclnf import fit as fit_module
+from jclnf.params import as_dtype
+from synthetic import default_params, planted
+
+ARITHMETICS = ("exact", "openface")
+
+
+@pytest.fixture(scope="module")
+def face():
+    return planted()
+
+
+@pytest.fixture(scope="module")
+def start(face):
+    """The true box, moved and enlarged a little."""
+    return (face.box + [3, -2, 0, 0]) * [1, 1, 1.04, 0.98]
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_it_finds_the_planted_landmarks(face, start, arithmetic):
+    params = default_params(arithmetic=arithmetic, iterations=20)
+    result = jclnf.fit(face.model, face.image, start, params)
+    before = jclnf.fit_from(
+        face.model,
+        face.image,
+        jclnf.pdm.pose_from_box(face.model.pdm, jnp.asarray(start), jnp.zeros(3)),
+        face.model.pdm.mean_shape(),
+        default_params(iterations=1, regularisation=jnp.array([1e9, 1e9])),
+    )
+    error = np.linalg.norm(result.landmarks - face.landmarks, axis=1)
+    assert np.linalg.norm(before.landmarks - face.landmarks, axis=1).mean() > 3
+    assert error.max() < 0.6
+    assert jclnf.FitStatus(int(result.status)).ok
+    np.testing.assert_allclose(result.pose.scale, face.pose.scale, rtol=0.01)
+    np.testing.assert_allclose(result.pose.rotation, face.pose.rotation, atol=0.03)
+    # At the end the landmarks stand on the peaks of their maps.
+    last = result.trace.peak_offset[-1, 1][result.trace.performed[-1, 1]][-1]
+    assert np.linalg.norm(last, axis=-1).mean() < 1.0
+
+
+def test_more_iterations_move_it_less_and_less(face, start):
+    fits = {
+        n: jclnf.fit(face.model, face.image, start, default_params(iterations=n)).landmarks
+        for n in (1, 5, 40)
+    }
+    distance = [np.linalg.norm(fits[n] - fits[40], axis=1).mean() for n in (1, 5)]
+    assert distance[1] < 0.3 * distance[0]
+    result = jclnf.fit(face.model, face.image, start, default_params(iterations=40))
+    assert jclnf.FitStatus(int(result.status)) == jclnf.FitStatus.CONVERGED
+    movement = np.asarray(result.trace.movement[-1, 1])
+    assert movement[-1] < 0.01 < movement[0]
+
+
+def test_early_stop_performs_fewer_iterations_and_gives_the_same(face, start):
+    early = jclnf.Arithmetic(early_stop=True)
+    stopped = jclnf.fit(face.model, face.image, start, default_params(iterations=40, arithmetic=early))
+    full = jclnf.fit(face.model, face.image, start, default_params(iterations=40))
+    done = np.asarray(stopped.trace.performed)
+    assert full.trace.performed.all()
+    assert 0 < done[-1, 1].sum() < 40
+    for one_pass in done.reshape(-1, 40):
+        assert (np.diff(one_pass.astype(int)) <= 0).all()
+    np.testing.assert_array_equal(np.asarray(stopped.trace.update)[~done], 0)
+    np.testing.assert_allclose(stopped.landmarks, full.landmarks, atol=0.1)
+    # The pass ends after the first movement under the tolerance, not before it.
+    movement = np.asarray(stopped.trace.movement[-1, 1])[done[-1, 1]]
+    assert movement[-1] < 0.01 <= movement[:-1].min()
+
+
+def test_result_is_consistent_with_itself(face, start):
+    result = jclnf.fit(face.model, face.image, start)
+    pose, points = result.pose, np.asarray(result.landmarks3d)
+    np.testing.assert_allclose(
+        pose.scale * points[:, :2] + pose.translation, result.landmarks, atol=1e-3
+    )
+    visible = np.asarray(result.visible)
+    expected = np.log(np.asarray(result.landmark_likelihood)[visible] + 1e-8).mean()
+    np.testing.assert_allclose(result.likelihood, expected, rtol=1e-5)
+    np.testing.assert_allclose(result.trace.likelihood[-1, 1, -1], result.likelihood, rtol=1e-6)
+    shifted = result.shifted(np.array([10.0, -4.0]))
+    np.testing.assert_allclose(shifted.landmarks, result.landmarks + np.array([10, -4]), rtol=1e-6)
+    np.testing.assert_allclose(shifted.pose.translation, pose.translation + np.array([10, -4]))
+
+
+def test_prepared_or_not_it_is_the_same_fit(face, start):
+    raw = jclnf.fit(face.model, face.image, start)
+    prepared = jclnf.fit(face.model.prepare(), face.image, start)
+    np.testing.assert_allclose(raw.landmarks, prepared.landmarks, atol=1e-3)
+
+
+def test_jit_agrees_with_eager_and_vmap_with_single_fits(face, start):
+    params = default_params(iterations=2)
+    boxes = np.stack([start + [i, -i, 0, 0] for i in range(3)])
+    single = [jclnf.fit(face.model, face.image, box, params) for box in boxes]
+    batched = jax.vmap(lambda box: jclnf.fit(face.model, face.image, box, params))(jnp.asarray(boxes))
+    for i, one in enumerate(single):
+        np.testing.assert_allclose(batched.landmarks[i], one.landmarks, atol=1e-3)
+    with jax.disable_jit():
+        eager = jclnf.fit(face.model, face.image, boxes[0], params)
+    np.testing.assert_allclose(eager.landmarks, single[0].landmarks, atol=1e-3)
+
+
+def test_a_second_photo_of_the_same_size_compiles_nothing(face, start, monkeypatch):
+    traces = []
+    original = fit_module.fit_from
+    monkeypatch.setattr(
+        fit_module, "fit_from", lambda *args: traces.append(1) or original(*args)
+    )
+    params = default_params(iterations=3)
+    for i in range(4):
+        piece = jclnf.crop(face.image, start + i)
+        jclnf.fit(face.model, piece.image, piece.box, params.replace(kernel_width=jnp.array([1.5, 1.2 + i])))
+    assert len(traces) == 1
+
+
+def test_a_crop_gives_the_same_fit(face, start):
+    image = np.pad(face.image, ((100, 300), (250, 50)))
+    whole = jclnf.fit(face.model, image, start + [250, 100, 0, 0])
+    piece = jclnf.crop(image, start + [250, 100, 0, 0])
+    cut = jclnf.fit(face.model, piece.image, piece.box).shifted(piece.offset)
+    assert piece.image.shape != image.shape
+    np.testing.assert_allclose(cut.landmarks, whole.landmarks, atol=2e-3)
+
+
+def test_a_scale_without_window_is_left_out(face, start):
+    result = jclnf.fit(face.model, face.image, start, default_params(windows=(0, 9)))
+    assert result.trace.performed.shape[0] == 1
+
+
+def test_equal_windows_are_scanned_with_the_same_result(face, start):
+    """Scales of one window share a traced body; it has to pick each scale's own experts."""
+    params = default_params(windows=(7, 7))
+    together = jclnf.fit(face.model, face.image, start, params)
+    first = jclnf.fit(face.model, face.image, start, params.replace(windows=(7, 0)))
+    second = eqx.filter_jit(jclnf.fit_from)(
+        face.model, face.image, first.pose, first.shape, params.replace(windows=(0, 7))
+    )
+    np.testing.assert_allclose(together.landmarks, second.landmarks, atol=1e-3)
+
+
+def test_the_view_is_the_nearest_and_hides_its_landmarks(face, start):
+    result = jclnf.fit(face.model, face.image, start, rotation=(0.0, 1.4, 0.0))
+    assert int(result.trace.view[0]) == 1
+    np.testing.assert_array_equal(result.trace.peak_offset[0, :, :, 0], 0)
+    final_view = int(result.trace.view[-1])
+    np.testing.assert_array_equal(result.visible, face.model.experts.visible[1, final_view])
+
+
+def test_hypotheses_keep_the_likeliest(face, start):
+    rotations = np.array([[0, 0.9, 0], [0, 0, 0], [0, -0.9, 0.4]], np.float32)
+    best = jclnf.fit_hypotheses(face.model, face.image, start, rotations=rotations)
+    fits = [jclnf.fit(face.model, face.image, start, rotation=r) for r in rotations]
+    likeliest = max(fits, key=lambda one: float(one.likelihood))
+    np.testing.assert_allclose(best.landmarks, likeliest.landmarks, atol=2e-3)
+    assert np.linalg.norm(best.landmarks - face.landmarks, axis=1).max() < 1.0
+
+
+def test_statuses(face, start):
+    def status(model=face.model, image=face.image, box=start, params=None, **more):
+        return jclnf.FitStatus(int(jclnf.fit(model, image, box, params, **more).status))
+
+    assert status() in (jclnf.FitStatus.CONVERGED, jclnf.FitStatus.ITERATION_LIMIT)
+    tiny = start * [1, 1, 0.15, 0.15]
+    assert status(box=tiny) == jclnf.FitStatus.FACE_TOO_SMALL
+    assert status(image=np.full_like(face.image, np.nan)) == jclnf.FitStatus.NOT_FINITE
+    # Maps that always pull to the same side drag the face away.
+    biased = eqx.tree_at(
+        lambda m: (m.experts.alpha, m.pdm.mean),
+        face.model,
+        (jnp.zeros_like(face.model.experts.alpha), face.model.pdm.mean * 0.2),
+    )
+    pull = eqx.tree_at(lambda m: m.experts, biased, Drag.like(face.model.experts))
+    assert status(model=pull, params=default_params(iterations=60)) == jclnf.FitStatus.DIVERGED
+    for one in jclnf.FitStatus:
+        assert one.message.endswith(".")
+
+
+class Drag(jclnf.experts.PatchExperts):
+    """Experts that always answer to the right of where they are asked."""
+
+    centres: jax.Array
+    visible: jax.Array
+    confidence: jax.Array
+    scalings: tuple = eqx.field(static=True)
+    support: int = eqx.field(static=True, default=11)
+
+    @staticmethod
+    def like(experts):
+        return Drag(experts.centres, experts.visible, experts.confidence, experts.scalings)
+
+    def responses(self, areas, scale, view, window):
+        del scale, view
+        return jnp.zeros((areas.shape[0], window, window)).at[:, window // 2, -1].set(1.0)
+
+
+def test_a_face_too_small_stays_as_it_was_then(face, start):
+    """The finer scales do not touch it, and leave no trace."""
+    result = jclnf.fit(face.model, face.image, start * [1, 1, 0.15, 0.15])
+    assert not result.trace.performed[1].any()
+    assert result.trace.performed[0].all()
+    assert np.isfinite(result.landmarks).all()
+
+
+@pytest.mark.parametrize("wrong", ["leaf", "box", "image", "rotation"])
+def test_gradients_of_the_whole_fit_are_those_of_finite_differences(face, start, wrong):
+    with jax.enable_x64(True):
+        model, params = as_dtype(face.model, float), as_dtype(default_params(iterations=3), float)
+        image, box = jnp.asarray(face.image, float), jnp.asarray(start, float)
+
+        def loss(value):
+            m, i, b, r = model, image, box, jnp.array([0.02, -0.03, 0.01])
+            p = params
+            if wrong == "leaf":
+                p = params.replace(kernel_width=value, regularisation=value * 2)
+            elif wrong == "box":
+                b = value
+            elif wrong == "rotation":
+                r = value
+            else:
+                i = image + value
+            result = jclnf.fit(m, i, b, p, rotation=r)
+            return jnp.sum(jnp.sin(result.landmarks / 30)) + result.likelihood
+
+        at = {
+            "leaf": jnp.array([1.5, 1.3]),
+            "box": box,
+            "rotation": jnp.array([0.02, -0.03, 0.01]),
+            "image": jnp.zeros(()),
+        }[wrong]
+        if wrong == "image":
+            # One direction in the space of images: a bright spot near a landmark.
+            x, y = face.landmarks[2].astype(int)
+            spot = jnp.zeros_like(image).at[y - 3 : y + 3, x - 2 : x + 4].set(1.0)
+            original, loss_of = image, loss
+            loss = lambda t: loss_of(t * spot)  # noqa: E731
+            assert original is image
+        gradient = jax.grad(loss)(at)
+        assert jnp.isfinite(gradient).all()
+        step = 1e-5
+        for pick in np.ndindex(at.shape):
+            unit = jnp.zeros_like(at).at[pick].set(step)
+            numeric = (loss(at + unit) - loss(at - unit)) / (2 * step)
+            np.testing.assert_allclose(gradient[pick], numeric, rtol=2e-3, atol=1e-6)
+
+
+def test_unusable_input_is_named(face, start):
+    with pytest.raises(jclnf.ImageError, match="must be grey"):
+        jclnf.fit(face.model, np.zeros((20, 20, 3)), start)
+    with pytest.raises(jclnf.ImageError, match="uint16"):
+        jclnf.fit(face.model, np.zeros((20, 20), np.uint16), start)
+    for box in ([1, 2, 3], [0, 0, 0, 10], [0, 0, np.nan, 5], [0, 0, 5, np.inf]):
+        with pytest.raises(jclnf.BoxError, match="box"):
+            jclnf.fit(face.model, face.image, box)
+    one_scale = jclnf.FitParams(jnp.ones(1), jnp.ones(1), jnp.ones(1), windows=(7,))
+    with pytest.raises(jclnf.ParamsError, match="1 scales, the model has 2"):
+        jclnf.fit(face.model, face.image, start, one_scale)
+    with pytest.raises(jclnf.ParamsError, match=r"\(r, 3\)"):
+        jclnf.fit_hypotheses(face.model, face.image, start, rotations=[0, 0, 0])

@@ -1,0 +1,150 @@
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jclnf.errors import BoxError
+from jclnf.result import FitStatus
+from jclnf.table import BoxTable, FaceTable, columns
+
+
+def result(n=3, m=2, seed=0, status=FitStatus.CONVERGED):
+    rng = np.random.default_rng(seed)
+    return SimpleNamespace(
+        landmarks=rng.uniform(-100, 3000, (n, 2)).astype(np.float32),
+        shape=rng.normal(0, 10, m).astype(np.float32),
+        pose=SimpleNamespace(
+            scale=np.float32(1.25),
+            rotation=rng.normal(0, 1, 3).astype(np.float32),
+            translation=rng.uniform(0, 1000, 2).astype(np.float32),
+        ),
+        likelihood=np.float32(-1.5),
+        status=np.int32(status),
+    )
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_row_holds_the_result(tmp_path):
+    face = result()
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        table.write("a.jpg", 1, (1, 2.5, 30, 40), face)
+        assert table.rows == 1
+    (row,) = read(tmp_path / "a.csv")
+    assert list(row) == columns(3, 2)
+    assert (row["image"], row["face"], row["status"]) == ("a.jpg", "1", "converged")
+    numbers = {key: float(value) for key, value in row.items() if key not in ("image", "status")}
+    assert [numbers[f"box_{k}"] for k in "xywh"] == [1, 2.5, 30, 40]
+    for i in range(3):
+        assert (numbers[f"x_{i}"], numbers[f"y_{i}"]) == pytest.approx(face.landmarks[i], abs=1e-4)
+    assert [numbers[f"p_{i}"] for i in range(2)] == pytest.approx(face.shape, abs=1e-6)
+    pose = face.pose
+    assert [numbers[k] for k in ("rx", "ry", "rz")] == pytest.approx(pose.rotation, abs=1e-6)
+    assert [numbers[k] for k in ("tx", "ty")] == pytest.approx(pose.translation, abs=1e-4)
+    assert (numbers["scale"], numbers["likelihood"]) == (1.25, -1.5)
+
+
+def test_every_row_is_on_disk_at_once(tmp_path):
+    table = FaceTable(tmp_path / "a.csv", 3, 2)
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 1
+    for face in range(3):
+        table.write("a.jpg", face, (1, 2, 3, 4), result(seed=face))
+        text = (tmp_path / "a.csv").read_text()
+        assert len(text.splitlines()) == face + 2
+        assert text.endswith("\n")
+    table.close()
+
+
+def test_failed_fit_has_empty_fields(tmp_path):
+    face = result(status=FitStatus.NOT_FINITE)
+    face.landmarks[1] = np.nan
+    face.shape[0] = np.inf
+    face.likelihood = np.float32(np.nan)
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        table.write("a.jpg", 0, (1, 2, 3, 4), face)
+    (row,) = read(tmp_path / "a.csv")
+    assert row["status"] == "not_finite"
+    assert [k for k, v in row.items() if v == ""] == ["likelihood", "x_1", "y_1", "p_0"]
+
+
+def test_no_negative_zero(tmp_path):
+    face = result()
+    face.shape[:] = (-0.0, -1e-9)
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        table.write("a.jpg", 0, (-0.0, 2, 3, 4), face)
+    (row,) = read(tmp_path / "a.csv")
+    assert (row["p_0"], row["p_1"], row["box_x"]) == ("0.000000", "0.000000", "0.0000")
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b.jpg", 'quo"te.jpg', "new\nline.jpg", "写真.jpg", "\udcff.jpg"]
+)
+def test_any_file_name(tmp_path, name):
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        table.write(name, 0, (1, 2, 3, 4), result())
+    assert [row["image"] for row in read(tmp_path / "a.csv")] == [name]
+
+
+def test_another_model_is_refused(tmp_path):
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        for face in (result(n=4), result(m=3)):
+            with pytest.raises(ValueError, match="in a table of 3 and 2"):
+                table.write("a.jpg", 0, (1, 2, 3, 4), face)
+
+
+def boxes(tmp_path, text):
+    path = tmp_path / "boxes.csv"
+    path.write_bytes(text.encode())
+    return BoxTable(path)
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_boxes_by_image(tmp_path, start, end):
+    lines = ["source, image, x, y, w, h", "s,a.jpg,1,2,3,4", "s,d/b.jpg,5,6,7,8", "s,a.jpg,9,9,9,9"]
+    table = boxes(tmp_path, start + end.join(lines) + end)
+    assert table.boxes("some/folder/a.jpg") == [[1, 2, 3, 4], [9, 9, 9, 9]]
+    assert table.boxes("a.jpg") == [[1, 2, 3, 4], [9, 9, 9, 9]]
+    assert table.boxes("c/d/b.jpg") == [[5, 6, 7, 8]]
+    assert table.boxes("b.jpg") == []
+    assert table.boxes("aa.jpg") == []
+
+
+def test_longest_match_counts(tmp_path):
+    table = boxes(tmp_path, "image,x,y,w,h\na.jpg,1,1,1,1\nd/a.jpg,2,2,2,2\n")
+    assert table.boxes("d/a.jpg") == [[2, 2, 2, 2]]
+    assert table.boxes("e/a.jpg") == [[1, 1, 1, 1]]
+
+
+def test_own_table_serves_as_boxes(tmp_path):
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        table.write("d/写 真.jpg", 0, (1, 2.25, 3, 4), result())
+    assert BoxTable(tmp_path / "a.csv").boxes("d/写 真.jpg") == [[1, 2.25, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "header"),
+        ("image,x,y\na.jpg,1,2\n", "header"),
+        ("x,y,w,h\n1,2,3,4\n", "header"),
+        ("a.jpg,1,2,3,4\n", "header"),
+        ("image,x,y,w,h\na.jpg,1,2,3\n", "line 2: x, y, w, h must be numbers"),
+        ("image,x,y,w,h\n\na.jpg,1,2,3,\n", "line 3: x, y, w, h must be numbers"),
+        ("image,x,y,w,h\n,1,2,3,4\n", "line 2: no image"),
+        ('image,x,y,w,h\n"a' + "x" * 200_000 + '",1,2,3,4\n', "not a CSV file"),
+    ],
+)
+def test_bad_boxes_file(tmp_path, text, message):
+    with pytest.raises(BoxError, match=f"boxes.csv.*{message}"):
+        boxes(tmp_path, text)
+
+
+def test_boxes_file_that_cannot_be_read(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.csv"):
+        with pytest.raises(BoxError, match="cannot be read"):
+            BoxTable(path)

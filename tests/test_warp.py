@@ -1,0 +1,119 @@
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.ndimage import map_coordinates
+
+from jclnf import warp
+
+
+def similarity_matrix(pair):
+    a, b = np.asarray(pair, np.float64)
+    return np.array([[a, -b], [b, a]])
+
+
+@pytest.fixture
+def scene(rng):
+    image = cv2.GaussianBlur(rng.uniform(0, 255, (90, 120)).astype(np.float32), (0, 0), 1.5)
+    # Inside, across each border, in a corner, far outside.
+    centres = [[60, 45], [3.3, 40.2], [118.9, 50], [50, -2.4], [70.25, 88.7], [0, 0], [-500, 40]]
+    return image, np.array(centres, np.float32)
+
+
+def test_align_is_the_kabsch_rotation_with_the_ratio_of_sizes(rng):
+    for _ in range(10):
+        source, target = rng.standard_normal((2, 30, 2)) * [[[5.0]], [[2.0]]] + 40
+        a, b = source - source.mean(0), target - target.mean(0)
+        u, _, vt = np.linalg.svd(a.T @ b)
+        rotation = (u @ np.diag([1, np.linalg.det(u @ vt)]) @ vt).T
+        scale = np.sqrt((b**2).sum() / (a**2).sum())
+        pair = warp.align(jnp.asarray(source), jnp.asarray(target))
+        np.testing.assert_allclose(similarity_matrix(pair), scale * rotation, atol=1e-5)
+
+
+def test_align_does_not_reflect(rng):
+    points = rng.standard_normal((30, 2)) * [3, 1]
+    pair = warp.align(jnp.asarray(points), jnp.asarray(points * [-1, 1]))
+    assert np.linalg.det(similarity_matrix(pair)) > 0
+
+
+def test_align_of_a_point_has_a_finite_derivative():
+    source = jnp.ones((5, 2))
+    gradient = jax.grad(lambda s: warp.align(s, jnp.arange(10.0).reshape(5, 2)).sum())(source)
+    assert jnp.isfinite(gradient).all()
+
+
+def test_invert_and_apply(rng):
+    pair = jnp.array([1.3, -0.4])
+    points = rng.standard_normal((7, 2)).astype(np.float32)
+    forth = warp.apply(pair, jnp.asarray(points))
+    np.testing.assert_allclose(forth, points @ similarity_matrix(pair).T, atol=1e-5)
+    np.testing.assert_allclose(warp.apply(warp.invert(pair), forth), points, atol=1e-5)
+
+
+@pytest.mark.parametrize("pair", [(1.0, 0.0), (2.3, 0.7), (0.6, -0.5)])
+def test_exact_sampling_is_bilinear_interpolation(scene, pair):
+    image, centres = scene
+    size = 15
+    areas = warp.sample_areas(jnp.asarray(image), jnp.asarray(centres), jnp.array(pair), size)
+    v, u = np.mgrid[:size, :size] - (size - 1) / 2
+    offsets = np.stack([u, v], -1) @ similarity_matrix(pair).T
+    # Padding lets the oracle blend towards the zeros outside, as sampling is specified to.
+    padded = np.pad(image, 40)
+    for area, centre in zip(areas, centres, strict=True):
+        x, y = np.moveaxis(offsets + centre + 40, -1, 0)
+        expected = map_coordinates(padded, [y, x], order=1, mode="constant")
+        np.testing.assert_allclose(area, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("pair", [(1.0, 0.0), (2.3, 0.7), (0.6, -0.5), (1.4959154, -5.57e-9)])
+def test_fixed_point_sampling_is_opencv_warp_affine(scene, pair):
+    image, centres = scene
+    size, (a, b) = 17, np.float32(pair)
+    half = np.float32((size - 1) / 2)
+    areas = warp.sample_areas(
+        jnp.asarray(image), jnp.asarray(centres), jnp.array(pair), size, fixed_point=True
+    )
+    different = 0
+    for area, (x, y) in zip(np.asarray(areas), centres, strict=True):
+        matrix = np.array([[a, -b, x - (a - b) * half], [b, a, y - (a + b) * half]], np.float32)
+        expected = cv2.warpAffine(
+            image, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        )
+        different += np.count_nonzero(np.abs(area - expected) > 0.01)
+    # A position within single precision of a rounding boundary may fall on either side of it.
+    assert different <= 0.001 * areas.size
+
+
+def test_sampling_gradients_are_those_of_finite_differences(scene):
+    image, centres = scene
+
+    def total(image, centres, pair):
+        areas = warp.sample_areas(image, centres, pair, 5)
+        return jnp.sum(jnp.sin(areas / 50))
+
+    with jax.enable_x64(True):
+        # Off the pixel centres: there, the interpolated image has a kink.
+        centres = jnp.asarray(centres + 0.413, float)
+        arguments = (jnp.asarray(image, float), centres, jnp.array([1.37, 0.21]))
+        gradients = jax.grad(total, argnums=(0, 1, 2))(*arguments)
+        for index, picks in ((0, [(44, 60), (40, 3)]), (1, [(0, 0), (0, 1), (1, 0)]), (2, [0, 1])):
+            for pick in picks:
+                step = 1e-6
+                ends = []
+                for sign in (1, -1):
+                    moved = list(arguments)
+                    moved[index] = moved[index].at[pick].add(sign * step)
+                    ends.append(total(*moved))
+                numeric = (ends[0] - ends[1]) / (2 * step)
+                np.testing.assert_allclose(gradients[index][pick], numeric, rtol=1e-5, atol=1e-7)
+
+
+def test_positions_far_outside_are_zero_and_safe():
+    image = jnp.ones((20, 20))
+    for fixed_point in (False, True):
+        areas = warp.sample_areas(
+            image, jnp.array([[1e9, -1e9], [-1e30, 0.0]]), jnp.array([1.0, 0.0]), 5, fixed_point=fixed_point
+        )
+        np.testing.assert_array_equal(areas, 0.0)
