@@ -1,7 +1,7 @@
 """The fit of one face: over scales, a rigid and a non-rigid pass of regularised mean shifts.
 
-Sources: Saragih, Lucey, Cohn (IJCV 2011); Baltrusaitis, Robinson, Morency (ICCVW 2013); Baltrusaitis,
-Robinson, Morency, "OpenFace: an open source facial behavior analysis toolkit" (WACV 2016).
+Sources: Saragih, Lucey, Cohn (IJCV 2011); Baltrusaitis, Robinson, Morency (ICCVW 2013) and, for
+the schedule over scales, "OpenFace: an open source facial behavior analysis toolkit" (WACV 2016).
 """
 
 import itertools
@@ -70,7 +70,7 @@ def _fit(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -
 
 def fit_from(
     model: Model,
-    image: Real[Array, "h w"],
+    image: Real[Array, "h w"] | np.ndarray,
     pose: Pose,
     shape: Float[Array, " m"],
     params: FitParams,
@@ -79,7 +79,7 @@ def fit_from(
 
     A pure function that is neither compiled nor checks its inputs.
     """
-    params = as_dtype(params, model.pdm.mean.dtype)
+    params, image = as_dtype(params, model.pdm.mean.dtype), jnp.asarray(image)
     start = _State(
         pose=pose,
         shape=shape,
@@ -90,16 +90,15 @@ def fit_from(
         too_small=jnp.array(False),
     )
     state, traces = start, []
-    for window, group in itertools.groupby(
-        (k for k, side in enumerate(params.windows) if side), key=lambda k: params.windows[k]
-    ):
-        state, trace = lax.scan(
-            lambda state, scale, window=window: _fit_scale(
-                model, image, params, state, scale, window
-            ),
-            state,
-            jnp.array(list(group)),
-        )
+    used = [k for k, window in enumerate(params.windows) if window]
+    for window, scales in itertools.groupby(used, key=params.windows.__getitem__):
+
+        def one_scale(
+            state: _State, scale: Int[Array, ""], window: int = window
+        ) -> tuple[_State, dict[str, Array]]:
+            return _fit_scale(model, image, params, state, scale, window)
+
+        state, trace = lax.scan(one_scale, state, jnp.array(list(scales)))
         traces.append(trace)
     landmarks = project(model.pdm, state.pose, state.shape)
     return FitResult(

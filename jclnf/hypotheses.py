@@ -59,9 +59,7 @@ def _fit_hypotheses(
     return best_of(model.prepare(params), image, box, rotations, params)
 
 
-def best_of(
-    model: Model, image: Any, box: Any, rotations: Any, params: FitParams
-) -> FitResult:
+def best_of(model: Model, image: Any, box: Any, rotations: Any, params: FitParams) -> FitResult:
     """What `fit_hypotheses` computes, neither compiled nor checked."""
     dtype = model.pdm.mean.dtype
     box, rotations = jnp.asarray(box, dtype), jnp.asarray(rotations, dtype)

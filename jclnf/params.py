@@ -76,7 +76,9 @@ class FitParams(eqx.Module):
     """Side of the response maps at each scale, in reference pixels; 0 leaves the scale out."""
     iterations: int = eqx.field(static=True, default=5)
     """Iterations of the rigid, and of the non-rigid pass at each scale (at most, if they stop)."""
-    arithmetic: Arithmetic = eqx.field(static=True, default=Arithmetic(), converter=Arithmetic.named)
+    arithmetic: Arithmetic = eqx.field(
+        static=True, default=Arithmetic(), converter=Arithmetic.named
+    )
     tolerance: float = eqx.field(static=True, default=0.01)
     """A pass has converged when an iteration moves the shape by less, in pixels (the norm over
     all coordinates of all landmarks)."""
@@ -96,7 +98,7 @@ class FitParams(eqx.Module):
             raise ParamsError(f"iterations is {self.iterations}; it must be at least 1")
 
     def replace(self, **changes: Any) -> "FitParams":
-        """A copy with some settings changed, e.g. `replace(iterations=10, arithmetic="openface")`."""
+        """A copy with some settings changed, as in `params.replace(iterations=10)`."""
         try:
             return dataclasses.replace(self, **changes)
         except TypeError:
@@ -121,7 +123,7 @@ class FitParams(eqx.Module):
     def openface_wild(
         model: HasScalings, *, arithmetic: str | Arithmetic = "openface"
     ) -> "FitParams":
-        """OpenFace's settings "in the wild": larger windows, more iterations, weighted landmarks."""
+        """OpenFace's settings "in the wild": larger windows, more iterations, weights."""
         return _openface(
             model.scalings,
             windows=(15, 13, 11, 11),
@@ -172,7 +174,9 @@ def _openface(
     return FitParams(
         regularisation=jnp.array([r if r > 0 else 0.001 for r in strengths], jnp.float32),
         kernel_width=jnp.array([kernel_width + 0.25 * octave for octave in octaves], jnp.float32),
-        weight_factor=jnp.array([weight_factor * (1 + 2 * octave) for octave in octaves], jnp.float32),
+        weight_factor=jnp.array(
+            [weight_factor * (1 + 2 * octave) for octave in octaves], jnp.float32
+        ),
         windows=windows[: len(scalings)],
         iterations=iterations,
         arithmetic=arithmetic,

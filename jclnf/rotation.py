@@ -43,7 +43,9 @@ def matrix_to_euler(matrix: Float[Array, "3 3"]) -> Float[Array, "3"]:
 def _atan2(y: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
     """`atan2` whose derivative at the origin is zero instead of NaN."""
     defined = (x != 0) | (y != 0)
-    return jnp.where(defined, jnp.arctan2(jnp.where(defined, y, 0.0), jnp.where(defined, x, 1.0)), 0.0)
+    return jnp.where(
+        defined, jnp.arctan2(jnp.where(defined, y, 0.0), jnp.where(defined, x, 1.0)), 0.0
+    )
 
 
 def skew(vector: Float[Array, "3"]) -> Float[Array, "3 3"]:

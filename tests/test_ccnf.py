@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from synthetic import laplacian
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts import CCNF
 from jclnf.experts.ccnf import mirror_basis
-from synthetic import laplacian
 
 WINDOWS = (7, 5)
 SHAPE = (2, 2, 3)  # scales, views, landmarks
@@ -111,9 +111,13 @@ def test_gradients_reach_every_parameter(arrays, rng):
         gradients = jax.grad(total, allow_int=True)(experts, jnp.asarray(areas))
         for name in ("weights", "norm_weight", "bias", "alpha", "beta", "components"):
             leaf = getattr(gradients, name)
-            leaf, values = (leaf[7], experts.components[7]) if name == "components" else (
-                leaf,
-                getattr(experts, name),
+            leaf, values = (
+                (leaf[7], experts.components[7])
+                if name == "components"
+                else (
+                    leaf,
+                    getattr(experts, name),
+                )
             )
             pick = np.unravel_index(int(jnp.argmax(jnp.abs(leaf))), leaf.shape)
             ends = []

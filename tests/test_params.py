@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 import pytest
+from synthetic import default_params
 
 from jclnf.errors import ParamsError
 from jclnf.params import Arithmetic, FitParams
-from synthetic import default_params
 
 
 class Scales:
@@ -27,7 +27,9 @@ def test_openface_settings_follow_the_scales():
 def test_openface_settings_stop_following_at_the_third_scale():
     params = FitParams.openface_wild(Scales(0.25, 0.35, 0.5, 1.0), arithmetic="exact")
     np.testing.assert_allclose(params.regularisation[2:], [20, 20])
-    np.testing.assert_allclose(params.weight_factor, [2.5, 2.5 + 5 * math.log2(1.4), 7.5, 7.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        params.weight_factor, [2.5, 2.5 + 5 * math.log2(1.4), 7.5, 7.5], rtol=1e-6
+    )
     assert params.arithmetic == Arithmetic()
     assert params.iterations == 10
 

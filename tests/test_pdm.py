@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.transform import Rotation
+from synthetic import random_pdm, random_pose
 
 from jclnf import pdm as P
-from synthetic import random_pdm, random_pose
 
 
 def test_project_is_weak_perspective(rng):
@@ -44,7 +44,9 @@ def test_pose_from_box_fills_the_box(rng):
         pose = P.pose_from_box(pdm, jnp.asarray(box), jnp.asarray(rotation))
         points = np.asarray(P.project(pdm, pose, pdm.mean_shape()))
         extent = np.ptp(points, axis=0)
-        np.testing.assert_allclose((points.max(0) + points.min(0)) / 2, box[:2] + box[2:] / 2, atol=1e-3)
+        np.testing.assert_allclose(
+            (points.max(0) + points.min(0)) / 2, box[:2] + box[2:] / 2, atol=1e-3
+        )
         flat = np.ptp(np.asarray(pdm.mean) @ np.asarray(pose.matrix[:2]).T, axis=0)
         np.testing.assert_allclose(pose.scale, (box[2:] / flat).mean(), rtol=1e-5)
         np.testing.assert_allclose(extent, pose.scale * flat, rtol=1e-5)

@@ -1,10 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from synthetic import random_pdm, random_pose
 
 from jclnf import rlms
 from jclnf.pdm import jacobian
-from synthetic import random_pdm, random_pose
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_rigid_step_solves_the_normal_equations(problem):
 
 def test_landmark_weights():
     confidence, visible = jnp.array([0.2, 0.5, 0.9]), jnp.array([True, False, True])
-    np.testing.assert_allclose(rlms.landmark_weights(confidence, visible, jnp.array(0.0)), [1, 0, 1])
+    np.testing.assert_allclose(
+        rlms.landmark_weights(confidence, visible, jnp.array(0.0)), [1, 0, 1]
+    )
     np.testing.assert_allclose(
         rlms.landmark_weights(confidence, visible, jnp.array(2.0)), [0.4, 0, 1.8], rtol=1e-6
     )

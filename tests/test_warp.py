@@ -114,6 +114,10 @@ def test_positions_far_outside_are_zero_and_safe():
     image = jnp.ones((20, 20))
     for fixed_point in (False, True):
         areas = warp.sample_areas(
-            image, jnp.array([[1e9, -1e9], [-1e30, 0.0]]), jnp.array([1.0, 0.0]), 5, fixed_point=fixed_point
+            image,
+            jnp.array([[1e9, -1e9], [-1e30, 0.0]]),
+            jnp.array([1.0, 0.0]),
+            5,
+            fixed_point=fixed_point,
         )
         np.testing.assert_array_equal(areas, 0.0)

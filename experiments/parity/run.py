@@ -29,6 +29,10 @@ def main() -> None:
     parts["Other stages, given the recorded state before each: largest absolute difference"] = list(
         stages.stage_rows(models, images)
     )
+    parts[
+        "Areas, responses and mean shift in a row, given the recorded parameters: difference of the "
+        "mean shift at the recorded offsets"
+    ] = list(stages.chain_rows(models, images))
     single, far_single = fits.single_rows(models)
     rotated, far_rotated = fits.rotated_rows(models["general"])
     multi, far_multi = fits.multi_rows(models["general"])
@@ -39,7 +43,7 @@ def main() -> None:
     rows = [row for part in parts.values() for row in part]
     asked = [row for row in rows if row.met is not None]
     missed = [row for row in asked if not row.met]
-    body = [f"{len(asked)} figures were asked for, {len(missed)} of them are not met."]
+    body = [f"{len(asked)} figures are asked for; not met: {len(missed)}."]
     body += [f"## {name}\n\n{pivot(part)}" for name, part in parts.items()]
     if far:
         lines = [[f"{v:.4g}" if isinstance(v, float) else v for v in one.values()] for one in far]

@@ -11,7 +11,7 @@ from common import Row, Scale, recording, scales
 
 import jclnf
 from jclnf import meanshift, rlms, warp
-from jclnf.fit import model_likelihood, reference_shape, response_maps
+from jclnf.fit import model_likelihood, reference_shape
 from jclnf.pdm import Pose, project, update
 
 STAGES = 1e-3
@@ -33,7 +33,6 @@ rigid_step = eqx.filter_jit(rlms.rigid_step)
 nonrigid_step = eqx.filter_jit(rlms.nonrigid_step)
 mean_shift = eqx.filter_jit(meanshift.mean_shift)
 likelihoods = eqx.filter_jit(meanshift.landmark_likelihood)
-maps_jit = eqx.filter_jit(response_maps)
 
 
 @eqx.filter_jit
@@ -94,9 +93,6 @@ def responses_rows(models: dict[str, jclnf.Model]) -> Iterator[Row]:
             yield Row(quantity, f"view {view}", len(errors), max(errors), RESPONSES)
 
 
-OWN_MAPS = "(maps by jclnf: none recorded)"
-
-
 class Errors:
     """Absolute differences by quantity."""
 
@@ -109,17 +105,56 @@ class Errors:
 
     def rows(self, where: str) -> Iterator[Row]:
         for quantity, errors in self.found.items():
-            # The recording holds no state before a stage that works on maps of our own.
-            asked = None if OWN_MAPS in quantity else STAGES
-            yield Row(quantity, where, len(errors), max(errors), asked)
+            yield Row(quantity, where, len(errors), max(errors), STAGES)
+
+
+def chain_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Areas, responses and mean shifts in a row: parameters in, mean shifts at recorded offsets out.
+
+    Landmarks whose area equals the recorded one are told from those with a pixel that differs.
+    """
+    for kind, names in {**RECORDINGS, TRACE: (TRACE,)}.items():
+        model = models.get(kind, models["general"])
+        prepared, params = model.prepare(), settings(kind)(model)
+        for name in names:
+            found: dict[str, list[float]] = defaultdict(list)
+            for scale in scales(recording(name)):
+                k = jnp.array(scale.index)
+                landmarks, to_reference = alignment(model, *scale.start, k)
+                size = scale.window + model.experts.support - 1
+                to_image = warp.invert(to_reference)
+                areas = sample_areas(
+                    images[scale.face], landmarks, to_image, size, fixed_point=True
+                )
+                maps = responses(prepared, areas, k, jnp.array(scale.view), scale.window)
+                seen = np.asarray(model.experts.visible[scale.index, scale.view])
+                groups = {"areas not recorded": seen}
+                if "aoi" in scale:
+                    equal = np.abs(np.asarray(areas) - scale.maps("aoi")).max((1, 2)) <= GREY
+                    groups = {"equal areas": seen & equal, "unequal areas": seen & ~equal}
+                for step in scale.iterations():
+                    offsets = jnp.asarray(scale[f"{step.prefix}/offsets"])
+                    width = params.kernel_width[scale.index]
+                    shifts = np.asarray(mean_shift(maps, offsets, width, tabulated=True))
+                    off = np.abs(shifts - scale[f"{step.prefix}/mean_shift_ref"].T).max(1)
+                    for group, members in groups.items():
+                        found[group].extend(off[members])
+            for group, off in found.items():
+                asked = STAGES if group == "equal areas" else None
+                yield Row(f"{group}: largest", name, len(off), max(off), asked, unit="px")
+                share = 100 * np.mean(np.array(off) > STAGES)
+                yield Row(f"{group}: beyond {STAGES:g} px", name, len(off), share, unit="%")
+
+
+def settings(kind: str) -> Callable[[jclnf.Model], jclnf.FitParams]:
+    return jclnf.FitParams.openface_wild if kind == "wild" else jclnf.FitParams.openface
 
 
 def stage_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) -> Iterator[Row]:
     """All other stages, for every recorded iteration."""
     for kind, names in {**RECORDINGS, TRACE: (TRACE,)}.items():
         model = models.get(kind, models["general"])
-        openface = jclnf.FitParams.openface_wild if kind == "wild" else jclnf.FitParams.openface
-        params, prepared = openface(model), model.prepare()
+        params = settings(kind)(model)
         for name in names:
             errors, other_views, flips, entries = Errors(), 0, 0, 0
             recorded = list(scales(recording(name)))
@@ -128,8 +163,7 @@ def stage_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) ->
                 other_views += int(model.experts.nearest_view(k, scale.start.pose.rotation)) != (
                     scale.view
                 )
-                maps = _maps(prepared, images[scale.face], params, scale)
-                found = _iterations(model, params, scale, maps, errors)
+                found = _iterations(model, params, scale, errors)
                 flips, entries = flips + found[0], entries + found[1]
                 if "responses" in scale:
                     _likelihoods(model, params, scale, errors)
@@ -138,16 +172,8 @@ def stage_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) ->
             yield Row("kernel table entries that flip", name, entries, flips)
 
 
-def _maps(model: jclnf.Model, image: Any, params: jclnf.FitParams, scale: Scale) -> Any:
-    """The recorded response maps; where there are none, jclnf's at the recorded parameters."""
-    if "responses" in scale:
-        return jnp.asarray(scale.maps("responses"))
-    at = jnp.array(scale.index), jnp.array(scale.view), scale.window
-    return maps_jit(model, image, params, *scale.start, *at).responses
-
-
 def _iterations(
-    model: jclnf.Model, params: jclnf.FitParams, scale: Scale, maps: Any, errors: Errors
+    model: jclnf.Model, params: jclnf.FitParams, scale: Scale, errors: Errors
 ) -> tuple[int, int]:
     """Compare each iteration of a scale; return how many table entries flip, of how many."""
     pdm, k = model.pdm, scale.index
@@ -167,7 +193,6 @@ def _iterations(
         model.experts.confidence[k, scale.view], visible, params.weight_factor[k]
     )
     products = rlms.mode_products(pdm, weights)
-    source = "" if "responses" in scale else f" {OWN_MAPS}"
     flips = entries = 0
     for step in scale.iterations():
         of: Callable[[str], np.ndarray] = lambda name, step=step: scale[f"{step.prefix}/{name}"]  # noqa: E731
@@ -179,9 +204,11 @@ def _iterations(
             np.sum((_entry(found, scale.window) != _entry(offsets, scale.window))[visible])
         )
         entries += 2 * int(visible.sum())
-        shifts = mean_shift(maps, offsets, params.kernel_width[k], tabulated=True)
-        shifts = jnp.where(visible[:, None], shifts, 0.0)
-        errors.add(f"mean shift, px{source}", shifts, of("mean_shift_ref").T)
+        if "responses" in scale:
+            maps = jnp.asarray(scale.maps("responses"))
+            shifts = mean_shift(maps, offsets, params.kernel_width[k], tabulated=True)
+            shifts = jnp.where(visible[:, None], shifts, 0.0)
+            errors.add("mean shift, px", shifts, of("mean_shift_ref").T)
         in_image = jnp.asarray(of("mean_shift_img").T)
         errors.add(
             "mean shift in the image, px", warp.apply(to_image, of("mean_shift_ref").T), in_image

@@ -1,8 +1,8 @@
 """Picture what the patch experts see and answer: areas, response maps, their peaks.
 
-    python experiments/response_maps/run.py                             a photograph (public domain)
-    python experiments/response_maps/run.py --image face.jpg --box 60 40 200 190
-    python experiments/response_maps/run.py --recorded 010              with OpenFace's C++ beside it
+    run.py                                       a photograph in the public domain
+    run.py --image face.jpg --box 60 40 200 190  any photograph
+    run.py --recorded 010                        a face with C++'s maps beside jclnf's
 
 Pictures of recorded faces stay out of the repository, in `out/`.
 """
@@ -136,14 +136,17 @@ def draw(face: Face, found: list[Maps], landmarks: list[int], path: Path) -> Non
     if found[0].recorded is not None:
         kinds += ["C++ response", "difference"]
     rows = len(kinds) * len(found)
-    figure = plt.figure(figsize=(3.2 + 1.05 * len(landmarks), 1.12 * rows))
-    grid = figure.add_gridspec(rows, len(landmarks) + 3, wspace=0.08, hspace=0.12)
-    whole = figure.add_subplot(grid[: min(rows, 4), :3])
+    columns = len(landmarks)
+    figure = plt.figure(figsize=(4.2 + 1.05 * columns, 1.12 * rows))
+    left, right = figure.add_gridspec(1, 2, width_ratios=[3.4, 1.05 * columns], wspace=0.15)
+    whole = figure.add_subplot(left)
+    whole.set_anchor("N")
+    grid = right.subgridspec(rows, columns, wspace=0.08, hspace=0.12)
     _draw_face(whole, face, found[0], landmarks)
     for s, maps in enumerate(found):
         for r, kind in enumerate(kinds):
             for c, i in enumerate(landmarks):
-                axis = figure.add_subplot(grid[s * len(kinds) + r, c + 3])
+                axis = figure.add_subplot(grid[s * len(kinds) + r, c])
                 _draw_cell(axis, maps, i, kind)
                 if s + r == 0:
                     axis.set_title(f"landmark {i}", fontsize=7)

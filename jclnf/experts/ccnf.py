@@ -44,11 +44,7 @@ class CCNF(PatchExperts):
     visible: Bool[Array, "s v n"]
     confidence: Float[Array, "s v n"]
     scalings: tuple[float, ...] = eqx.field(static=True)
-
-    @property
-    def support(self) -> int:
-        """Side of a patch in reference pixels."""
-        return self.weights.shape[-1]
+    support: int = eqx.field(static=True)
 
     @staticmethod
     def create(
@@ -94,7 +90,7 @@ class CCNF(PatchExperts):
         if len(scalings) != s:
             problem = f"{len(scalings)} scalings for {s} scales"
             raise ModelFileError("CCNF experts", problem)
-        arrays = {
+        arrays: dict[str, Any] = {
             name: jnp.asarray(array, jnp.float32)
             for name, (array, _) in expected.items()
             if not name.startswith("components")
@@ -104,6 +100,7 @@ class CCNF(PatchExperts):
             components={k: jnp.asarray(_to_blocks(c, k)) for k, c in components.items()},
             visible=jnp.asarray(visible, bool),
             scalings=tuple(float(a) for a in scalings),
+            support=support,
         )
 
     def responses(
@@ -311,7 +308,7 @@ def inverse(matrices: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
     """
     size = matrices.shape[-1]
 
-    def eliminate(k: Int[Array, ""], a: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
+    def eliminate(k: Int[Array, ""] | int, a: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
         here = jnp.arange(size) == k
         row = lax.dynamic_index_in_dim(a, k, -2, keepdims=True)
         column = lax.dynamic_index_in_dim(a, k, -1, keepdims=True)

@@ -42,26 +42,6 @@ _ACTIVATIONS = ("sigmoid", "none", "relu", "none")
 
 
 @dataclass(frozen=True)
-class CENScale:
-    """The experts of one file, with `v` views and `n` landmarks."""
-
-    path: Path
-    scaling: float
-    centres: np.ndarray
-    """`(v, 3)`, radians, float32."""
-    visible: np.ndarray
-    """`(v, n)` bool."""
-    confidence: np.ndarray
-    """`(v, n)` float32."""
-    networks: "list[Network]"
-    """The experts that some view needs, all of one architecture."""
-    expert_of: np.ndarray
-    """`(v, n)` int32, indices of `networks`."""
-    mirrored: np.ndarray
-    """`(v, n)` bool, as in `CEN`."""
-
-
-@dataclass(frozen=True)
 class Network:
     """The expert of one patch, as `CEN` takes it: no constant input, pixels row by row."""
 
@@ -76,6 +56,26 @@ class Network:
     def architecture(self) -> tuple[Any, ...]:
         """What networks must have in common to lie in one array."""
         return self.activations, *(weight.shape for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class CENScale:
+    """The experts of one file, with `v` views and `n` landmarks."""
+
+    path: Path
+    scaling: float
+    centres: np.ndarray
+    """`(v, 3)`, radians, float32."""
+    visible: np.ndarray
+    """`(v, n)` bool."""
+    confidence: np.ndarray
+    """`(v, n)` float32."""
+    networks: list[Network]
+    """The experts that some view needs, all of one architecture."""
+    expert_of: np.ndarray
+    """`(v, n)` int32, indices of `networks`."""
+    mirrored: np.ndarray
+    """`(v, n)` bool, as in `CEN`."""
 
 
 def read_cen(entries: Sequence[Entry], landmarks: int) -> dict[str, Any]:

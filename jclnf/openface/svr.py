@@ -21,8 +21,8 @@ import numpy as np
 
 from jclnf.experts.svr import ABSENT_BIAS
 from jclnf.openface.ccnf import MAX_SUPPORT, SCALING_RANGE
-from jclnf.openface.text import MAX_TEXT_BYTES, Entry, TextReader, read_text
-from jclnf.openface.views import check_same, check_scales, read_views
+from jclnf.openface.text import MAX_TEXT_BYTES, Entry, read_text
+from jclnf.openface.views import NumberReader, check_same, check_scales, read_views
 
 MAX_EXPERTS = 4
 """Most experts of a patch: OpenFace's have two."""
@@ -58,12 +58,6 @@ class SVRScale:
     support: int
     experts: dict[tuple[int, int], list[_Expert]]
     """By view and landmark."""
-
-
-class _Reader(TextReader):
-    def numbers(self, count: int, what: str) -> np.ndarray:
-        """`count` finite numbers as a float32 array `(count,)`."""
-        return self._numbers(count, what).astype(np.float32)
 
 
 def read_svr(entries: Sequence[Entry], landmarks: int) -> dict[str, Any]:
@@ -124,7 +118,7 @@ def read_svr_scale(path: Path, landmarks: int, *, missing: str = "no such file")
             of landmarks, patches of different sizes, or a landmark that is visible where it has
             no experts.
     """
-    reader = _Reader(path, read_text(path, MAX_TEXT_BYTES, missing=missing))
+    reader = NumberReader(path, read_text(path, MAX_TEXT_BYTES, missing=missing))
     scaling = float(reader.numbers(1, "the scaling")[0])
     low, high = SCALING_RANGE
     if not low <= scaling <= high:
@@ -148,7 +142,7 @@ def read_svr_scale(path: Path, landmarks: int, *, missing: str = "no such file")
     return SVRScale(path, scaling, centres, visible, support, experts)
 
 
-def _read_patch(reader: _Reader, where: str) -> tuple[int, list[_Expert]]:
+def _read_patch(reader: NumberReader, where: str) -> tuple[int, list[_Expert]]:
     """The side of a patch, and its experts."""
     reader.integer(f"marker of a patch ({where})", 3, 3)
     width = reader.integer(f"patch width ({where})", 0, MAX_SUPPORT)

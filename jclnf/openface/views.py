@@ -13,6 +13,21 @@ from jclnf.openface.text import Entry, TextReader
 _INT32, _FLOAT64 = 4, 6
 
 
+class NumberReader(TextReader):
+    """A reader of numbers that stand in a text file outside matrices."""
+
+    def numbers(self, count: int, what: str) -> np.ndarray:
+        """`count` finite numbers as a float32 array `(count,)`."""
+        return self._numbers(count, what).astype(np.float32)
+
+    def rest(self, what: str, limit: int) -> np.ndarray:
+        """All numbers up to the end of the file, at most `limit`, as `numbers` gives them."""
+        left = len(self._data[self._at :].split())
+        if left > limit:
+            raise self.error(f"{what} has {left} numbers, more than {limit}")
+        return self.numbers(left, what)
+
+
 def read_views(reader: BinaryReader | TextReader, landmarks: int) -> tuple[np.ndarray, np.ndarray]:
     """The number of views, for each its centre, and for each which landmarks it shows.
 

@@ -1,0 +1,89 @@
+"""The object interface, and batches over images of different sizes and over several devices."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from synthetic import planted
+
+import jclnf
+
+
+@pytest.fixture(scope="module")
+def face():
+    return planted()
+
+
+def test_the_loop_over_iterations_of_the_failure_report(face, tmp_path):
+    jclnf.save_model(face.model, tmp_path / "model.safetensors")
+    gray, face_bbox = face.image.astype(np.uint8), tuple(face.box + [3, -2, 0, 0])
+    errors = []
+    for max_iter in [1, 5]:
+        clnf = jclnf.CLNF(model_dir=tmp_path / "model.safetensors", max_iterations=max_iter)
+        landmarks, info = clnf.fit(gray, face_bbox)
+        errors.append(np.linalg.norm(landmarks - face.landmarks, axis=1).mean())
+        assert info["iterations"] == 2 * 2 * max_iter
+        assert info["converged"] == (info["status"] == jclnf.FitStatus.CONVERGED)
+        assert [entry["window"] for entry in info["windows"]] == [9, 7]
+        for entry in info["windows"]:
+            assert entry["peak_offsets"].shape == (20, 2)
+            for name in ("rigid", "nonrigid"):
+                assert {len(values) for values in entry[name].values()} == {max_iter}
+        last = info["windows"][-1]["nonrigid"]
+        assert info["update_norm"] == pytest.approx(float(last["update"][-1]))
+        assert info["mean_shift_norm"] == pytest.approx(float(last["mean_shift"][-1]))
+        assert last["peak_distance"][-1] < info["windows"][0]["rigid"]["peak_distance"][0]
+    assert errors[1] < errors[0] < 3
+
+
+def test_a_batch_gives_the_single_fits_in_each_images_own_frame(face):
+    pads = [((0, 0), (0, 0)), ((40, 300), (100, 200)), ((7, 0), (0, 3))]
+    images = [np.pad(face.image, pad) for pad in pads]
+    boxes = np.array([face.box + [pad[1][0], pad[0][0], 2, 0] for pad in pads])
+    batch = jclnf.fit_batch(face.model, images, boxes)
+    clnf = jclnf.CLNF(face.model)
+    for i, (image, box) in enumerate(zip(images, boxes, strict=True)):
+        landmarks, _ = clnf.fit(image, box)
+        np.testing.assert_allclose(batch.landmarks[i], landmarks, atol=5e-3)
+
+
+def test_a_batch_needs_a_box_for_each_image(face):
+    for images, boxes in (([], np.zeros((0, 4))), ([face.image], [face.box, face.box])):
+        with pytest.raises(jclnf.BoxError, match="as many boxes"):
+            jclnf.fit_batch(face.model, images, boxes)
+    with pytest.raises(jclnf.BoxError):
+        jclnf.fit_batch(face.model, [face.image], [[np.nan, 0, 5, 5]])
+
+
+@pytest.mark.slow
+def test_a_batch_over_two_devices_is_the_batch_over_one():
+    """In processes of their own: JAX decides on its devices once. Five faces fill two unevenly."""
+    script = """
+        import json, sys
+        import jax
+        jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+        import jclnf, numpy as np
+        from synthetic import planted
+        face = planted()
+        boxes = face.box + np.arange(5)[:, None] * [0.5, 0.3, 0, 0]
+        starts = [[0, 0, 0], [0, 0.5, 0]]
+        result = jclnf.fit_batch(face.model, [face.image] * 5, boxes, rotations=starts)
+        assert jax.local_device_count() == int(sys.argv[1])
+        print(json.dumps(np.asarray(result.landmarks).tolist()))
+    """
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), count],
+            check=True,
+            capture_output=True,
+            cwd=__file__.rpartition("/")[0],
+            timeout=300,
+        ).stdout
+        for count in ("1", "2")
+    ]
+    one, two = (np.array(json.loads(output)) for output in outputs)
+    assert one.shape == (5, 20, 2)
+    np.testing.assert_allclose(one, two, atol=1e-3)
