@@ -108,6 +108,10 @@ class Scale:
         matrix = self[name]
         return np.array([matrix[0, 0], -matrix[0, 1]])
 
+    def at(self, step: Iteration, name: str) -> np.ndarray:
+        """An array recorded for an iteration."""
+        return self[f"{step.prefix}/{name}"]
+
     def iterations(self) -> Iterator[Iteration]:
         before = self.start
         for name in PASSES:

@@ -39,11 +39,6 @@ class EarlyTermination(eqx.Module):
     bias: Float[Array, " v"]
     cutoff: Float[Array, " v"]
 
-    def __check_init__(self) -> None:
-        shapes = {jnp.shape(a) for a in (self.weight, self.bias, self.cutoff)}
-        if len(shapes) != 1:
-            raise ParamsError(f"early termination has arrays of different shapes: {shapes}")
-
     def score(
         self, likelihood: Float[Array, "*r"], view: Int[Array, "*r"]
     ) -> tuple[Float[Array, "*r"], Bool[Array, "*r"]]:

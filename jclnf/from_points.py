@@ -37,9 +37,10 @@ def fit_points(
 
     Minimises `sum_i |x_i - points_i|^2 + sum_j p_j^2 / eigenvalue_j` over the points that are
     present, from the mean shape in their bounding box. Each step takes `DAMPING` of the
-    Gauss-Newton step and clamps the shape. After `IDLE_STEPS` steps that lowered the distance by
-    less than a thousandth (in all, not in a row) nothing changes any more; the distance after a
-    step is taken with the new pose and the shape of before it, as OpenFace does.
+    Gauss-Newton step. After `IDLE_STEPS` steps that lowered the distance by less than a thousandth
+    (in all, not in a row) nothing changes any more. As OpenFace does, the distance after a step is
+    taken with the new pose and the shape of before it, and the shape is not clamped, unlike in a
+    fit to an image.
 
     A pure function with a fixed number of steps (`MAX_STEPS`), so that all of JAX's
     transformations apply to it; derivatives are those of the steps performed. Without `vmap`, steps
@@ -68,7 +69,8 @@ def fit_points(
         delta = nonrigid_step(
             pdm, state.pose, state.shape, residuals, weights, products, jnp.ones((), dtype)
         )
-        pose, shape = update(pdm, state.pose, state.shape, DAMPING * delta)
+        pose, _ = update(pdm, state.pose, state.shape, DAMPING * delta)
+        shape = state.shape + DAMPING * delta[6:]
         distance = _distance(points, present, project(pdm, pose, state.shape))
         idle = ~(distance <= (1 - SMALLEST_GAIN) * state.distance)
         return _State(pose, shape, distance, state.idle + idle)

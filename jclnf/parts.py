@@ -4,6 +4,7 @@ Source: Baltrusaitis, Robinson, Morency, "Constrained Local Neural Fields for ro
 detection in the wild" (ICCVW 2013), section 3.4 (the hierarchical model).
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -69,7 +70,8 @@ def fit_parts(
         lambda: (result.pose, result.shape),
     )
     landmarks = jnp.where(any_fitted, project(model.pdm, pose, shape), result.landmarks)
-    return result.replace(
+    return dataclasses.replace(
+        result,
         landmarks=landmarks,
         landmarks3d=shape3d(model.pdm, shape) @ pose.matrix.T,
         pose=pose,

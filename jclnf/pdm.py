@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jclnf.errors import ModelFileError
 from jclnf.rotation import euler_to_matrix, matrix_to_euler, retract
 
 MODE_LIMIT = 3.0
@@ -24,6 +25,15 @@ class PDM(eqx.Module):
     """Modes of variation: displacement in millimetres per unit of each parameter."""
     eigenvalues: Float[Array, " m"]
     """Variance of each parameter over the training faces."""
+
+    def __check_init__(self) -> None:
+        n, m = jnp.shape(self.mean)[0], jnp.shape(self.eigenvalues)[0]
+        if jnp.shape(self.mean) != (n, 3) or jnp.shape(self.components) != (n, 3, m):
+            raise ModelFileError(
+                "shape model",
+                f"mean {jnp.shape(self.mean)}, components {jnp.shape(self.components)} and "
+                f"eigenvalues {jnp.shape(self.eigenvalues)} are not (n, 3), (n, 3, m) and (m,)",
+            )
 
     @property
     def n_landmarks(self) -> int:

@@ -83,6 +83,12 @@ class Sigmoid(Layer):
         return jax.nn.sigmoid(maps)
 
 
+LAYERS: dict[str, type[Layer]] = {
+    kind.__name__: kind for kind in (Convolution, Dense, MaxPool, Rectifier, Sigmoid)
+}
+"""The kinds of layers by their names."""
+
+
 class View(eqx.Module):
     """The warp and the network of one view; or of `v` views, each array with a leading axis."""
 

@@ -26,8 +26,8 @@ def recorded() -> dict[str, dict[tuple[int, str], Course]]:
             of_face[scale.window, name] = Course([], [])
         for step in scale.iterations():
             course = of_face[scale.window, PASSES[not step.rigid]]
-            course.mean_shift.append(np.linalg.norm(scale[f"{step.prefix}/mean_shift_ref"]))
-            course.update.append(np.linalg.norm(scale[f"{step.prefix}/param_update"]))
+            course.mean_shift.append(np.linalg.norm(scale.at(step, "mean_shift_ref")))
+            course.update.append(np.linalg.norm(scale.at(step, "param_update")))
     return found
 
 

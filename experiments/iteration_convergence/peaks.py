@@ -31,7 +31,7 @@ def beside_recorded(infos: dict[str, dict[str, Any]]) -> tuple[list[Row], str, s
             from_centre.setdefault((window, i), []).append(pair)
         own = distances(info, scale.index, seen)
         for step in scale.iterations():
-            away = np.linalg.norm(peaks - scale[f"{step.prefix}/offsets"], axis=1)[seen].mean()
+            away = np.linalg.norm(peaks - scale.at(step, "offsets"), axis=1)[seen].mean()
             at = PASSES[not step.rigid], step.number
             pair = float(own[int(not step.rigid)][step.number]), float(away)
             from_landmark.setdefault((window, at), []).append(pair)

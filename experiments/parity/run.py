@@ -27,11 +27,11 @@ def main() -> None:
         "by the recorded map's maximum"
     ] = list(stages.responses_rows(models))
     parts["Other stages, given the recorded state before each: largest absolute difference"] = list(
-        stages.stage_rows(models, images)
+        stages.stage_rows(models)
     )
     parts[
-        "Areas, responses and mean shift in a row, given the recorded parameters: difference of the "
-        "mean shift at the recorded offsets"
+        "Areas, responses and mean shift in a row, given the recorded parameters: difference of "
+        "the mean shift at the recorded offsets"
     ] = list(stages.chain_rows(models, images))
     single, far_single = fits.single_rows(models)
     rotated, far_rotated = fits.rotated_rows(models["general"])

@@ -90,7 +90,7 @@ def responses_rows(models: dict[str, jclnf.Model]) -> Iterator[Row]:
                     worst[form, scale.window, scale.view].extend(error)
         for (form, window, view), errors in sorted(worst.items()):
             quantity = f"{kind} model, {form}, window {window}"
-            yield Row(quantity, f"view {view}", len(errors), max(errors), RESPONSES)
+            yield Row(quantity, f"view {view}", len(errors), np.max(errors), RESPONSES)
 
 
 class Errors:
@@ -105,11 +105,11 @@ class Errors:
 
     def rows(self, where: str) -> Iterator[Row]:
         for quantity, errors in self.found.items():
-            yield Row(quantity, where, len(errors), max(errors), STAGES)
+            yield Row(quantity, where, len(errors), np.max(errors), STAGES)
 
 
 def chain_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) -> Iterator[Row]:
-    """Areas, responses and mean shifts in a row: parameters in, mean shifts at recorded offsets out.
+    """Areas, responses and mean shifts in a row, from recorded parameters, at recorded offsets.
 
     Landmarks whose area equals the recorded one are told from those with a pixel that differs.
     """
@@ -133,15 +133,15 @@ def chain_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) ->
                     equal = np.abs(np.asarray(areas) - scale.maps("aoi")).max((1, 2)) <= GREY
                     groups = {"equal areas": seen & equal, "unequal areas": seen & ~equal}
                 for step in scale.iterations():
-                    offsets = jnp.asarray(scale[f"{step.prefix}/offsets"])
+                    offsets = jnp.asarray(scale.at(step, "offsets"))
                     width = params.kernel_width[scale.index]
                     shifts = np.asarray(mean_shift(maps, offsets, width, tabulated=True))
-                    off = np.abs(shifts - scale[f"{step.prefix}/mean_shift_ref"].T).max(1)
+                    off = np.abs(shifts - scale.at(step, "mean_shift_ref").T).max(1)
                     for group, members in groups.items():
                         found[group].extend(off[members])
             for group, off in found.items():
                 asked = STAGES if group == "equal areas" else None
-                yield Row(f"{group}: largest", name, len(off), max(off), asked, unit="px")
+                yield Row(f"{group}: largest", name, len(off), np.max(off), asked, unit="px")
                 share = 100 * np.mean(np.array(off) > STAGES)
                 yield Row(f"{group}: beyond {STAGES:g} px", name, len(off), share, unit="%")
 
@@ -150,7 +150,7 @@ def settings(kind: str) -> Callable[[jclnf.Model], jclnf.FitParams]:
     return jclnf.FitParams.openface_wild if kind == "wild" else jclnf.FitParams.openface
 
 
-def stage_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) -> Iterator[Row]:
+def stage_rows(models: dict[str, jclnf.Model]) -> Iterator[Row]:
     """All other stages, for every recorded iteration."""
     for kind, names in {**RECORDINGS, TRACE: (TRACE,)}.items():
         model = models.get(kind, models["general"])
@@ -177,7 +177,7 @@ def _iterations(
 ) -> tuple[int, int]:
     """Compare each iteration of a scale; return how many table entries flip, of how many."""
     pdm, k = model.pdm, scale.index
-    visible = model.experts.visible[k, scale.view]
+    visible = np.asarray(model.experts.visible[k, scale.view])
     base, to_reference = alignment(model, *scale.start, jnp.array(k))
     to_image = jnp.asarray(scale.similarity("sim_ref_to_img"))
     errors.add("similarity to reference", to_reference, scale.similarity("sim_img_to_ref"))
@@ -195,8 +195,7 @@ def _iterations(
     products = rlms.mode_products(pdm, weights)
     flips = entries = 0
     for step in scale.iterations():
-        of: Callable[[str], np.ndarray] = lambda name, step=step: scale[f"{step.prefix}/{name}"]  # noqa: E731
-        offsets = jnp.asarray(of("offsets"))
+        offsets = jnp.asarray(scale.at(step, "offsets"))
         moved = warp.apply(to_reference, project_jit(pdm, *step.before) - base)
         found = moved + (scale.window - 1) / 2
         errors.add("offset in the map, px", found, offsets)
@@ -208,12 +207,14 @@ def _iterations(
             maps = jnp.asarray(scale.maps("responses"))
             shifts = mean_shift(maps, offsets, params.kernel_width[k], tabulated=True)
             shifts = jnp.where(visible[:, None], shifts, 0.0)
-            errors.add("mean shift, px", shifts, of("mean_shift_ref").T)
-        in_image = jnp.asarray(of("mean_shift_img").T)
+            errors.add("mean shift, px", shifts, scale.at(step, "mean_shift_ref").T)
+        in_image = jnp.asarray(scale.at(step, "mean_shift_img").T)
         errors.add(
-            "mean shift in the image, px", warp.apply(to_image, of("mean_shift_ref").T), in_image
+            "mean shift in the image, px",
+            warp.apply(to_image, scale.at(step, "mean_shift_ref").T),
+            in_image,
         )
-        wanted = of("param_update").ravel()
+        wanted = scale.at(step, "param_update").ravel()
         if step.rigid:
             delta = rigid_step(pdm, *step.before, in_image, weights)
         else:
@@ -223,18 +224,19 @@ def _iterations(
         whole = np.zeros(6 + pdm.n_modes, np.float32)
         whole[: len(wanted)] = wanted
         pose, shape = update_jit(pdm, *step.before, whole)
-        after = of("params_global").ravel()
+        after = scale.at(step, "params_global").ravel()
         errors.add("scale after the update, px/mm", pose.scale, after[0])
         errors.add("Euler angles after the update, rad", pose.rotation, after[1:4])
         errors.add("translation after the update, px", pose.translation, after[4:])
-        errors.add("shape parameters after the update", shape, of("params_local"))
+        errors.add("shape parameters after the update", shape, scale.at(step, "params_local"))
     return flips, entries
 
 
 def _entry(offsets: Any, window: int) -> np.ndarray:
-    """The kernel table's entries that offsets are looked up in."""
-    step = meanshift.TABLE_STEP
-    return np.asarray(jnp.floor(jnp.clip(offsets, 0.0, window - step) / step + 0.5))
+    """The kernel table's entries that offsets are looked up in, in OpenFace's single precision."""
+    step = np.float32(meanshift.TABLE_STEP)
+    inside = np.clip(np.asarray(offsets), 0, np.float32(window) - step)
+    return np.floor(inside / step + np.float32(0.5))
 
 
 def _likelihoods(model: jclnf.Model, params: jclnf.FitParams, scale: Scale, errors: Errors) -> None:
@@ -244,7 +246,7 @@ def _likelihoods(model: jclnf.Model, params: jclnf.FitParams, scale: Scale, erro
         return
     *_, last = scale.iterations()
     visible = model.experts.visible[scale.index, scale.view]
-    offsets = jnp.asarray(scale[f"{last.prefix}/offsets"])
+    offsets = jnp.asarray(scale.at(last, "offsets"))
     width = params.kernel_width[scale.index]
     each = likelihoods(jnp.asarray(scale.maps("responses")), offsets, width)
     errors.add("model likelihood", model_likelihood(each, visible), recorded)

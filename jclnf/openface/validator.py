@@ -94,7 +94,7 @@ def make_validator(arrays: ValidatorArrays) -> validator.Validator:
     views = []
     for view in arrays.views:
         layers = tuple(
-            getattr(validator, layer.kind)(**{k: jnp.asarray(v) for k, v in layer.arrays.items()})
+            validator.LAYERS[layer.kind](**{k: jnp.asarray(v) for k, v in layer.arrays.items()})
             for layer in view.layers
         )
         fields = {name: jnp.asarray(a) for name, a in vars(view).items() if name != "layers"}
@@ -159,15 +159,14 @@ def _read_convolution(reader: BinaryReader) -> LayerArrays:
     start = reader.offset
     bias = reader.records(np.dtype("<f4"), outputs, "the biases of a convolution")
     bias = reader.float32(bias, "the biases of a convolution", offset=start)
-    shape: tuple[int | None, int | None] = (None, None)
-    kernels = []
-    for _ in range(inputs * outputs):
-        kernel_at = reader.offset
-        kernels.append(_floats(reader, "a kernel", shape))
-        shape = kernels[0].shape
-        if not all(1 <= side <= MAX_SIDE for side in shape):
-            raise reader.error(f"a kernel of shape {shape}", offset=kernel_at)
-    stacked = np.stack(kernels).reshape(inputs, outputs, *kernels[0].shape)
+    start = reader.offset
+    kernels = [_floats(reader, "a kernel", (None, None))]
+    height, width = kernels[0].shape
+    if not all(1 <= side <= MAX_SIDE for side in (height, width)):
+        raise reader.error(f"a kernel is {height} x {width}", offset=start)
+    for _ in range(inputs * outputs - 1):
+        kernels.append(_floats(reader, "a kernel", (height, width)))
+    stacked = np.stack(kernels).reshape(inputs, outputs, height, width)
     return LayerArrays("Convolution", {"kernels": stacked.swapaxes(0, 1), "bias": bias})
 
 

@@ -1,0 +1,227 @@
+"""Early termination: against a plain restatement, and its two forms against each other.
+
+No recorded fit of OpenFace uses it.
+"""
+
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from synthetic import default_params, planted
+
+import jclnf
+from jclnf import FitStatus, ModelFileError, ParamsError
+from jclnf import early_termination as early
+from jclnf.early_termination import EarlyTermination, best_until_accepted, fit_until_accepted
+from jclnf.openface.early_termination import read_early_termination
+
+ROTATIONS = np.array(
+    [[0.0, -0.9, 0.3], [0.2, 1.2, 0.0], [0, 0, 0], [0, 0.1, 0], [0.4, 0, 0.2]], np.float32
+)
+PARAMS = default_params(iterations=2)
+
+
+@pytest.fixture(scope="module")
+def face():
+    return planted()
+
+
+@pytest.fixture(scope="module")
+def box(face):
+    return np.float32((face.box + [3, -2, 0, 0]) * [1, 1, 1.04, 0.98])
+
+
+@pytest.fixture(scope="module")
+def begun(face, box):
+    """The fits at the first scale, one after the other: likelihood and view."""
+    first = PARAMS.replace(windows=(PARAMS.windows[0], 0))
+    fits = [jclnf.fit(face.model, face.image, box, first, rotation=r) for r in ROTATIONS]
+    return fits, [float(f.likelihood) for f in fits], [int(f.trace.view[0]) for f in fits]
+
+
+masked = eqx.filter_jit(best_until_accepted)
+fit_from = eqx.filter_jit(jclnf.fit_from)
+
+
+def rule_of(weight, bias, cutoff) -> EarlyTermination:
+    return EarlyTermination(*(jnp.asarray(a, jnp.float32) for a in (weight, bias, cutoff)))
+
+
+def restated(face, begun, rule: EarlyTermination):
+    """What should come out, written down step by step; also which start it comes from."""
+    fits, likelihoods, views = begun
+    weight, bias, cutoff = (np.asarray(a) for a in (rule.weight, rule.bias, rule.cutoff))
+    scores = [
+        value * weight[view] + bias[view] for value, view in zip(likelihoods, views, strict=True)
+    ]
+
+    def complete(index):
+        later = PARAMS.replace(windows=(0, PARAMS.windows[1]))
+        pose, shape = fits[index].pose, fits[index].shape
+        return fit_from(face.model, face.image, pose, shape, later)
+
+    for index, score in enumerate(scores):
+        if score > cutoff[views[index]]:
+            return index, complete(index)
+    best = sorted(range(len(scores)), key=lambda index: -scores[index])[:3]
+    results = {index: complete(index) for index in best}
+    winner = max(best, key=lambda index: float(results[index].likelihood))
+    return winner, results[winner]
+
+
+@pytest.fixture(scope="module")
+def rules(begun):
+    """Rules by which start is accepted."""
+    _, likelihoods, views = begun
+    assert sorted(set(views)) == [0, 1]
+    nobody = rule_of([1, 1], [0, 0], [100, 100])
+    everybody = rule_of([1, 1], [0, 0], [-100, -100])
+    # The first start that uses the first view, however likely the others are.
+    of_view = rule_of([1, 1], [0, 0], [-100, 100])
+    best = int(np.argmax(likelihoods))
+    only_best = np.sort(likelihoods)[-2:].mean()
+    return {
+        "nobody": (nobody, None),
+        "everybody": (everybody, 0),
+        "first of a view": (of_view, views.index(0)),
+        "the best": (rule_of([1, 1], [0, 0], [only_best] * 2), best),
+        "the best, shifted": (rule_of([2, 2], [3, 3], [2 * only_best + 3] * 2), best),
+        "a worse one, by its view": (rule_of([1, 0], [0, 9], [100, 8]), views.index(1)),
+    }
+
+
+NAMES = (
+    "nobody", "everybody", "first of a view", "the best", "the best, shifted",
+    "a worse one, by its view",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_forms_do_what_is_said(face, box, begun, rules, name) -> None:
+    rule, accepted = rules[name]
+    winner, expected = restated(face, begun, rule)
+    if accepted is not None:
+        assert winner == accepted
+    on_host = fit_until_accepted(face.model, face.image, box, rule, PARAMS, rotations=ROTATIONS)
+    in_graph = masked(face.model, face.image, box, ROTATIONS, PARAMS, rule)
+    for found in (on_host, in_graph):
+        np.testing.assert_allclose(found.landmarks, expected.landmarks, atol=2e-3)
+        np.testing.assert_allclose(found.likelihood, expected.likelihood, atol=1e-3)
+        assert found.status == expected.status
+        assert found.trace.performed.shape == (2, 2, PARAMS.iterations)
+        np.testing.assert_array_equal(found.trace.view[1:], expected.trace.view)
+        assert found.trace.view[0] == begun[2][winner]
+
+
+def test_an_accepted_start_gives_a_fit_in_one_go(face, box, rules) -> None:
+    rule, _ = rules["everybody"]
+    for rotation in ROTATIONS[1:3]:
+        whole = jclnf.fit(face.model, face.image, box, PARAMS, rotation=rotation)
+        found = fit_until_accepted(face.model, face.image, box, rule, PARAMS, rotations=[rotation])
+        np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
+        assert jax.tree.structure(found) == jax.tree.structure(whole)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_array_equal(found.trace.performed, whole.trace.performed)
+
+
+def test_the_host_begins_no_more_starts_than_it_needs(face, box, rules, monkeypatch) -> None:
+    begin, complete, calls = early._begin_compiled, early._complete_compiled, []
+    monkeypatch.setattr(early, "_begin_compiled", lambda *a: calls.append("begin") or begin(*a))
+    monkeypatch.setattr(
+        early, "_complete_compiled", lambda *a: calls.append("complete") or complete(*a)
+    )
+    for name, expected in (
+        ("everybody", ["begin", "complete"]),
+        ("nobody", ["begin"] * 5 + ["complete"] * 3),
+    ):
+        calls.clear()
+        rule = rules[name][0]
+        fit_until_accepted(face.model, face.image, box, rule, PARAMS, rotations=ROTATIONS)
+        assert calls == expected
+
+
+def test_a_face_that_becomes_too_small_stays_as_it_was(face, rules) -> None:
+    tiny = np.float32([100, 100, 15, 15])
+    whole = jclnf.fit(face.model, face.image, tiny, PARAMS, rotation=ROTATIONS[2])
+    assert whole.status == FitStatus.FACE_TOO_SMALL
+    rule, _ = rules["everybody"]
+    found = fit_until_accepted(face.model, face.image, tiny, rule, PARAMS, rotations=ROTATIONS[2:3])
+    assert found.status == FitStatus.FACE_TOO_SMALL
+    np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
+    assert not found.trace.performed[1].any()
+
+
+def test_with_one_scale_there_is_nothing_to_complete(face, box, rules) -> None:
+    params = PARAMS.replace(windows=(0, PARAMS.windows[1]))
+    whole = jclnf.fit(face.model, face.image, box, params, rotation=ROTATIONS[0])
+    rule, _ = rules["everybody"]
+    found = fit_until_accepted(face.model, face.image, box, rule, params, rotations=ROTATIONS)
+    np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_its_derivatives_are_those_of_the_fit_that_is_kept(face, box, rules) -> None:
+    rule, _ = rules["everybody"]
+
+    def kept(box):
+        return best_until_accepted(face.model, face.image, box, ROTATIONS, PARAMS, rule).landmarks
+
+    def alone(box):
+        return jclnf.fit(face.model, face.image, box, PARAMS, rotation=ROTATIONS[0]).landmarks
+
+    along = jnp.array([1.0, -0.5, 0.3, 0.2])
+    found, expected = (
+        jax.jit(lambda box, f=f: jax.jvp(f, (box,), (along,))[1])(jnp.asarray(box))
+        for f in (kept, alone)
+    )
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_likelihoods_that_are_not_numbers_are_last() -> None:
+    rule = rule_of([1, 2], [0, 1], [-3, -3])
+    score, accepted = rule.score(jnp.array([-1.0, jnp.nan, -4.0]), jnp.array([1, 0, 0]))
+    np.testing.assert_array_equal(score, [-1, -np.inf, -4])
+    np.testing.assert_array_equal(accepted, [True, False, False])
+
+
+def test_rules_for_other_views(face, box) -> None:
+    with pytest.raises(ParamsError, match="for 3 views, the model has 2"):
+        fit_until_accepted(face.model, face.image, box, rule_of(*np.ones((3, 3))), PARAMS)
+
+
+def test_the_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "early.txt"
+    path.write_text("# two views\n1 2  0.5 -0.5\n-3 4e-1\n")
+    rule = read_early_termination(path)
+    np.testing.assert_array_equal(rule.weight, [1, 2])
+    np.testing.assert_array_equal(rule.bias, [0.5, -0.5])
+    np.testing.assert_array_equal(rule.cutoff, np.float32([-3, 0.4]))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("1 2 3 4", "4 numbers"),
+        ("# nothing", "0 numbers"),
+        ("1 2 nan", "'nan' is not a finite"),
+        ("1 2 x", "'x' is not a number"),
+        ("1 " * 303, "303 numbers, more than 300"),
+        ("1 2 \0", "zero byte"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, content: str, match: str) -> None:
+    path = tmp_path / "early.txt"
+    path.write_text(content)
+    with pytest.raises(ModelFileError, match=match):
+        read_early_termination(path)
+
+
+def test_openfaces_own_file(shared: Path) -> None:
+    rule = read_early_termination(shared / "openface" / "model" / "early_term_cen_of.txt")
+    np.testing.assert_allclose(rule.weight, [1, 1.005, 1.054, 0.976, 0.976, 1.054, 1.005])
+    np.testing.assert_allclose(rule.cutoff, [-0.23, -0.2, -0.14, 0.26, 0.26, -0.14, -0.2])
