@@ -89,3 +89,31 @@ def test_a_batch_over_two_devices_is_the_batch_over_one():
     one, two = (np.array(json.loads(output)) for output in outputs)
     assert one.shape == (5, 20, 2)
     np.testing.assert_allclose(one, two, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_vmapped_fits_on_two_devices_do_not_wait_for_each_other(shared):
+    """jaxlib's batched factorisations do, for ever, with as few threads; see `rlms._solve`."""
+    script = """
+        import sys
+        import jax
+        jax.config.update("jax_num_cpu_devices", 2)
+        import jax.numpy as jnp, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec
+        import jclnf
+        model = jclnf.load_openface(sys.argv[1]).prepare()
+        params = model.defaults.replace(windows=(11, 0, 0))
+        image = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (160, 160)), jnp.float32)
+        boxes = np.array([40, 40, 70, 70], np.float32) + np.arange(32)[:, None] * [0.1, 0.1, 0, 0]
+        mesh, split = jax.make_mesh((2,), ("faces",)), PartitionSpec("faces")
+        fit = jax.vmap(lambda box: jclnf.fit(model, image, box, params).landmarks)
+        spread = dict(mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+        fit = jax.jit(jax.shard_map(fit, **spread))
+        boxes = jax.device_put(jnp.asarray(boxes, jnp.float32), NamedSharding(mesh, split))
+        for _ in range(5):
+            landmarks = jax.block_until_ready(fit(boxes))
+        assert np.isfinite(landmarks).all()
+    """
+    path = shared / "openface" / "model" / "main_clnf_general.txt"
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    subprocess.run(command, check=True, timeout=300)
