@@ -15,7 +15,7 @@ from parity import check_fits, recorded_scales
 import jclnf
 from jclnf import load_openface
 from jclnf.experts import CEN
-from jclnf.experts.cen import dense_grid, sparse_grid
+from jclnf.experts.cen import sparse_grid
 from jclnf.params import EXACT, OPENFACE
 
 SUPPORT, WINDOW = 5, 7
@@ -35,15 +35,16 @@ def apply(layers: list, area: np.ndarray, y: int, x: int) -> float:
 
 def slow_response(cen: CENFile, area: np.ndarray, view: int, i: int, *, sparse: bool) -> np.ndarray:
     """A response map position by position, in double precision."""
+    window = len(area) - SUPPORT + 1
     layers, mirrored = cen.networks.get((view, i)), False
     if layers is None:
         mirrored = True
         at = cen.mirror_views[view] if view else 0, cen.mirror_landmarks[i]
         layers, area = cen.networks[at], area[:, ::-1]
-    response = np.full((WINDOW, WINDOW), np.nan)
+    response = np.full((window, window), np.nan)
     count = 0
-    for x in range(WINDOW):
-        for y in range(WINDOW):
+    for x in range(window):
+        for y in range(window):
             if count % 2 or not sparse:
                 response[y, x] = apply(layers, area, y, x)
             count += 1
@@ -54,15 +55,17 @@ def slow_response(cen: CENFile, area: np.ndarray, view: int, i: int, *, sparse: 
     return response[:, ::-1] if mirrored else response
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_responses_match_the_definition(tmp_path: Path, rng: np.random.Generator, sparse) -> None:
+@pytest.mark.parametrize(("sparse", "window"), [(False, 7), (True, 7), (True, 4)])
+def test_responses_match_the_definition(
+    tmp_path: Path, rng: np.random.Generator, sparse: bool, window: int
+) -> None:
     cen = random_cen(landmarks=5, support=SUPPORT)
     experts = load_openface(write_cen(tmp_path, cen)).experts
-    side = WINDOW + SUPPORT - 1
+    side = window + SUPPORT - 1
     areas = rng.uniform(0, 255, (5, side, side)).astype(np.float32)
     arithmetic = OPENFACE if sparse else EXACT
     for view in range(3):
-        at = jnp.array(0), jnp.array(view), WINDOW
+        at = jnp.array(0), jnp.array(view), window
         found = experts.responses(jnp.asarray(areas), *at, arithmetic=arithmetic)
         for i in np.flatnonzero(cen.visible[view]):
             expected = slow_response(cen, areas[i], view, i, sparse=sparse)
@@ -78,12 +81,13 @@ def test_the_sparse_grid_is_a_checkerboard_with_means_between() -> None:
     for window in (2, 3, 4, 5, 11):
         positions, spread = sparse_grid(window)
         assert len(positions) == window**2 // 2
+        if window % 2:
+            np.testing.assert_array_equal(positions, np.arange(window**2)[1::2])
         np.testing.assert_allclose(spread.sum(axis=0), 1)
         np.testing.assert_array_equal(spread[:, positions], np.eye(len(positions)))
     positions, spread = sparse_grid(4)
     # With an even side every other row is evaluated, and the one above and below count.
     np.testing.assert_array_equal(np.unique(positions // 4), [1, 3])
-    assert dense_grid(3)[1].shape == (9, 9)
 
 
 def test_sparse_evaluation_keeps_what_it_evaluates(rng: np.random.Generator) -> None:
@@ -96,6 +100,22 @@ def test_sparse_evaluation_keeps_what_it_evaluates(rng: np.random.Generator) -> 
     positions, _ = sparse_grid(WINDOW)
     np.testing.assert_allclose(sparse[:, positions], dense[:, positions], rtol=1e-5)
     assert np.abs(sparse - dense).max() > 0.01
+
+
+def test_accelerators_get_one_product_for_all_landmarks(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = create(random_cen(landmarks=6, support=SUPPORT))
+    side = WINDOW + SUPPORT - 1
+    areas = jnp.asarray(rng.uniform(0, 255, (6, side, side)), jnp.float32)
+    at = jnp.array(0), jnp.array(2)
+    in_groups = experts.responses(areas, *at, WINDOW)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    together = experts.responses(areas, *at, WINDOW)
+    np.testing.assert_allclose(together, in_groups, rtol=1e-5)
+    program = str(jax.make_jaxpr(lambda *a: experts.responses(*a, WINDOW))(areas, *at))
+    assert "scan" not in program
+    assert program.count("dot_general") == 3
 
 
 def test_a_mirrored_expert_mirrors(rng: np.random.Generator) -> None:

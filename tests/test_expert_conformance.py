@@ -205,7 +205,7 @@ def test_gradients_agree_with_central_differences(case: Case) -> None:
         experts = as_dtype(case.experts, jnp.float64)
         floats, rest = eqx.partition(experts, eqx.is_inexact_array)
         rng = np.random.default_rng(5)
-        # The flat area is a place of its own: gradients there only have to be finite.
+        # The flat area is a singular point: it has no slope, but must not spoil the gradient.
         areas = areas_of(7).astype(jnp.float64)
         textured = jnp.arange(N) < N - 1
         weights = jnp.asarray(rng.uniform(0.5, 1.5, (N, 7, 7)))
@@ -232,16 +232,8 @@ def test_gradients_agree_with_central_differences(case: Case) -> None:
             np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-5)
 
 
-def test_gradients_of_flat_areas_are_finite(case: Case) -> None:
-    flat = jnp.full((N, 11, 11), 90.0)
-    gradient = jax.jit(jax.grad(lambda areas: case.responses(areas, 0, 0, 7).sum()))(flat)
-    assert np.isfinite(gradient).all()
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-4), (jnp.bfloat16, 0.1)])
 def test_other_precisions_are_near_single(case: Case, dtype: type, tolerance: float) -> None:
-    if case.kind == "ccnf" and dtype == jnp.bfloat16:
-        pytest.skip("its covariance needs an inverse, which JAX has not in half precision")
     expected = case.responses(areas_of(7), 0, 0, 7)
     with jax.enable_x64(True):
         experts = as_dtype(case.experts, dtype)

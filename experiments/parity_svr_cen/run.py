@@ -84,7 +84,7 @@ def own_areas(model: jclnf.Model, image: Any, pose: Any, shape: Any, scale: Any,
 
 
 def errors(kind: str, model: jclnf.Model, scale: Scale, areas: np.ndarray) -> np.ndarray:
-    """Largest difference of each landmark's map; SVR maps are small, and taken to a maximum of 1."""
+    """Largest difference of each landmark's map; of an SVR map, which is small, by its maximum."""
     at = jnp.array(scale.index), jnp.array(scale.view), scale.window
     found = np.asarray(responses(model, jnp.asarray(areas), *at))
     wanted = scale.maps("responses")

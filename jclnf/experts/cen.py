@@ -7,9 +7,10 @@ section 3.1.
 Cost: evaluating an expert of `P` weights at all positions of a window `k` takes `2 P k^2`
 floating-point operations, at every second position half of that. Networks of 121, 500, 200, 100
 and 1 units (`P` = 180,600) for 68 landmarks and windows 11, 9, 7, 5 make that 6.8 GFLOP a fit, or
-3.4; everything else in a fit takes a hundredth. The weights of one view of one scale are 49 MB, so
-that memory limits the small windows. Half-filled views (profiles) cost as much as full ones, and
-landmarks that share an expert evaluate it twice: what is computed must not depend on the view.
+3.4. A fit also reads the weights of one view of each scale, 49 MB: that is what limits the small
+windows, and what a batch on an accelerator needs in memory for each of its faces. Half-filled
+views (profiles) cost as much as full ones, and landmarks that share an expert evaluate it twice:
+what is computed must not depend on the view.
 """
 
 from functools import partial
@@ -56,15 +57,11 @@ class CEN(PatchExperts):
     visible: Bool[Array, "s v n"]
     confidence: Float[Array, "s v n"]
     scalings: tuple[float, ...] = eqx.field(static=True)
+    support: int = eqx.field(static=True)
     architectures: tuple[int, ...] = eqx.field(static=True)
     """The architecture of the networks of each scale, numbered from 0."""
     activations: tuple[str, ...] = eqx.field(static=True)
     """By architecture: each layer's activation (names of `ACTIVATIONS`), separated by spaces."""
-
-    @property
-    def support(self) -> int:
-        """Side of a patch in reference pixels."""
-        return round(self.weights["0.0"].shape[-1] ** 0.5)
 
     @staticmethod
     def create(
@@ -123,6 +120,7 @@ class CEN(PatchExperts):
             visible=jnp.asarray(visible, bool),
             confidence=jnp.asarray(confidence, jnp.float32),
             scalings=tuple(float(a) for a in scalings),
+            support=support,
             architectures=tuple(architectures),
             activations=tuple(activations),
         )
@@ -139,20 +137,32 @@ class CEN(PatchExperts):
         """See `PatchExperts.responses`."""
         mirrored = self.mirrored[scale, view][:, None, None]
         areas = jnp.where(mirrored, areas[:, :, ::-1], areas)
-        positions, spread = sparse_grid(window) if arithmetic.sparse_cen else dense_grid(window)
         patches, norm = patch_contrast(areas, window)
-        patches = patches[:, :, positions] * norm[:, None, positions]
-        # Networks of different sizes cannot be picked by an index: each architecture is a branch.
-        branches = [partial(self._evaluate, number) for number in range(len(self.activations))]
-        architecture = jnp.array(self.architectures)[scale]
-        sampled = lax.switch(architecture, branches, self.expert_of[scale, view], patches)
-        response = (sampled @ jnp.asarray(spread, sampled.dtype)).reshape(-1, window, window)
+        patches = patches * norm[:, None]
+        if arithmetic.sparse_cen:
+            positions, spread = sparse_grid(window)
+            # Of an odd side they are every second one by rows as well, and a slice costs nothing.
+            evaluated = patches[:, :, 1::2] if window % 2 else patches[:, :, positions]
+            response = self._evaluate(evaluated, scale, view)
+            response = response @ jnp.asarray(spread, response.dtype)
+        else:
+            response = self._evaluate(patches, scale, view)
+        response = response.reshape(-1, window, window)
         return jnp.where(mirrored, response[:, :, ::-1], response)
 
     def _evaluate(
+        self, patches: Float[Array, "n p j"], scale: Int[Array, ""], view: Int[Array, ""]
+    ) -> Float[Array, "n j"]:
+        """Each landmark's expert on its `j` patches."""
+        # Networks of different sizes cannot be picked by an index: each architecture is a branch.
+        branches = [partial(self._run, number) for number in range(len(self.activations))]
+        architecture = jnp.array(self.architectures)[scale]
+        return lax.switch(architecture, branches, self.expert_of[scale, view], patches)
+
+    def _run(
         self, architecture: int, experts: Int[Array, "n"], patches: Float[Array, "n p j"]
     ) -> Float[Array, "n j"]:
-        """The networks `experts` of an architecture on the `j` patches of each landmark."""
+        """The networks `experts` of an architecture."""
         names = self.activations[architecture].split()
         keys = [f"{architecture}.{layer}" for layer in range(len(names))]
         layers = [
@@ -167,11 +177,6 @@ class CEN(PatchExperts):
             return x[0]
 
         return _map_landmarks(of_landmark, (experts, patches))
-
-
-def dense_grid(window: int) -> tuple[np.ndarray, np.ndarray]:
-    """All positions of a window, in the form of `sparse_grid`."""
-    return np.arange(window**2), np.eye(window**2)
 
 
 def sparse_grid(window: int) -> tuple[np.ndarray, np.ndarray]:

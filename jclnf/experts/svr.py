@@ -37,13 +37,9 @@ class SVR(PatchExperts):
     visible: Bool[Array, "s v n"]
     confidence: Float[Array, "s v n"]
     scalings: tuple[float, ...] = eqx.field(static=True)
+    support: int = eqx.field(static=True)
     modalities: tuple[str, ...] = eqx.field(static=True)
     """What the experts on axis `e` look at: names of `MODALITIES`."""
-
-    @property
-    def support(self) -> int:
-        """Side of a patch in reference pixels."""
-        return self.weights.shape[-1]
 
     @staticmethod
     def create(
@@ -82,9 +78,14 @@ class SVR(PatchExperts):
             problem = f"modalities {modalities}: they are one or more of {', '.join(MODALITIES)}"
             raise ModelFileError("SVR experts", problem)
         return SVR(
-            **{name: jnp.asarray(array, jnp.float32) for name, (array, _) in expected.items()},
+            weights=jnp.asarray(weights, jnp.float32),
+            slope=jnp.asarray(slope, jnp.float32),
+            bias=jnp.asarray(bias, jnp.float32),
+            centres=jnp.asarray(centres, jnp.float32),
             visible=jnp.asarray(visible, bool),
+            confidence=jnp.asarray(confidence, jnp.float32),
             scalings=tuple(float(a) for a in scalings),
+            support=support,
             modalities=tuple(modalities),
         )
 
