@@ -102,8 +102,10 @@ def crop(
 
     The region is the box enlarged on each side by `margin` times its width or height, and cut off
     at the border of the image. The result is the square of the smallest of `sizes` that holds the
-    region, centred on it; it has the image's own pixels throughout, zero only outside the image.
-    A region larger than all sizes gets the next multiple of the largest.
+    region, centred on it but within the image where that is large enough, and from the image's
+    first pixel on where it is not: small coordinates round the least. It has the image's own
+    pixels throughout, and is zero only outside the image. A region larger than all sizes gets
+    the next multiple of the largest.
 
     A fit in the crop is the fit in the whole image (up to the float32 rounding of coordinates) as
     long as it reads nothing outside the region, because inside it both hold the same pixels at
@@ -137,8 +139,8 @@ def crop(
     bottom = min(rows, int(np.ceil(y + h + margin * h)) + 1)
     longest = max(right - left, bottom - top)
     side = next((s for s in sizes if s >= longest), -(-longest // sizes[-1]) * sizes[-1])
-    x0 = left - (side - (right - left)) // 2
-    y0 = top - (side - (bottom - top)) // 2
+    x0 = _start(left, right, side, columns)
+    y0 = _start(top, bottom, side, rows)
 
     square = np.zeros((side, side), np.float32)
     ys = slice(max(0, y0), min(rows, y0 + side))
@@ -149,3 +151,8 @@ def crop(
         offset=np.array([x0, y0], np.float32),
         box=np.array([x - x0, y - y0, w, h], np.float32),
     )
+
+
+def _start(low: int, high: int, side: int, extent: int) -> int:
+    """Where a square of `side` around pixels `low` to `high` starts, of `extent` along an axis."""
+    return min(max(0, (low + high - side) // 2), max(0, extent - side))

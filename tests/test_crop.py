@@ -61,6 +61,13 @@ def test_crop_is_zero_outside_the_image_and_the_image_inside(image):
     np.testing.assert_array_equal(c.image[inside], image[rows[inside], columns[inside]])
 
 
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+def test_crop_wastes_no_pixels_outside_a_large_image(image, box):
+    c = crop(image, box, sizes=(128, 256, 300, 2000))
+    for start, side, extent in zip(c.offset, c.image.shape, (400, 300), strict=True):
+        assert start == 0 if extent <= side else 0 <= start <= extent - side
+
+
 def test_smallest_bucket_that_holds_the_region():
     image = np.zeros((5000, 5000), np.uint8)
     assert len(crop(image, (2000, 2000, 40, 42)).image) == 128
