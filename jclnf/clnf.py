@@ -100,7 +100,7 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
             "view": int(trace.view[k]),
             "peak_offsets": trace.peak_from_centre[k],
         }
-        shown = max(int(np.count_nonzero(np.any(trace.peak_offset[k, 0, 0] != 0, axis=-1))), 1)
+        shown = max(int(np.count_nonzero(trace.visible[k])), 1)
         for p, name in enumerate(("rigid", "nonrigid")):
             done = trace.performed[k, p]
             entry[name] = {

@@ -58,13 +58,22 @@ def fit(
     """
     params = model.defaults if params is None else params
     check_inputs(model, image, box, params)
-    return _fit(model, image, box, rotation, params)
+    if np.shape(rotation) != (3,):
+        raise ParamsError(f"a rotation is three Euler angles, not of shape {np.shape(rotation)}")
+    # As arrays of one type: plain numbers would be compiled in, each box anew.
+    dtype = model.pdm.mean.dtype
+    return _fit(model, image, jnp.asarray(box, dtype), jnp.asarray(rotation, dtype), params)
 
 
 @eqx.filter_jit
-def _fit(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -> FitResult:
-    dtype = model.pdm.mean.dtype
-    pose = pose_from_box(model.pdm, jnp.asarray(box, dtype), jnp.asarray(rotation, dtype))
+def _fit(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    box: Float[Array, "4"],
+    rotation: Float[Array, "3"],
+    params: FitParams,
+) -> FitResult:
+    pose = pose_from_box(model.pdm, box, rotation)
     return fit_from(model, image, pose, model.pdm.mean_shape(), params)
 
 
@@ -181,6 +190,7 @@ def _fit_scale(
     middle = (window - 1) / 2
     trace = {name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid} | {
         "view": view,
+        "visible": maps.visible,
         "peak_from_centre": jnp.where(maps.visible[:, None], maps.peaks - middle, 0.0),
     }
     # A face that became too small at an earlier scale stays as it was then.
@@ -343,9 +353,8 @@ def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> None:
         )
     if np.shape(box) != (4,):
         raise BoxError(f"a box is four numbers (x, y, w, h), not of shape {np.shape(box)}")
-    if not isinstance(box, jax.core.Tracer) and not any(
-        isinstance(side, jax.core.Tracer) for side in box
-    ):
+    sides = box if isinstance(box, list | tuple) else [box]
+    if not any(isinstance(side, jax.core.Tracer) for side in sides):
         numbers = np.asarray(box, np.float64)
         if not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
             raise BoxError(f"box {numbers.tolist()}: it must be finite, with w and h above 0")

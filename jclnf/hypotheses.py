@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Real
+from jaxtyping import Array, Real
 
 from jclnf.errors import ParamsError
 from jclnf.fit import check_inputs, fit_from
@@ -35,7 +35,7 @@ OPENFACE_ROTATIONS = (
 
 def fit_hypotheses(
     model: Model,
-    image: Real[Any, "h w"],
+    image: Real[Array, "h w"] | np.ndarray,
     box: Any,
     params: FitParams | None = None,
     *,
@@ -49,6 +49,7 @@ def fit_hypotheses(
     """
     params = model.defaults if params is None else params
     check_inputs(model, image, box, params)
+    box = jnp.asarray(box, model.pdm.mean.dtype)
     return _fit_hypotheses(model, image, box, rotations_array(rotations), params)
 
 

@@ -54,7 +54,10 @@ def mean_shift(
     size = responses.shape[-1]
     if tabulated:
         offsets = jnp.clip(offsets, 0.0, size - TABLE_STEP)
-        centres = jnp.floor(offsets / TABLE_STEP + 0.5) * TABLE_STEP
+        # Behind the barrier it stays a division: XLA would multiply by 10, and near the middle
+        # between two entries take the other one.
+        step = lax.optimization_barrier(jnp.asarray(TABLE_STEP, offsets.dtype))
+        centres = jnp.floor(offsets / step + 0.5) * step
     else:
         centres = offsets
     along_x, _ = kernel(centres[:, 0], size, width)

@@ -68,6 +68,8 @@ class Trace(eqx.Module):
     in response-map pixels; 0 for invisible landmarks."""
     view: Int[Array, " s"]
     """The view whose experts were used."""
+    visible: Bool[Array, "s n"]
+    """Whether that view shows the landmark."""
     peak_from_centre: Float[Array, "s n 2"]
     """From the centre of each response map (where the landmark stood when the scale began) to its
     peak, (x, y) in response-map pixels; 0 for invisible landmarks."""

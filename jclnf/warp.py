@@ -83,7 +83,7 @@ def sample_areas(
     else:
         x, fx = _split(x0[:, None, None] + a * steps - b * steps[:, None])
         y, fy = _split(y0[:, None, None] + b * steps + a * steps[:, None])
-    return _bilinear(image.astype(centres.dtype), x, y, fx, fy)
+    return _bilinear(jnp.asarray(image, centres.dtype), x, y, fx, fy)
 
 
 def _split(

@@ -38,6 +38,9 @@ def test_the_loop_over_iterations_of_the_failure_report(face, tmp_path):
     first = info["windows"][0]["rigid"]
     assert last["peak_distance"][-1] < 0.9 * first["peak_distance"][0]
     assert last["update"][-1] < 0.1 * first["update"][0]
+    offsets = info["result"].trace.peak_offset[0, 0, 0]
+    distance = np.linalg.norm(offsets, axis=-1).mean()
+    assert first["peak_distance"][0] == pytest.approx(distance, rel=1e-5)
     assert errors[1] < errors[0] < 3
 
 

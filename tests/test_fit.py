@@ -129,7 +129,7 @@ def test_a_second_photo_of_the_same_size_compiles_nothing(face, start, monkeypat
         jclnf.fit(
             face.model,
             piece.image,
-            piece.box,
+            [piece.box, tuple(map(float, piece.box)), piece.box.astype(float), list(piece.box)][i],
             params.replace(kernel_width=jnp.array([1.5, 1.2 + i])),
         )
     assert len(traces) == 1
@@ -269,6 +269,8 @@ def test_unusable_input_is_named(face, start):
     for box in ([1, 2, 3], [0, 0, 0, 10], [0, 0, np.nan, 5], [0, 0, 5, np.inf]):
         with pytest.raises(jclnf.BoxError, match="box"):
             jclnf.fit(face.model, face.image, box)
+    with pytest.raises(jclnf.ParamsError, match="three Euler angles"):
+        jclnf.fit(face.model, face.image, start, rotation=0.3)
     one_scale = jclnf.FitParams(jnp.ones(1), jnp.ones(1), jnp.ones(1), windows=(7,))
     with pytest.raises(jclnf.ParamsError, match="1 scales, the model has 2"):
         jclnf.fit(face.model, face.image, start, one_scale)

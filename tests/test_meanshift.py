@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,18 @@ def test_tabulated_kernel_is_that_of_the_nearest_tenth(maps):
         rounded = np.floor(limited / 0.1 + 0.5) * 0.1
         expected, _ = slow_mean_shift(response, limited, 1.5, kernel_at=rounded)
         np.testing.assert_allclose(shifts[i], expected, atol=1e-5)
+
+
+def test_table_entries_are_found_by_division_even_when_compiled():
+    """1.8499999 / 0.1 is below 18.5 in single precision; multiplied by 10 it would be 18.5."""
+    response = np.zeros((1, 7, 7), np.float32)
+    response[0, 2, 3] = response[0, 1, 3] = 1
+    offset = np.array([[3.0, 1.8499999]], np.float32)
+    shift = jax.jit(partial(meanshift.mean_shift, tabulated=True))(
+        jnp.asarray(response), jnp.asarray(offset), jnp.float32(1.0)
+    )
+    expected, _ = slow_mean_shift(response[0], offset[0].astype(float), 1.0, kernel_at=(3.0, 1.8))
+    np.testing.assert_allclose(shift[0], expected, atol=1e-5)
 
 
 def test_far_outside_the_window_it_points_back():
