@@ -14,15 +14,18 @@ from jclnf.batch import fit_batch
 from jclnf.clnf import CLNF
 from jclnf.crop import Crop, crop
 from jclnf.errors import BoxError, ImageError, JclnfError, ModelFileError, ParamsError
-from jclnf.fit import fit, fit_from
+from jclnf.face import fit
+from jclnf.fit import fit_from
+from jclnf.from_points import fit_points
 from jclnf.hypotheses import OPENFACE_ROTATIONS, fit_hypotheses
-from jclnf.model import Model
+from jclnf.model import Model, Part
 from jclnf.openface import load_openface
 from jclnf.params import Arithmetic, FitParams
 from jclnf.pdm import PDM, Pose
-from jclnf.result import FitResult, FitStatus, Trace
+from jclnf.result import FitResult, FitStatus, PartResult, Trace
 from jclnf.runtime import enable_compilation_cache
 from jclnf.serialise import load_model, save_model
+from jclnf.validator import Validator
 
 __version__ = "0.1.0"
 
@@ -41,14 +44,18 @@ __all__ = [
     "Model",
     "ModelFileError",
     "ParamsError",
+    "Part",
+    "PartResult",
     "Pose",
     "Trace",
+    "Validator",
     "crop",
     "enable_compilation_cache",
     "fit",
     "fit_batch",
     "fit_from",
     "fit_hypotheses",
+    "fit_points",
     "load_model",
     "load_openface",
     "save_model",

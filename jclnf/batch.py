@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jclnf.crop import crop
 from jclnf.errors import BoxError
-from jclnf.fit import check_inputs
+from jclnf.face import check_inputs
 from jclnf.hypotheses import best_of, rotations_array
 from jclnf.mapping import map_faces
 from jclnf.model import Model

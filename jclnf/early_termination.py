@@ -16,7 +16,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.errors import ParamsError
-from jclnf.fit import check_inputs, fit_from
+from jclnf.face import check_inputs, finish
+from jclnf.fit import fit_from
 from jclnf.hypotheses import OPENFACE_ROTATIONS, rotations_array
 from jclnf.mapping import map_faces
 from jclnf.model import Model
@@ -87,12 +88,14 @@ def fit_until_accepted(
         first = _begin_compiled(model, image, box, rotation, params)
         score, accepted = jax.device_get(rule.score(first.likelihood, first.trace.view[0]))
         if accepted:
-            return _complete_compiled(model, image, first, params)
+            kept = _complete_compiled(model, image, first, params)
+            return _finish_compiled(model, image, kept, params)
         begun.append(first)
         scores.append(score)
     best = np.argsort(-np.array(scores), kind="stable")[:COMPLETED]
     fits = [_complete_compiled(model, image, begun[index], params) for index in best]
-    return fits[int(np.argmax([_likelihood(fit) for fit in fits]))]
+    kept = fits[int(np.argmax([_likelihood(fit) for fit in fits]))]
+    return _finish_compiled(model, image, kept, params)
 
 
 def best_until_accepted(
@@ -119,7 +122,7 @@ def best_until_accepted(
     best = jnp.where(some, jnp.argmax(accepted), lax.top_k(score, count)[1])
     needed = (jnp.arange(count) == 0) | ~some
 
-    def finish(start: tuple[FitResult, Bool[Array, ""]]) -> FitResult:
+    def completed(start: tuple[FitResult, Bool[Array, ""]]) -> FitResult:
         first, needed = start
         # What is not needed only has to have the shape of a completed fit.
         return lax.cond(
@@ -129,9 +132,10 @@ def best_until_accepted(
             first,
         )
 
-    fits = map_faces(finish, (jax.tree.map(lambda array: array[best], begun), needed))
+    fits = map_faces(completed, (jax.tree.map(lambda array: array[best], begun), needed))
     likelihood = jnp.where(needed, jax.vmap(_likelihood)(fits), -math.inf)
-    return jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
+    kept = jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
+    return finish(model, image, kept, params)
 
 
 def _begin(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -> FitResult:
@@ -197,3 +201,4 @@ def _check_views(model: Model, rule: EarlyTermination) -> None:
 
 _begin_compiled = eqx.filter_jit(_begin)
 _complete_compiled = eqx.filter_jit(_complete)
+_finish_compiled = eqx.filter_jit(finish)

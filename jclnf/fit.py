@@ -7,7 +7,6 @@ the schedule over scales, "OpenFace: an open source facial behavior analysis too
 import itertools
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +14,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf import meanshift, rlms, warp
-from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.model import Model
 from jclnf.params import FitParams, as_dtype
-from jclnf.pdm import PDM, Pose, pose_from_box, project, shape3d, update
+from jclnf.pdm import PDM, Pose, project, shape3d, update
 from jclnf.result import FitResult, FitStatus, Trace
 
 SMALLEST_SCALE = 0.25
@@ -29,54 +27,6 @@ LARGEST_ZOOM = 3.0
 """A fit that changes the start's scale by more than this factor has diverged."""
 
 
-def fit(
-    model: Model,
-    image: Real[Array, "h w"] | np.ndarray,
-    box: Any,
-    params: FitParams | None = None,
-    *,
-    rotation: Any = (0.0, 0.0, 0.0),
-) -> FitResult:
-    """Fit the landmarks of one face.
-
-    Pure and compiled: `jax.jit`, `jax.vmap` and `jax.grad` apply to it. Each new size or type of
-    image costs a compilation; `jclnf.crop` brings images to a few sizes.
-
-    Args:
-        model: from `load_model` or `load_openface`, prepared or not.
-        image: `(h, w)` grey levels 0-255, of any floating-point type or uint8.
-        box: (x, y, w, h) in pixels, tight around the face outline (eyebrows to chin, jaw to jaw).
-        params: settings; `model.defaults` if not given.
-        rotation: start rotation, Euler angles (pitch, yaw, roll) in radians.
-
-    Returns:
-        The fitted face. Check `FitStatus(int(result.status)).ok`: a fit can fail without an error.
-
-    Raises:
-        ImageError, BoxError, ParamsError: inputs that no fit can be started from. Values are
-            looked at only where they are concrete, not under a transformation.
-    """
-    params = model.defaults if params is None else params
-    check_inputs(model, image, box, params)
-    if np.shape(rotation) != (3,):
-        raise ParamsError(f"a rotation is three Euler angles, not of shape {np.shape(rotation)}")
-    # As arrays of one type: plain numbers would be compiled in, each box anew.
-    dtype = model.pdm.mean.dtype
-    return _fit(model, image, jnp.asarray(box, dtype), jnp.asarray(rotation, dtype), params)
-
-
-@eqx.filter_jit
-def _fit(
-    model: Model,
-    image: Real[Array, "h w"] | np.ndarray,
-    box: Float[Array, "4"],
-    rotation: Float[Array, "3"],
-    params: FitParams,
-) -> FitResult:
-    pose = pose_from_box(model.pdm, box, rotation)
-    return fit_from(model, image, pose, model.pdm.mean_shape(), params)
-
-
 def fit_from(
     model: Model,
     image: Real[Array, "h w"] | np.ndarray,
@@ -84,9 +34,10 @@ def fit_from(
     shape: Float[Array, " m"],
     params: FitParams,
 ) -> FitResult:
-    """Fit one face from a given pose and shape: what `fit` does once it has put them into the box.
+    """Fit one face from a given pose and shape.
 
-    A pure function that is neither compiled nor checks its inputs.
+    What `jclnf.fit` does between putting them into the box and `jclnf.face.finish`. A pure function
+    that is neither compiled nor checks its inputs.
     """
     params, image = as_dtype(params, model.pdm.mean.dtype), jnp.asarray(image)
     start = _State(
@@ -335,26 +286,3 @@ def _norm(array: Array) -> Float[Array, ""]:
 
 def _select(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
-def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> None:
-    """Raise on inputs that no fit can be started from, as far as they are concrete."""
-    if len(params.windows) != len(model.scalings):
-        raise ParamsError(
-            f"the settings are for {len(params.windows)} scales, the model has "
-            f"{len(model.scalings)}: start from FitParams.openface(model) or model.defaults"
-        )
-    if not hasattr(image, "shape") or len(image.shape) != 2 or 0 in image.shape:
-        shape = getattr(image, "shape", type(image).__name__)
-        raise ImageError(f"the image must be grey, (h, w) and not empty, not {shape}: convert it")
-    if jnp.issubdtype(image.dtype, jnp.integer) and image.dtype != jnp.uint8:
-        raise ImageError(
-            f"the image is of type {image.dtype}: scale it to 0-255 and convert it to float32"
-        )
-    if np.shape(box) != (4,):
-        raise BoxError(f"a box is four numbers (x, y, w, h), not of shape {np.shape(box)}")
-    sides = box if isinstance(box, list | tuple) else [box]
-    if not any(isinstance(side, jax.core.Tracer) for side in sides):
-        numbers = np.asarray(box, np.float64)
-        if not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
-            raise BoxError(f"box {numbers.tolist()}: it must be finite, with w and h above 0")

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Real
 
 from jclnf.errors import ParamsError
-from jclnf.fit import check_inputs, fit_from
+from jclnf.face import check_inputs, finish
+from jclnf.fit import fit_from
 from jclnf.mapping import map_faces
 from jclnf.model import Model
 from jclnf.params import FitParams
@@ -72,7 +73,8 @@ def best_of(model: Model, image: Any, box: Any, rotations: Any, params: FitParam
     fits = map_faces(start, rotations)
     likelihood = jnp.where(jnp.isnan(fits.likelihood), -math.inf, fits.likelihood)
     best = jnp.argmax(likelihood)
-    return jax.tree.map(lambda array: array[best], fits)
+    kept = jax.tree.map(lambda array: array[best], fits)
+    return finish(model, image, kept, params)
 
 
 def rotations_array(rotations: Any) -> Any:

@@ -1,11 +1,14 @@
 """A model: shape model, patch experts, and the settings that they were trained for."""
 
+import dataclasses
+
 import equinox as eqx
 
 from jclnf.errors import ModelFileError
 from jclnf.experts import CEN, PatchExperts
 from jclnf.params import FitParams
 from jclnf.pdm import PDM
+from jclnf.validator import Validator
 
 
 class Model(eqx.Module):
@@ -16,6 +19,11 @@ class Model(eqx.Module):
     defaults: FitParams
     """The settings that a fit uses unless it is given others."""
     name: str = eqx.field(static=True, default="")
+    parts: tuple["Part", ...] = ()
+    """Models of parts of the face, in the order in which their landmarks replace the face's; used
+    by fits with `FitParams.parts`."""
+    validator: Validator | None = None
+    """What a fit has its confidence from."""
 
     def __check_init__(self) -> None:
         landmarks = self.experts.visible.shape[-1]
@@ -24,6 +32,13 @@ class Model(eqx.Module):
                 self.name or "model",
                 f"the shape model has {self.pdm.n_landmarks} landmarks, the experts {landmarks}",
             )
+        names = [part.name for part in self.parts]
+        for part in self.parts:
+            if names.count(part.name) > 1:
+                raise ModelFileError(self.name or "model", f"has two parts named {part.name!r}")
+            if max(part.main_index) >= landmarks:
+                problem = f"the part {part.name!r} takes landmark {max(part.main_index)}"
+                raise ModelFileError(self.name or "model", f"{problem}, of {landmarks}")
 
     @property
     def scalings(self) -> tuple[float, ...]:
@@ -33,12 +48,41 @@ class Model(eqx.Module):
     def prepare(self, params: FitParams | None = None) -> "Model":
         """This model with everything precomputed that the windows of `params` allow.
 
-        A fit gives the same result with or without; prepare once where you fit often. To take
-        derivatives by the experts' parameters, differentiate a function that prepares inside, or
-        fit with the model as it was loaded.
+        Parts are prepared for their own settings. A fit gives the same result with or without;
+        prepare once where you fit often. To take derivatives by the experts' parameters,
+        differentiate a function that prepares inside, or fit with the model as it was loaded.
         """
         windows = (self.defaults if params is None else params).windows
-        return eqx.tree_at(lambda model: model.experts, self, self.experts.prepare(windows))
+        parts = tuple(dataclasses.replace(p, model=p.model.prepare()) for p in self.parts)
+        return dataclasses.replace(self, experts=self.experts.prepare(windows), parts=parts)
+
+
+class Part(eqx.Module):
+    """A part of the face with a model of its own, whose `defaults` are the settings of its fit.
+
+    Landmark `main_index[i]` of the face is landmark `part_index[i]` of the part.
+    """
+
+    model: Model
+    main_index: tuple[int, ...] = eqx.field(static=True)
+    part_index: tuple[int, ...] = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        problem = None
+        if len(self.main_index) != len(self.part_index):
+            problem = f"{len(self.main_index)} landmarks of the face, {len(self.part_index)} of it"
+        for index in (self.main_index, self.part_index):
+            if len(set(index)) < max(len(index), 2) or min(index) < 0:
+                problem = f"its landmarks must be two or more, all different, not {index}"
+        if problem is None and max(self.part_index) >= self.model.pdm.n_landmarks:
+            problem = f"landmark {max(self.part_index)} of {self.model.pdm.n_landmarks}"
+        if problem is not None:
+            raise ModelFileError(f"part {self.name!r}", problem)
+
+    @property
+    def name(self) -> str:
+        """The name of its model."""
+        return self.model.name
 
 
 def openface_model(pdm: PDM, experts: PatchExperts, *, name: str, wild: bool) -> Model:

@@ -82,6 +82,8 @@ class FitParams(eqx.Module):
     tolerance: float = eqx.field(static=True, default=0.01)
     """A pass has converged when an iteration moves the shape by less, in pixels (the norm over
     all coordinates of all landmarks)."""
+    parts: bool = eqx.field(static=True, default=False)
+    """Whether the model's part models refine the fitted face, see `jclnf.parts`."""
 
     def __check_init__(self) -> None:
         scales = len(self.windows)
@@ -108,9 +110,12 @@ class FitParams(eqx.Module):
 
     @staticmethod
     def openface(model: HasScalings, *, arithmetic: str | Arithmetic = "openface") -> "FitParams":
-        """OpenFace's settings for images, in its arithmetic unless told otherwise."""
+        """OpenFace's settings for images, in its arithmetic unless told otherwise.
+
+        These, and the two that follow, refine parts if the model has any.
+        """
         return _openface(
-            model.scalings,
+            model,
             windows=(11, 9, 7, 5),
             regularisation=25.0,
             kernel_width=1.5,
@@ -125,7 +130,7 @@ class FitParams(eqx.Module):
     ) -> "FitParams":
         """OpenFace's settings "in the wild": larger windows, more iterations, weights."""
         return _openface(
-            model.scalings,
+            model,
             windows=(15, 13, 11, 11),
             regularisation=35.0,
             kernel_width=1.25,
@@ -141,7 +146,7 @@ class FitParams(eqx.Module):
         """OpenFace's settings for convolutional experts: those for images, but the kernel at the
         coarsest scale is 1.5 times as wide, and the regularisation there 0.9 times as strong."""
         return _openface(
-            model.scalings,
+            model,
             windows=(11, 9, 7, 5),
             regularisation=0.9 * 25.0,
             kernel_width=1.5 * 1.5,
@@ -152,7 +157,7 @@ class FitParams(eqx.Module):
 
 
 def _openface(
-    scalings: tuple[float, ...],
+    model: HasScalings,
     *,
     windows: tuple[int, ...],
     regularisation: float,
@@ -166,6 +171,7 @@ def _openface(
     With `l = log2(scaling / 0.25)`: regularisation `- 15 l` (0.001 where that is not positive),
     kernel width `+ 0.25 l`, weight factor `times 1 + 2 l`; a fourth scale has the third one's `l`.
     """
+    scalings = model.scalings
     if len(scalings) > len(windows):
         raise ParamsError(f"OpenFace has settings for {len(windows)} scales, not {len(scalings)}")
     tuned = [scalings[min(k, _FINEST_TUNED_SCALE)] for k in range(len(scalings))]
@@ -180,6 +186,7 @@ def _openface(
         windows=windows[: len(scalings)],
         iterations=iterations,
         arithmetic=arithmetic,
+        parts=bool(getattr(model, "parts", ())),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Real
 
@@ -28,7 +29,7 @@ little in images enlarged by more."""
 
 
 def fit_parts(
-    model: Model, image: Real[Array, "h w"], result: FitResult, params: FitParams
+    model: Model, image: Real[Array, "h w"] | np.ndarray, result: FitResult, params: FitParams
 ) -> FitResult:
     """Refine a fitted face by the part models of its model.
 
@@ -55,6 +56,7 @@ def fit_parts(
     """
     if not model.parts:
         return result
+    image = jnp.asarray(image)
     parts: dict[str, PartResult] = {}
     for group in _alike(model.parts):
         parts |= _fit_alike(group, image, result, params)

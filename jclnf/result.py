@@ -1,6 +1,7 @@
 """What a fit gives back."""
 
 import enum
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.pdm import Pose
+
+SUCCESS_CONFIDENCE = 0.725
+"""A fit of at most this confidence has failed."""
 
 
 class FitStatus(enum.IntEnum):
@@ -75,6 +79,17 @@ class Trace(eqx.Module):
     peak, (x, y) in response-map pixels; 0 for invisible landmarks."""
 
 
+class PartResult(eqx.Module):
+    """A part of a fitted face, see `jclnf.parts`; fields are as in `FitResult`."""
+
+    landmarks: Float[Array, "n 2"]
+    landmarks3d: Float[Array, "n 3"]
+    pose: Pose
+    shape: Float[Array, " m"]
+    fitted: Bool[Array, ""]
+    """Whether the part was fitted to the image; if not, it follows from the face's landmarks."""
+
+
 class FitResult(eqx.Module):
     """One fitted face. Derivatives go through all of its floating-point arrays."""
 
@@ -96,12 +111,30 @@ class FitResult(eqx.Module):
     status: Int[Array, ""]
     """A `FitStatus`."""
     trace: Trace
+    parts: dict[str, PartResult] = eqx.field(default_factory=dict)
+    """The parts of the face by their names, if the fit's settings ask for them."""
+    confidence: Float[Array, ""] | None = None
+    """How far the face is to be trusted, 0 to 1 (see `jclnf.validator`), 0 if the fit failed; None
+    if the model has no validator."""
+
+    @property
+    def ok(self) -> Bool[Array, ""]:
+        """Whether the status is one of a fit to be used, see `FitStatus.ok`."""
+        return (self.status == FitStatus.CONVERGED) | (self.status == FitStatus.ITERATION_LIMIT)
+
+    @property
+    def success(self) -> Bool[Array, ""]:
+        """Whether the fit is ok and, if there is a confidence, it is above `SUCCESS_CONFIDENCE`."""
+        if self.confidence is None:
+            return self.ok
+        return self.ok & (self.confidence > SUCCESS_CONFIDENCE)
 
     def shifted(self, offset: ArrayLike) -> "FitResult":
         """The same face in an image whose origin lies at `-offset` (x, y): undoes a crop."""
         offset = jnp.asarray(offset, self.landmarks.dtype)
-        return eqx.tree_at(
-            lambda result: (result.landmarks, result.pose.translation),
-            self,
-            (self.landmarks + offset, self.pose.translation + offset),
-        )
+
+        def image_points(result: Any) -> list[Any]:
+            faces = [result, *result.parts.values()]
+            return [points for face in faces for points in (face.landmarks, face.pose.translation)]
+
+        return eqx.tree_at(image_points, self, [points + offset for points in image_points(self)])

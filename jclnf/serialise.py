@@ -16,9 +16,10 @@ import numpy as np
 
 from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts
-from jclnf.model import Model
+from jclnf.model import Model, Part
 from jclnf.params import Arithmetic, FitParams
 from jclnf.pdm import PDM
+from jclnf.validator import LAYERS, Validator, View
 
 FORMAT_VERSION = 1
 EXPERT_KINDS: dict[str, type[PatchExperts]] = {"ccnf": CCNF, "svr": SVR, "cen": CEN}
@@ -35,6 +36,26 @@ def save_model(model: Model, path: str | Path) -> None:
     """
     from safetensors.numpy import save_file
 
+    tensors: dict[str, np.ndarray] = {}
+    header: dict[str, Any] = {"version": FORMAT_VERSION, **_describe(model, path, "", tensors)}
+    header["parts"] = [
+        {
+            "main_index": part.main_index,
+            "part_index": part.part_index,
+            **_describe(part.model, path, f"parts.{i}.", tensors),
+        }
+        for i, part in enumerate(model.parts)
+    ]
+    if model.validator is not None:
+        header["validator"] = _describe_validator(model.validator, tensors)
+    save_file(tensors, str(path), metadata={"jclnf": json.dumps(header)})
+
+
+def _describe(
+    model: Model, path: str | Path, prefix: str, tensors: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Put a model's arrays into `tensors`, but those of its parts and its validator; return the
+    rest of it."""
     kinds = [name for name, kind in EXPERT_KINDS.items() if type(model.experts) is kind]
     if not kinds:
         raise ModelFileError(
@@ -42,16 +63,22 @@ def save_model(model: Model, path: str | Path) -> None:
             f"experts of the kind {type(model.experts).__name__} cannot be stored: save the "
             "model before it is prepared",
         )
-    tensors: dict[str, np.ndarray] = {}
-    header = {
-        "version": FORMAT_VERSION,
+    return {
         "name": model.name,
         "kind": kinds[0],
-        "pdm": _take_apart(model.pdm, "pdm", tensors),
-        "experts": _take_apart(model.experts, "experts", tensors),
-        "defaults": _take_apart(model.defaults, "defaults", tensors),
+        "pdm": _take_apart(model.pdm, f"{prefix}pdm", tensors),
+        "experts": _take_apart(model.experts, f"{prefix}experts", tensors),
+        "defaults": _take_apart(model.defaults, f"{prefix}defaults", tensors),
     }
-    save_file(tensors, str(path), metadata={"jclnf": json.dumps(header)})
+
+
+def _describe_validator(validator: Validator, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    tensors["validator.centres"] = np.array(validator.centres)
+    stacked = isinstance(validator.views, View)
+    views = [validator.views] if isinstance(validator.views, View) else validator.views
+    prefixes = [f"validator.{i}" for i in range(len(views))]
+    described = [_take_apart(v, p, tensors) for v, p in zip(views, prefixes, strict=True)]
+    return {"stacked": stacked, "views": described}
 
 
 def load_model(path: str | Path | None = None) -> Model:
@@ -113,18 +140,44 @@ def _load(path: Path) -> Model:
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise ModelFileError(path, f"the tensor {name} holds numbers that are not finite")
     try:
-        return Model(
-            pdm=_put_together(PDM, "pdm", header["pdm"], tensors),
-            experts=_put_together(
-                EXPERT_KINDS[header["kind"]], "experts", header["experts"], tensors
-            ),
-            defaults=_put_together(FitParams, "defaults", header["defaults"], tensors),
-            name=str(header["name"]),
-        )
+        return _assemble(header, tensors)
     except JclnfError as error:
         raise ModelFileError(path, str(error)) from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelFileError(path, f"its description does not fit its tensors ({error})") from None
+
+
+def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
+    parts = tuple(
+        Part(
+            _model(part, f"parts.{i}.", tensors),
+            tuple(map(int, part["main_index"])),
+            tuple(map(int, part["part_index"])),
+        )
+        for i, part in enumerate(header.get("parts", []))
+    )
+    validator = None
+    if "validator" in header:
+        views = [
+            _put_together(View, f"validator.{i}", static, tensors)
+            for i, static in enumerate(header["validator"]["views"])
+        ]
+        stacked = header["validator"]["stacked"]
+        centres = jnp.asarray(tensors["validator.centres"])
+        validator = Validator(centres, views[0] if stacked else tuple(views))
+    model = _model(header, "", tensors)
+    return dataclasses.replace(model, parts=parts, validator=validator)
+
+
+def _model(header: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -> Model:
+    """The inverse of `_describe`."""
+    experts = EXPERT_KINDS[header["kind"]]
+    return Model(
+        pdm=_put_together(PDM, f"{prefix}pdm", header["pdm"], tensors),
+        experts=_put_together(experts, f"{prefix}experts", header["experts"], tensors),
+        defaults=_put_together(FitParams, f"{prefix}defaults", header["defaults"], tensors),
+        name=str(header["name"]),
+    )
 
 
 def _take_apart(module: eqx.Module, prefix: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -137,6 +190,11 @@ def _take_apart(module: eqx.Module, prefix: str, tensors: dict[str, np.ndarray])
             static[field.name] = dataclasses.asdict(value)
         elif field.metadata.get("static", False):
             static[field.name] = value
+        elif field.name == "layers":
+            static["layers"] = [
+                {"kind": type(layer).__name__, **_take_apart(layer, f"{name}.{i}", tensors)}
+                for i, layer in enumerate(value)
+            ]
         elif isinstance(value, dict):
             static[field.name] = sorted(value)
             tensors.update({f"{name}.{key}": np.array(item) for key, item in value.items()})
@@ -157,6 +215,11 @@ def _put_together(
         elif field.metadata.get("static", False):
             value = static[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
+        elif field.name == "layers":
+            values["layers"] = tuple(
+                _put_together(LAYERS[layer["kind"]], f"{name}.{i}", layer, tensors)
+                for i, layer in enumerate(static["layers"])
+            )
         elif field.name in static:
             values[field.name] = {
                 key: jnp.asarray(tensors[f"{name}.{key}"]) for key in static[field.name]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
@@ -126,7 +127,7 @@ class Validator(eqx.Module):
 
 def confidence(
     validator: Validator,
-    image: Real[Array, "h w"],
+    image: Real[Array, "h w"] | np.ndarray,
     landmarks: Float[Array, "n 2"],
     rotation: Float[Array, "3"],
 ) -> Float[Array, ""]:
@@ -142,6 +143,7 @@ def confidence(
         landmarks: (x, y) in image pixels.
         rotation: of the head, Euler angles (pitch, yaw, roll) in radians.
     """
+    image = jnp.asarray(image)
     nearest = jnp.argmin(jnp.sum((validator.centres - rotation) ** 2, axis=-1))
     views = validator.views
     if isinstance(views, View):
@@ -157,9 +159,11 @@ def view_confidence(
     """The confidence by the validator of one view, see `confidence`."""
     face = warp_face(view, image, landmarks)
     pixels = view.mask.sum()
-    face = jnp.where(view.mask, face - face.sum() / pixels, 0.0)
+    mean = face.sum() / pixels
+    face = jnp.where(view.mask, face - mean, 0.0)
     variance = jnp.sum(face**2) / pixels
-    textured = variance > 0
+    # No more than rounding is left of a face of one grey level.
+    textured = variance > (8 * jnp.finfo(face.dtype).eps * mean) ** 2
     face = face / jnp.sqrt(jnp.where(textured, variance, 1.0))
     maps = jnp.where(view.mask, (face - view.mean) / view.deviation, 0.0)[None]
     for layer in view.layers:

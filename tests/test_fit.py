@@ -120,7 +120,7 @@ def test_jit_agrees_with_eager(face, start):
 
 def test_a_second_photo_of_the_same_size_compiles_nothing(face, start, monkeypatch):
     traces = []
-    module = sys.modules["jclnf.fit"]
+    module = sys.modules["jclnf.face"]
     original = module.fit_from
     monkeypatch.setattr(module, "fit_from", lambda *args: traces.append(1) or original(*args))
     params = default_params(iterations=3)

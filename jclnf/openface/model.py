@@ -1,9 +1,10 @@
 """A model from OpenFace's files: the chain of lists, and the assembly of what they name.
 
 `main_*.txt` names a detector's list and those of its parts; the detector's list names the shape
-model and the patch experts of each scale. Parts, validator and early termination are not read.
+model and the patch experts of each scale. The file of early termination is not read.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +17,13 @@ from jclnf.experts import CCNF, CEN, SVR, PatchExperts
 from jclnf.model import Model, openface_model
 from jclnf.openface.ccnf import read_ccnf
 from jclnf.openface.cen import read_cen
+from jclnf.openface.parts import read_parts
 from jclnf.openface.pdm import PDMArrays, read_pdm
 from jclnf.openface.svr import read_svr
 from jclnf.openface.text import Entry, read_list
+from jclnf.openface.validator import make_validator, read_validator
 from jclnf.pdm import PDM
+from jclnf.validator import Validator
 
 
 class _Kind(NamedTuple):
@@ -46,6 +50,8 @@ _KEYWORDS = ("LandmarkDetector", "PDM", *_KINDS, *_IGNORED)
 _MAIN_FILES = ("main_clnf_general.txt", "main_clnf_wild.txt")
 """What is loaded of a folder: the first of these that it has."""
 
+_MISSING = "no such file or folder; give OpenFace's main_clnf_general.txt, or its model folder"
+
 
 class OpenFaceArrays(NamedTuple):
     """What OpenFace's files say, in NumPy arrays."""
@@ -59,7 +65,9 @@ class OpenFaceArrays(NamedTuple):
     """Keyword arguments that make the experts."""
 
 
-def load_openface(path: str | os.PathLike[str]) -> Model:
+def load_openface(
+    path: str | os.PathLike[str], *, parts: bool = False, validator: bool = False
+) -> Model:
     """Load a landmark detector in OpenFace 2.2's files; its settings are OpenFace's own.
 
     Args:
@@ -67,12 +75,40 @@ def load_openface(path: str | os.PathLike[str]) -> Model:
             or the folder that holds them, of which the general CCNF model is taken, or else the
             one for faces in the wild. A main file with "wild" in its name gets OpenFace's
             settings for such faces.
+        parts: load the models of parts that the main file names as well, and have fits refine them
+            unless their settings say otherwise (`FitParams.parts`).
+        validator: load the validator that the main file names, so that fits have a confidence.
+            Its network costs about half as much as a fit.
 
     Raises:
         ModelFileError: a file is missing, damaged, inconsistent with the others, or of a kind that
             is not supported; the message names the file and the byte or line.
     """
-    return assemble(Path(path), read_openface(path))
+    model = assemble(Path(path), read_openface(path))
+    main = _main_file(Path(path))
+    entries = read_list(main, _KEYWORDS)
+    if validator:
+        found = _validator(main, entries, model.pdm.n_landmarks)
+        model = dataclasses.replace(model, validator=found)
+    if not parts:
+        return model
+    lines = [entry for entry in entries if entry.keyword == "LandmarkDetector_part"]
+    if not lines:
+        raise ModelFileError(main, "names no parts: load it with parts=False")
+    loaded = read_parts(lines, model.pdm.n_landmarks, _part_model)
+    return dataclasses.replace(model, parts=loaded, defaults=model.defaults.replace(parts=True))
+
+
+def _part_model(entry: Entry) -> Model:
+    return assemble(entry.path, read_openface(entry.path, missing=entry.missing))
+
+
+def _validator(main: Path, entries: Sequence[Entry], landmarks: int) -> Validator:
+    named = [entry for entry in entries if entry.keyword == "DetectionValidator"]
+    if len(named) != 1:
+        raise ModelFileError(main, f"names {len(named)} validators, not one")
+    arrays = read_validator(named[0].path, landmarks, missing=named[0].missing)
+    return make_validator(arrays)
 
 
 def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
@@ -85,10 +121,10 @@ def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
         raise ModelFileError(path, str(error)) from error
 
 
-def read_openface(path: str | os.PathLike[str]) -> OpenFaceArrays:
+def read_openface(path: str | os.PathLike[str], *, missing: str = _MISSING) -> OpenFaceArrays:
     """Read the files of a landmark detector: as `load_openface`, without making a model."""
     main = _main_file(Path(path))
-    detector, entries = _follow(main)
+    detector, entries = _follow(main, missing)
     shapes = [entry for entry in entries if entry.keyword == "PDM"]
     experts = [entry for entry in entries if entry.keyword in _KINDS]
     if len(shapes) != 1:
@@ -118,9 +154,8 @@ def _main_file(path: Path) -> Path:
     raise ModelFileError(path, f"the folder has neither {' nor '.join(_MAIN_FILES)}: {there}")
 
 
-def _follow(path: Path) -> tuple[Path, list[Entry]]:
+def _follow(path: Path, missing: str) -> tuple[Path, list[Entry]]:
     """The detector's list that `path` leads to, or is, and its entries."""
-    missing = "no such file or folder; give OpenFace's main_clnf_general.txt, or its model folder"
     seen: set[str] = set()
     while True:
         entries = read_list(path, _KEYWORDS, missing=missing)

@@ -1,0 +1,110 @@
+"""The whole fit of a face in a box: the fit proper, its parts, and the confidence in it."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Real
+
+from jclnf.errors import BoxError, ImageError, ParamsError
+from jclnf.fit import fit_from
+from jclnf.model import Model
+from jclnf.params import FitParams
+from jclnf.parts import fit_parts
+from jclnf.pdm import pose_from_box
+from jclnf.result import FitResult
+from jclnf.validator import confidence
+
+
+def fit(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    box: Any,
+    params: FitParams | None = None,
+    *,
+    rotation: Any = (0.0, 0.0, 0.0),
+) -> FitResult:
+    """Fit the landmarks of one face.
+
+    Pure and compiled: `jax.jit`, `jax.vmap` and `jax.grad` apply to it. Each new size or type of
+    image costs a compilation; `jclnf.crop` brings images to a few sizes.
+
+    Args:
+        model: from `load_model` or `load_openface`, prepared or not.
+        image: `(h, w)` grey levels 0-255, of any floating-point type or uint8.
+        box: (x, y, w, h) in pixels, tight around the face outline (eyebrows to chin, jaw to jaw).
+        params: settings; `model.defaults` if not given.
+        rotation: start rotation, Euler angles (pitch, yaw, roll) in radians.
+
+    Returns:
+        The fitted face. Check `result.success`: a fit can fail without an error.
+
+    Raises:
+        ImageError, BoxError, ParamsError: inputs that no fit can be started from. Values are
+            looked at only where they are concrete, not under a transformation.
+    """
+    params = model.defaults if params is None else params
+    check_inputs(model, image, box, params)
+    if np.shape(rotation) != (3,):
+        raise ParamsError(f"a rotation is three Euler angles, not of shape {np.shape(rotation)}")
+    # As arrays of one type: plain numbers would be compiled in, each box anew.
+    dtype = model.pdm.mean.dtype
+    return _fit(model, image, jnp.asarray(box, dtype), jnp.asarray(rotation, dtype), params)
+
+
+@eqx.filter_jit
+def _fit(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    box: Float[Array, "4"],
+    rotation: Float[Array, "3"],
+    params: FitParams,
+) -> FitResult:
+    pose = pose_from_box(model.pdm, box, rotation)
+    result = fit_from(model, image, pose, model.pdm.mean_shape(), params)
+    return finish(model, image, result, params)
+
+
+def finish(
+    model: Model, image: Real[Array, "h w"] | np.ndarray, result: FitResult, params: FitParams
+) -> FitResult:
+    """A face that was fitted, with its parts (if `params.parts`) and its confidence (if the model
+    has a validator): what is done once, when it is known which fit is kept."""
+    image = jnp.asarray(image)
+    if params.parts:
+        result = fit_parts(model, image, result, params)
+    if model.validator is None:
+        return result
+    trust = confidence(model.validator, image, result.landmarks, result.pose.rotation)
+    return dataclasses.replace(result, confidence=jnp.where(result.ok, trust, 0.0))
+
+
+def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> None:
+    """Raise on inputs that no fit can be started from, as far as they are concrete."""
+    if len(params.windows) != len(model.scalings):
+        raise ParamsError(
+            f"the settings are for {len(params.windows)} scales, the model has "
+            f"{len(model.scalings)}: start from FitParams.openface(model) or model.defaults"
+        )
+    if params.parts and not model.parts:
+        raise ParamsError(
+            "the settings ask for parts, the model has none: load it with its parts, "
+            "load_openface(path, parts=True), or set parts=False"
+        )
+    if not hasattr(image, "shape") or len(image.shape) != 2 or 0 in image.shape:
+        shape = getattr(image, "shape", type(image).__name__)
+        raise ImageError(f"the image must be grey, (h, w) and not empty, not {shape}: convert it")
+    if jnp.issubdtype(image.dtype, jnp.integer) and image.dtype != jnp.uint8:
+        raise ImageError(
+            f"the image is of type {image.dtype}: scale it to 0-255 and convert it to float32"
+        )
+    if np.shape(box) != (4,):
+        raise BoxError(f"a box is four numbers (x, y, w, h), not of shape {np.shape(box)}")
+    sides = box if isinstance(box, list | tuple) else [box]
+    if not any(isinstance(side, jax.core.Tracer) for side in sides):
+        numbers = np.asarray(box, np.float64)
+        if not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
+            raise BoxError(f"box {numbers.tolist()}: it must be finite, with w and h above 0")
