@@ -1,7 +1,8 @@
 """Part models: the inner face and the eyes, refined by shape models and experts of their own.
 
-Source: Baltrusaitis, Robinson, Morency, "Constrained Local Neural Fields for robust facial landmark
-detection in the wild" (ICCVW 2013), section 3.4 (the hierarchical model).
+Sources: Baltrusaitis, Robinson, Morency, "OpenFace: an open source facial behavior analysis toolkit"
+(WACV 2016), for parts fitted on their own; Wood and others, "Rendering of eyes for eye-shape
+registration and gaze estimation" (ICCV 2015), for models of the eye.
 """
 
 import dataclasses

@@ -3,8 +3,8 @@
 The warp is piecewise affine: each pixel of the face in the mean shape's frame lies in a triangle of
 landmarks, and is read where the same mixture of the fitted landmarks is. What the network sees
 therefore depends on the fit only through the texture: a face when the landmarks are right.
-Source: Baltrusaitis, Robinson, Morency (ICCVW 2013), section 3.3, for the validation; Baltrusaitis,
-Zadeh, Lim, Morency, "OpenFace 2.0" (FG 2018) for the network.
+Source: Baltrusaitis, Robinson, Morency, "OpenFace: an open source facial behavior analysis toolkit"
+(WACV 2016).
 """
 
 from abc import abstractmethod
