@@ -47,12 +47,14 @@ def fit(
             looked at only where they are concrete, not under a transformation.
     """
     params = model.defaults if params is None else params
-    check_inputs(model, image, box, params)
-    if np.shape(rotation) != (3,):
-        raise ParamsError(f"a rotation is three Euler angles, not of shape {np.shape(rotation)}")
-    # As arrays of one type: plain numbers would be compiled in, each box anew.
-    dtype = model.pdm.mean.dtype
-    return _fit(model, image, jnp.asarray(box, dtype), jnp.asarray(rotation, dtype), params)
+    box = check_inputs(model, image, box, params)
+    try:
+        rotation = jnp.asarray(rotation, model.pdm.mean.dtype)
+    except (TypeError, ValueError):
+        raise ParamsError(f"a rotation is three Euler angles, not {rotation!r}") from None
+    if rotation.shape != (3,):
+        raise ParamsError(f"a rotation is three Euler angles, not of shape {rotation.shape}")
+    return _fit(model, image, box, rotation, params)
 
 
 @eqx.filter_jit
@@ -82,8 +84,13 @@ def finish(
     return dataclasses.replace(result, confidence=jnp.where(result.ok, trust, 0.0))
 
 
-def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> None:
-    """Raise on inputs that no fit can be started from, as far as they are concrete."""
+def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float[Array, "4"]:
+    """Raise on inputs that no fit can be started from, as far as they are concrete.
+
+    Returns:
+        The box as an array of the model's precision: plain numbers would be compiled into a fit,
+        each box anew.
+    """
     if len(params.windows) != len(model.scalings):
         raise ParamsError(
             f"the settings are for {len(params.windows)} scales, the model has "
@@ -97,14 +104,18 @@ def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> None:
     if not hasattr(image, "shape") or len(image.shape) != 2 or 0 in image.shape:
         shape = getattr(image, "shape", type(image).__name__)
         raise ImageError(f"the image must be grey, (h, w) and not empty, not {shape}: convert it")
-    if jnp.issubdtype(image.dtype, jnp.integer) and image.dtype != jnp.uint8:
+    if not jnp.issubdtype(image.dtype, jnp.floating) and image.dtype != jnp.uint8:
         raise ImageError(
             f"the image is of type {image.dtype}: scale it to 0-255 and convert it to float32"
         )
-    if np.shape(box) != (4,):
-        raise BoxError(f"a box is four numbers (x, y, w, h), not of shape {np.shape(box)}")
-    sides = box if isinstance(box, list | tuple) else [box]
-    if not any(isinstance(side, jax.core.Tracer) for side in sides):
-        numbers = np.asarray(box, np.float64)
+    try:
+        array = jnp.asarray(box, model.pdm.mean.dtype)
+    except (TypeError, ValueError):
+        raise BoxError(f"a box is four numbers (x, y, w, h), not {box!r}") from None
+    if array.shape != (4,):
+        raise BoxError(f"a box is four numbers (x, y, w, h), not of shape {array.shape}")
+    if not isinstance(array, jax.core.Tracer):
+        numbers = np.asarray(array)
         if not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
             raise BoxError(f"box {numbers.tolist()}: it must be finite, with w and h above 0")
+    return array

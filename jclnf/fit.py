@@ -69,7 +69,13 @@ def fit_from(
         likelihood=state.likelihood,
         landmark_likelihood=state.landmark_likelihood,
         visible=state.visible,
-        status=_status(project(model.pdm, start.pose, start.shape), landmarks, start, state),
+        status=_status(
+            project(model.pdm, start.pose, start.shape),
+            landmarks,
+            warp.sample_areas(image, landmarks, jnp.array([1.0, 0.0], landmarks.dtype), 1),
+            start,
+            state,
+        ),
         trace=Trace(**jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)),
     )
 
@@ -258,7 +264,11 @@ def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Fl
 
 
 def _status(
-    before: Float[Array, "n 2"], landmarks: Float[Array, "n 2"], start: _State, state: _State
+    before: Float[Array, "n 2"],
+    landmarks: Float[Array, "n 2"],
+    seen: Float[Array, "n 1 1"],
+    start: _State,
+    state: _State,
 ) -> Int[Array, ""]:
     size = jnp.max(before.max(0) - before.min(0))
     moved = jnp.max(jnp.abs(landmarks.mean(0) - before.mean(0)))
@@ -266,9 +276,10 @@ def _status(
     strayed = (moved > size) | (zoom > LARGEST_ZOOM) | (zoom < 1 / LARGEST_ZOOM)
     finite = jnp.all(jnp.isfinite(landmarks)) & jnp.isfinite(state.likelihood)
     return jnp.select(
-        [~finite, state.too_small, strayed, state.settled],
+        [~finite, seen.max() == seen.min(), state.too_small, strayed, state.settled],
         [
             jnp.int32(FitStatus.NOT_FINITE),
+            jnp.int32(FitStatus.NOTHING_SEEN),
             jnp.int32(FitStatus.FACE_TOO_SMALL),
             jnp.int32(FitStatus.DIVERGED),
             jnp.int32(FitStatus.CONVERGED),

@@ -16,7 +16,7 @@ from jclnf.mapping import map_faces
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.pdm import pose_from_box
-from jclnf.result import FitResult
+from jclnf.result import FitResult, FitStatus
 
 OPENFACE_ROTATIONS = (
     (0.0, 0.0, 0.0),
@@ -46,11 +46,11 @@ def fit_hypotheses(
 
     Arguments and errors are those of `jclnf.fit`, with `rotations` (r, 3) Euler angles in radians.
     The starts run as a batch (see `jclnf.mapping`). Which fit is kept is piecewise constant:
-    derivatives are those of that fit. One that is not finite is kept only if all are.
+    derivatives are those of that fit. One that is not finite is kept only if all are; otherwise
+    the likelihood alone decides, as it does in OpenFace: look at the status of what is kept.
     """
     params = model.defaults if params is None else params
-    check_inputs(model, image, box, params)
-    box = jnp.asarray(box, model.pdm.mean.dtype)
+    box = check_inputs(model, image, box, params)
     return _fit_hypotheses(model, image, box, rotations_array(rotations), params)
 
 
@@ -71,7 +71,7 @@ def best_of(model: Model, image: Any, box: Any, rotations: Any, params: FitParam
         return fit_from(model, image, pose, model.pdm.mean_shape(), params)
 
     fits = map_faces(start, rotations)
-    likelihood = jnp.where(jnp.isnan(fits.likelihood), -math.inf, fits.likelihood)
+    likelihood = jnp.where(fits.status == FitStatus.NOT_FINITE, -math.inf, fits.likelihood)
     best = jnp.argmax(likelihood)
     kept = jax.tree.map(lambda array: array[best], fits)
     return finish(model, image, kept, params)

@@ -105,6 +105,10 @@ def check_grey(image: object) -> np.ndarray:
             f"image: shape {a.shape}; remove the axis of length 1 with "
             f"image.squeeze({2 if a.shape[2] == 1 else 0})"
         )
+    if image is None:
+        raise ImageError("image: None; it was not read: check that its path is right")
+    if isinstance(image, str | os.PathLike):
+        raise ImageError(f"image: {image!r} is a path; read the picture first (read_image)")
     if a.ndim != 2:
         raise ImageError(f"image: expected a grey picture of shape (h, w), got shape {a.shape}")
     if a.size == 0:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import operator
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jclnf.errors import ParamsError
@@ -66,15 +68,15 @@ class FitParams(eqx.Module):
     The arrays are differentiable leaves; the rest is static and decides what is compiled.
     """
 
-    regularisation: Float[Array, " s"]
+    regularisation: Float[Array, " s"] = eqx.field(converter=lambda v: _floats(v))
     """Strength of the shape prior at each scale."""
-    kernel_width: Float[Array, " s"]
+    kernel_width: Float[Array, " s"] = eqx.field(converter=lambda v: _floats(v))
     """Standard deviation of the mean-shift kernel at each scale, in response-map pixels."""
-    weight_factor: Float[Array, " s"]
+    weight_factor: Float[Array, " s"] = eqx.field(converter=lambda v: _floats(v))
     """Factor on the experts' confidences at each scale; 0 weighs all landmarks by 1."""
-    windows: tuple[int, ...] = eqx.field(static=True)
+    windows: tuple[int, ...] = eqx.field(static=True, converter=lambda w: _windows(w))
     """Side of the response maps at each scale, in reference pixels; 0 leaves the scale out."""
-    iterations: int = eqx.field(static=True, default=5)
+    iterations: int = eqx.field(static=True, default=5, converter=lambda n: _whole(n))
     """Iterations of the rigid, and of the non-rigid pass at each scale (at most, if they stop)."""
     arithmetic: Arithmetic = eqx.field(
         static=True, default=Arithmetic(), converter=Arithmetic.named
@@ -94,6 +96,10 @@ class FitParams(eqx.Module):
                     f"{name} has the shape {shape}, but there are {scales} windows: give one "
                     "number for each scale"
                 )
+        for name, least in (("regularisation", 0.0), ("kernel_width", 1e-6)):
+            values = getattr(self, name)
+            if not isinstance(values, jax.core.Tracer) and not np.all(np.asarray(values) >= least):
+                raise ParamsError(f"{name} is {np.asarray(values).tolist()}; it must be positive")
         if any(window < 0 or window == 1 for window in self.windows) or not any(self.windows):
             raise ParamsError(f"windows {self.windows}: sides must be 0 (left out) or at least 2")
         if self.iterations < 1:
@@ -101,12 +107,11 @@ class FitParams(eqx.Module):
 
     def replace(self, **changes: Any) -> "FitParams":
         """A copy with some settings changed, as in `params.replace(iterations=10)`."""
-        try:
-            return dataclasses.replace(self, **changes)
-        except TypeError:
-            names = ", ".join(field.name for field in dataclasses.fields(self))
-            unknown = ", ".join(sorted(set(changes) - set(names.split(", "))))
-            raise ParamsError(f"no setting {unknown}; there are {names}") from None
+        names = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(changes) - set(names))
+        if unknown:
+            raise ParamsError(f"no setting {', '.join(unknown)}; there are {', '.join(names)}")
+        return dataclasses.replace(self, **changes)
 
     @staticmethod
     def openface(model: HasScalings, *, arithmetic: str | Arithmetic = "openface") -> "FitParams":
@@ -154,6 +159,26 @@ class FitParams(eqx.Module):
             iterations=5,
             arithmetic=Arithmetic.named(arithmetic),
         )
+
+
+def _floats(values: Any) -> Any:
+    """An array of floating-point numbers, also of a list or of whole numbers."""
+    array = jnp.asarray(values)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+def _whole(iterations: Any) -> int:
+    try:
+        return operator.index(iterations)
+    except TypeError:
+        raise ParamsError(f"iterations is {iterations!r}; it must be a whole number") from None
+
+
+def _windows(windows: Any) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(window) for window in windows)
+    except TypeError:
+        raise ParamsError(f"windows {windows!r}: they must be whole numbers, one a scale") from None
 
 
 def _openface(

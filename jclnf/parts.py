@@ -1,8 +1,8 @@
 """Part models: the inner face and the eyes, refined by shape models and experts of their own.
 
-Sources: Baltrusaitis, Robinson, Morency, "OpenFace: an open source facial behavior analysis toolkit"
-(WACV 2016), for parts fitted on their own; Wood and others, "Rendering of eyes for eye-shape
-registration and gaze estimation" (ICCV 2015), for models of the eye.
+Sources: Baltrusaitis, Robinson, Morency, "OpenFace: an open source facial behavior analysis
+toolkit" (WACV 2016), for parts that are fitted on their own; Wood and others, "Rendering of eyes
+for eye-shape registration and gaze estimation" (ICCV 2015), for models of the eye.
 """
 
 import dataclasses

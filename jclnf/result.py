@@ -22,6 +22,7 @@ class FitStatus(enum.IntEnum):
     FACE_TOO_SMALL = 2
     DIVERGED = 3
     NOT_FINITE = 4
+    NOTHING_SEEN = 5
 
     @property
     def message(self) -> str:
@@ -46,7 +47,12 @@ _MESSAGES = {
         "shrank beyond a factor of three; check the box."
     ),
     FitStatus.NOT_FINITE: (
-        "The fit met numbers that are not finite; check the image, the box and the model."
+        "The fit met numbers that are not finite; check the image, the box, the settings and the "
+        "model."
+    ),
+    FitStatus.NOTHING_SEEN: (
+        "The image has one and the same grey level at all landmarks, or they lie outside it; "
+        "check the image and the box."
     ),
 }
 

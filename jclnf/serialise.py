@@ -34,8 +34,12 @@ def save_model(model: Model, path: str | Path) -> None:
     Raises:
         ModelFileError: experts of a kind that is not stored (prepared ones, say).
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ModelFileError(path, "a model's file name ends in .safetensors")
     tensors: dict[str, np.ndarray] = {}
     header: dict[str, Any] = {"version": FORMAT_VERSION, **_describe(model, path, "", tensors)}
     header["parts"] = [
@@ -48,7 +52,10 @@ def save_model(model: Model, path: str | Path) -> None:
     ]
     if model.validator is not None:
         header["validator"] = _describe_validator(model.validator, tensors)
-    save_file(tensors, str(path), metadata={"jclnf": json.dumps(header)})
+    try:
+        save_file(tensors, str(path), metadata={"jclnf": json.dumps(header)})
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(path, f"cannot be written ({error})") from None
 
 
 def _describe(
@@ -137,6 +144,8 @@ def _load(path: Path) -> Model:
             "update jclnf, or save the model again",
         )
     for name, tensor in tensors.items():
+        if name.endswith("pdm.eigenvalues") and not (tensor > 0).all():
+            raise ModelFileError(path, f"the tensor {name} holds variances that are not positive")
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise ModelFileError(path, f"the tensor {name} holds numbers that are not finite")
     try:

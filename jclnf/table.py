@@ -162,7 +162,7 @@ class BoxTable:
                 raise BoxError(
                     f"{self.path}, line {reader.line_num}: x, y, w, h must be numbers"
                 ) from e
-            parts = PurePath(row["image"].strip()).parts
+            parts = PurePath((row["image"] or "").strip()).parts
             if not parts:
                 raise BoxError(f"{self.path}, line {reader.line_num}: no image is named")
             self._boxes.setdefault(parts, []).append(box)

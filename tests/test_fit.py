@@ -185,6 +185,10 @@ def test_statuses(face, start):
     tiny = start * [1, 1, 0.15, 0.15]
     assert status(box=tiny) == jclnf.FitStatus.FACE_TOO_SMALL
     assert status(image=np.full_like(face.image, np.nan)) == jclnf.FitStatus.NOT_FINITE
+    flat = np.full_like(face.image, 90.0)
+    assert status(image=flat) == jclnf.FitStatus.NOTHING_SEEN
+    outside = start + [5000, 5000, 0, 0]
+    assert status(box=outside) == jclnf.FitStatus.NOTHING_SEEN
     # Maps that always pull to the same side drag the face away.
     biased = eqx.tree_at(
         lambda m: (m.experts.alpha, m.pdm.mean),
@@ -261,12 +265,29 @@ def test_gradients_of_the_whole_fit_are_those_of_finite_differences(face, start)
                 )
 
 
+def test_a_box_of_separate_numbers_may_be_traced(face, start):
+    def first(x):
+        return jclnf.fit(face.model, face.image, (x, *map(float, start[1:]))).landmarks[0]
+
+    moved = jax.jit(first)(float(start[0]))
+    np.testing.assert_allclose(moved, first(float(start[0])), atol=1e-3)
+
+
 def test_unusable_input_is_named(face, start):
     with pytest.raises(jclnf.ImageError, match="must be grey"):
         jclnf.fit(face.model, np.zeros((20, 20, 3)), start)
     with pytest.raises(jclnf.ImageError, match="uint16"):
         jclnf.fit(face.model, np.zeros((20, 20), np.uint16), start)
-    for box in ([1, 2, 3], [0, 0, 0, 10], [0, 0, np.nan, 5], [0, 0, 5, np.inf]):
+    with pytest.raises(jclnf.ImageError, match="bool"):
+        jclnf.fit(face.model, np.zeros((20, 20), bool), start)
+    for box in (
+        "face",
+        [[1], 2, 3, 4],
+        [1, 2, 3],
+        [0, 0, 0, 10],
+        [0, 0, np.nan, 5],
+        [0, 0, 5, np.inf],
+    ):
         with pytest.raises(jclnf.BoxError, match="box"):
             jclnf.fit(face.model, face.image, box)
     with pytest.raises(jclnf.ParamsError, match="three Euler angles"):

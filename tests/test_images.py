@@ -329,3 +329,10 @@ BAD = {
 def test_bad_arrays_are_refused_with_the_remedy(image, message):
     with pytest.raises(ImageError, match=message):
         check_grey(image)
+
+
+def test_what_is_no_picture_at_all_is_named():
+    with pytest.raises(ImageError, match="was not read"):
+        check_grey(None)
+    with pytest.raises(ImageError, match="read the picture first"):
+        check_grey("face.png")

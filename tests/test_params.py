@@ -50,6 +50,16 @@ def test_replace_converts_and_checks():
         params.replace(iterations=0)
     with pytest.raises(ParamsError, match="one number for each scale"):
         params.replace(windows=(9, 7, 5))
+    for iterations in (2.5, "10"):
+        with pytest.raises(ParamsError, match="whole number"):
+            params.replace(iterations=iterations)
+    with pytest.raises(ParamsError, match="whole numbers, one a scale"):
+        params.replace(windows=(9.0, 7.0))
+    for bad in ([0.0, 1.0], [-1.0, 1.0], [np.nan, 1.0]):
+        with pytest.raises(ParamsError, match="must be positive"):
+            params.replace(kernel_width=bad)
+    assert params.replace(regularisation=(3, 1)).regularisation.dtype == np.float32
+    assert params.replace(iterations=np.int64(3)).iterations == 3
     for windows in ((0, 0), (1, 7), (-3, 7)):
         with pytest.raises(ParamsError, match="sides must be 0"):
             params.replace(windows=windows)

@@ -99,3 +99,28 @@ def test_wrong_contents_are_named(saved):
 def test_missing_file(tmp_path):
     with pytest.raises(jclnf.ModelFileError, match="no such file"):
         jclnf.load_model(tmp_path / "nothing.safetensors")
+
+
+def test_tensors_that_do_not_go_together_are_refused(saved):
+    """JAX would clip indices beyond the end of one that is too short, and fit something else."""
+    from safetensors import safe_open
+
+    with safe_open(saved, framework="np") as file:
+        metadata = file.metadata()
+    tensors = load_file(saved)
+    for name, tensor in tensors.items():
+        for axis in range(tensor.ndim):
+            cut = np.ascontiguousarray(np.take(tensor, range(tensor.shape[axis] - 1), axis))
+            save_file(tensors | {name: cut}, saved, metadata=metadata)
+            with pytest.raises(jclnf.ModelFileError, match=r"model\.safetensors"):
+                jclnf.load_model(saved)
+    negative = tensors | {"pdm.eigenvalues": -tensors["pdm.eigenvalues"]}
+    save_file(negative, saved, metadata=metadata)
+    with pytest.raises(jclnf.ModelFileError, match="not positive"):
+        jclnf.load_model(saved)
+
+
+def test_where_a_model_cannot_be_written(model, tmp_path):
+    for path in (tmp_path / "model.bin", tmp_path / "nowhere" / "model.safetensors"):
+        with pytest.raises(jclnf.ModelFileError, match=path.name):
+            jclnf.save_model(model, path)

@@ -208,7 +208,8 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
     def fit_face(grey: np.ndarray, box: Any) -> Any:
         piece = jclnf.crop(grey, box)
         try:
-            result = fit(model, piece.image, piece.box, params)
+            # JAX runs behind: its errors come when the result is asked for.
+            result = jax.device_get(fit(model, piece.image, piece.box, params))
         except ParamsError as e:  # of all faces the same
             raise CommandError(str(e)) from e
         except jax.errors.JaxRuntimeError as e:  # too little memory, mostly

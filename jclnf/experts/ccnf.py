@@ -46,6 +46,31 @@ class CCNF(PatchExperts):
     scalings: tuple[float, ...] = eqx.field(static=True)
     support: int = eqx.field(static=True)
 
+    def __check_init__(self) -> None:
+        # Indices beyond an array's end are cut off without a word: shapes have to be right.
+        (s, v, n), q = jnp.shape(self.visible), jnp.shape(self.alpha)[-1]
+        b, side = jnp.shape(self.beta)[-1], self.support
+        expected = {
+            "weights": (s, v, n, q, side, side),
+            "norm_weight": (s, v, n, q),
+            "bias": (s, v, n, q),
+            "alpha": (s, v, n, q),
+            "beta": (s, v, n, b),
+            "centres": (s, v, 3),
+            "confidence": (s, v, n),
+        }
+        shapes = {name: jnp.shape(getattr(self, name)) for name in expected}
+        for window, blocks in self.components.items():
+            half = ((window + 1) // 2) ** 2
+            expected[f"components[{window}]"] = (s, b, 4, half, half)
+            shapes[f"components[{window}]"] = jnp.shape(blocks)
+        for name, shape in expected.items():
+            if shapes[name] != shape:
+                problem = f"{name} has the shape {shapes[name]}, not {shape}"
+                raise ModelFileError("CCNF experts", problem)
+        if len(self.scalings) != s:
+            raise ModelFileError("CCNF experts", f"{len(self.scalings)} scalings for {s} scales")
+
     @staticmethod
     def create(
         *,
