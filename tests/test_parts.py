@@ -325,7 +325,8 @@ def test_a_model_without_parts_says_so(openface_files):
 def test_recorded_faces(shared, kind):
     """A few large faces, of which one is too small for its parts."""
     folder = shared / "openface"
-    model = jclnf.load_openface(folder / "model" / f"main_clnf_{kind}.txt", parts=True)
+    main = folder / "model" / f"main_clnf_{kind}.txt"
+    model = jclnf.load_openface(main, parts=True, validator=True)
     settings = FitParams.openface_wild if kind == "wild" else FitParams.openface
     params = settings(model)
     model = model.prepare(params)
