@@ -78,7 +78,7 @@ def load_openface(
         parts: load the models of parts that the main file names as well, and have fits refine them
             unless their settings say otherwise (`FitParams.parts`).
         validator: load the validator that the main file names, so that fits have a confidence.
-            Its network costs about half as much as a fit.
+            Fits then take a little longer.
 
     Raises:
         ModelFileError: a file is missing, damaged, inconsistent with the others, or of a kind that
