@@ -5,6 +5,7 @@ the field's covariance. Source: Baltrusaitis, Robinson, Morency, "Constrained Lo
 for robust facial landmark detection in the wild" (ICCVW 2013), section 3.1, equations 2-8.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +21,9 @@ from jclnf.params import EXACT, Arithmetic
 
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
+
+
+_PER_LANDMARK = ("weights", "norm_weight", "bias", "alpha", "beta", "confidence")
 
 
 class CCNF(PatchExperts):
@@ -47,29 +51,10 @@ class CCNF(PatchExperts):
     support: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        # Indices beyond an array's end are cut off without a word: shapes have to be right.
-        (s, v, n), q = jnp.shape(self.visible), jnp.shape(self.alpha)[-1]
-        b, side = jnp.shape(self.beta)[-1], self.support
-        expected = {
-            "weights": (s, v, n, q, side, side),
-            "norm_weight": (s, v, n, q),
-            "bias": (s, v, n, q),
-            "alpha": (s, v, n, q),
-            "beta": (s, v, n, b),
-            "centres": (s, v, 3),
-            "confidence": (s, v, n),
-        }
-        shapes = {name: jnp.shape(getattr(self, name)) for name in expected}
-        for window, blocks in self.components.items():
-            half = ((window + 1) // 2) ** 2
-            expected[f"components[{window}]"] = (s, b, 4, half, half)
-            shapes[f"components[{window}]"] = jnp.shape(blocks)
-        for name, shape in expected.items():
-            if shapes[name] != shape:
-                problem = f"{name} has the shape {shapes[name]}, not {shape}"
-                raise ModelFileError("CCNF experts", problem)
-        if len(self.scalings) != s:
-            raise ModelFileError("CCNF experts", f"{len(self.scalings)} scalings for {s} scales")
+        arrays = {name: getattr(self, name) for name in (*_PER_LANDMARK, "centres", "visible")}
+        sides = {window: ((window + 1) // 2) ** 2 for window in self.components}
+        blocks = {window: (4, side, side) for window, side in sides.items()}
+        _check_shapes(arrays, self.scalings, self.components, blocks)
 
     @staticmethod
     def create(
@@ -94,38 +79,24 @@ class CCNF(PatchExperts):
         Raises:
             ModelFileError: shapes that do not go together, or components without that symmetry.
         """
-        s, v, n = np.shape(visible)
-        q, support = np.shape(alpha)[-1], np.shape(weights)[-1]
-        b = np.shape(beta)[-1]
-        expected: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "weights": (weights, (s, v, n, q, support, support)),
-            "norm_weight": (norm_weight, (s, v, n, q)),
-            "bias": (bias, (s, v, n, q)),
-            "alpha": (alpha, (s, v, n, q)),
-            "beta": (beta, (s, v, n, b)),
-            "centres": (centres, (s, v, 3)),
-            "confidence": (confidence, (s, v, n)),
-        }
-        for window, matrices in components.items():
-            expected[f"components[{window}]"] = (matrices, (s, b, window**2, window**2))
-        for name, (array, shape) in expected.items():
-            if np.shape(array) != shape:
-                problem = f"{name} has the shape {np.shape(array)}, not {shape}"
-                raise ModelFileError("CCNF experts", problem)
-        if len(scalings) != s:
-            problem = f"{len(scalings)} scalings for {s} scales"
-            raise ModelFileError("CCNF experts", problem)
         arrays: dict[str, Any] = {
-            name: jnp.asarray(array, jnp.float32)
-            for name, (array, _) in expected.items()
-            if not name.startswith("components")
+            "weights": weights,
+            "norm_weight": norm_weight,
+            "bias": bias,
+            "alpha": alpha,
+            "beta": beta,
+            "confidence": confidence,
+            "centres": centres,
         }
+        pixels = {window: (window**2, window**2) for window in components}
+        _check_shapes(arrays | {"visible": visible}, scalings, components, pixels)
+        arrays = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
         return CCNF(
             **arrays,
             components={k: jnp.asarray(_to_blocks(c, k)) for k, c in components.items()},
             visible=jnp.asarray(visible, bool),
             scalings=tuple(float(a) for a in scalings),
-            support=support,
+            support=np.shape(weights)[-1],
         )
 
     def responses(
@@ -410,3 +381,36 @@ def _to_blocks(components: np.ndarray, window: int) -> np.ndarray:
 
 def _flatten(weights: Float[Array, "*n y x"]) -> Float[Array, "*n p"]:
     return weights.reshape(*weights.shape[:-2], -1)
+
+
+def _check_shapes(
+    arrays: dict[str, Any],
+    scalings: tuple[float, ...],
+    components: dict[int, Any],
+    of_component: Mapping[int, tuple[int, ...]],
+) -> None:
+    """Raise unless the arrays of experts go together.
+
+    It has to be looked at: JAX moves an index beyond the end of an array to its end without a word.
+    """
+    s, v, n = np.shape(arrays["visible"])
+    q, b = np.shape(arrays["alpha"])[-1], np.shape(arrays["beta"])[-1]
+    support = np.shape(arrays["weights"])[-1]
+    last: dict[str, tuple[int, ...]] = {
+        "weights": (q, support, support),
+        "beta": (b,),
+        "confidence": (),
+        "visible": (),
+    }
+    expected: dict[str, tuple[int, ...]] = {
+        name: (s, v, n, *last.get(name, (q,))) for name in arrays
+    } | {"centres": (s, v, 3)}
+    for window, shape in of_component.items():
+        arrays = arrays | {f"components[{window}]": components[window]}
+        expected[f"components[{window}]"] = (s, b, *shape)
+    for name, shape in expected.items():
+        if np.shape(arrays[name]) != shape:
+            problem = f"{name} has the shape {np.shape(arrays[name])}, not {shape}"
+            raise ModelFileError("CCNF experts", problem)
+    if len(scalings) != s:
+        raise ModelFileError("CCNF experts", f"{len(scalings)} scalings for {s} scales")
