@@ -17,8 +17,8 @@ from jclnf.errors import BoxError, ImageError, JclnfError, ModelFileError, Param
 from jclnf.face import fit
 from jclnf.fit import fit_from
 from jclnf.from_points import fit_points
-from jclnf.hypotheses import OPENFACE_ROTATIONS, fit_hypotheses
-from jclnf.model import Model, Part
+from jclnf.hypotheses import OPENFACE_ROTATIONS, fit_hypotheses, fit_until_accepted
+from jclnf.model import EarlyTermination, Model, Part
 from jclnf.openface import load_openface
 from jclnf.params import Arithmetic, FitParams
 from jclnf.pdm import PDM, Pose
@@ -36,6 +36,7 @@ __all__ = [
     "Arithmetic",
     "BoxError",
     "Crop",
+    "EarlyTermination",
     "FitParams",
     "FitResult",
     "FitStatus",
@@ -56,6 +57,7 @@ __all__ = [
     "fit_from",
     "fit_hypotheses",
     "fit_points",
+    "fit_until_accepted",
     "load_model",
     "load_openface",
     "save_model",

@@ -79,7 +79,8 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
     """A fit's course and outcome in plain NumPy and Python values.
 
     Returns:
-        `converged`, `status` (a `FitStatus`), `message`; `iterations` performed in all;
+        `converged`, `status` (a `FitStatus`), `message`; `success`, `confidence` (None if the model
+        has no validator), `parts` (see `FitResult`); `iterations` performed in all;
         `likelihood`, `landmark_likelihood`, `visible`; `scale` (px/mm), `rotation` (pitch, yaw,
         roll), `translation`, `shape`, `landmarks3d`; and by fitted scale, as lists of dicts under
         `windows`: `window`, `view`, `peak_offsets` (n, 2) of the response peaks from the centre of
@@ -116,6 +117,9 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
         "converged": status == FitStatus.CONVERGED,
         "status": status,
         "message": status.message,
+        "success": bool(result.success),
+        "confidence": None if result.confidence is None else float(result.confidence),
+        "parts": result.parts,
         "iterations": int(trace.performed.sum()),
         "mean_shift_norm": float(last["mean_shift"][-1]),
         "update_norm": float(last["update"][-1]),

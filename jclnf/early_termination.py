@@ -11,16 +11,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Real
+from jaxtyping import Array, Bool
 
-from jclnf.errors import ParamsError
-from jclnf.face import check_inputs, finish
+from jclnf.face import finish
 from jclnf.fit import fit_from
-from jclnf.hypotheses import OPENFACE_ROTATIONS, rotations_array
 from jclnf.mapping import map_faces
-from jclnf.model import Model
+from jclnf.model import EarlyTermination, Model
 from jclnf.params import FitParams
 from jclnf.pdm import pose_from_box
 from jclnf.result import FitResult, FitStatus
@@ -29,84 +26,15 @@ COMPLETED = 3
 """Starts that are fitted to the end where none is accepted."""
 
 
-class EarlyTermination(eqx.Module):
-    """When a fit at the first scale is good enough, by the view that it used.
-
-    A start is accepted if `likelihood * weight + bias > cutoff`. That score also ranks the starts
-    where none is: the weights make the likelihoods of views comparable.
-    """
-
-    weight: Float[Array, " v"]
-    bias: Float[Array, " v"]
-    cutoff: Float[Array, " v"]
-
-    def score(
-        self, likelihood: Float[Array, "*r"], view: Int[Array, "*r"]
-    ) -> tuple[Float[Array, "*r"], Bool[Array, "*r"]]:
-        """The score of fits at the first scale, and whether it makes them accepted.
-
-        A likelihood that is not a number scores minus infinity.
-        """
-        score = likelihood * self.weight[view] + self.bias[view]
-        score = jnp.where(jnp.isnan(score), -math.inf, score)
-        return score, score > self.cutoff[view]
-
-
-def fit_until_accepted(
-    model: Model,
-    image: Real[Any, "h w"],
-    box: Any,
-    rule: EarlyTermination,
-    params: FitParams | None = None,
-    *,
-    rotations: Any = OPENFACE_ROTATIONS,
-) -> FitResult:
-    """Fit one face from several start rotations, one after the other until one is accepted.
-
-    Runs on the host and looks at each start's score before it begins the next, so that a face
-    whose first start is accepted costs one fit: the fast way for single images. It cannot be
-    transformed; `best_until_accepted` computes the same.
-
-    Args:
-        model, image, box, params: as for `jclnf.fit`.
-        rule: when to accept a start.
-        rotations: `(r, 3)` start rotations in the order in which they are tried, Euler angles in
-            radians.
-
-    Returns:
-        The accepted fit, or else the likeliest of the completed ones.
-
-    Raises:
-        ImageError, BoxError, ParamsError: as `jclnf.fit` does; a rule for other views than the
-            model's.
-    """
-    params = model.defaults if params is None else params
-    check_inputs(model, image, box, params)
-    _check_views(model, rule)
-    begun, scores = [], []
-    for rotation in rotations_array(rotations):
-        first = _begin_compiled(model, image, box, rotation, params)
-        score, accepted = jax.device_get(rule.score(first.likelihood, first.trace.view[0]))
-        if accepted:
-            kept = _complete_compiled(model, image, first, params)
-            return _finish_compiled(model, image, kept, params)
-        begun.append(first)
-        scores.append(score)
-    best = np.argsort(-np.array(scores), kind="stable")[:COMPLETED]
-    fits = [_complete_compiled(model, image, begun[index], params) for index in best]
-    kept = fits[int(np.argmax([_likelihood(fit) for fit in fits]))]
-    return _finish_compiled(model, image, kept, params)
-
-
 def best_until_accepted(
     model: Model,
+    rule: EarlyTermination,
     image: Any,
     box: Any,
     rotations: Any,
     params: FitParams,
-    rule: EarlyTermination,
 ) -> FitResult:
-    """What `fit_until_accepted` computes, as a pure function, neither compiled nor checked.
+    """What `jclnf.fit_until_accepted` computes, as a pure function, neither compiled nor checked.
 
     All starts are fitted at the first scale, and those that are not needed are masked out. The
     rest is then done for `COMPLETED` starts: where they run one after the other (see
@@ -114,7 +42,7 @@ def best_until_accepted(
     returned is piecewise constant: derivatives are those of that fit.
     """
     begun = map_faces(
-        lambda rotation: _begin(model, image, box, rotation, params), jnp.asarray(rotations)
+        lambda rotation: begin(model, image, box, rotation, params), jnp.asarray(rotations)
     )
     score, accepted = rule.score(begun.likelihood, begun.trace.view[:, 0])
     some = accepted.any()
@@ -127,18 +55,18 @@ def best_until_accepted(
         # What is not needed only has to have the shape of a completed fit.
         return lax.cond(
             needed,
-            lambda first: _complete(model, image, first, params),
+            lambda first: complete(model, image, first, params),
             lambda first: _padded(first, params),
             first,
         )
 
     fits = map_faces(completed, (jax.tree.map(lambda array: array[best], begun), needed))
-    likelihood = jnp.where(needed, jax.vmap(_likelihood)(fits), -math.inf)
+    likelihood = jnp.where(needed, jax.vmap(likelihood_of)(fits), -math.inf)
     kept = jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
     return finish(model, image, kept, params)
 
 
-def _begin(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -> FitResult:
+def begin(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -> FitResult:
     """The fit at the first scale from a start in a box."""
     dtype = model.pdm.mean.dtype
     pose = pose_from_box(model.pdm, jnp.asarray(box, dtype), jnp.asarray(rotation, dtype))
@@ -146,7 +74,7 @@ def _begin(model: Model, image: Any, box: Any, rotation: Any, params: FitParams)
     return fit_from(model, image, pose, model.pdm.mean_shape(), first)
 
 
-def _complete(model: Model, image: Any, first: FitResult, params: FitParams) -> FitResult:
+def complete(model: Model, image: Any, first: FitResult, params: FitParams) -> FitResult:
     """The fit at the other scales from where that at the first one ended.
 
     As in a fit in one go, a face that became too small stays as it was. The face has diverged if
@@ -187,18 +115,6 @@ def _split(params: FitParams) -> tuple[FitParams, FitParams | None]:
     return params.replace(windows=first), params.replace(windows=later) if any(later) else None
 
 
-def _likelihood(fit: FitResult) -> Any:
+def likelihood_of(fit: FitResult) -> Any:
+    """The likelihood of a fit; minus infinity if it is not a number."""
     return jnp.where(jnp.isnan(fit.likelihood), -math.inf, fit.likelihood)
-
-
-def _check_views(model: Model, rule: EarlyTermination) -> None:
-    views = model.experts.centres.shape[1]
-    if len(rule.weight) != views:
-        raise ParamsError(
-            f"the rule for early termination is for {len(rule.weight)} views, the model has {views}"
-        )
-
-
-_begin_compiled = eqx.filter_jit(_begin)
-_complete_compiled = eqx.filter_jit(_complete)
-_finish_compiled = eqx.filter_jit(finish)

@@ -1,14 +1,41 @@
 """A model: shape model, patch experts, and the settings that they were trained for."""
 
 import dataclasses
+import math
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError
-from jclnf.experts import CEN, PatchExperts
+from jclnf.experts import PatchExperts
 from jclnf.params import FitParams
 from jclnf.pdm import PDM
 from jclnf.validator import Validator
+
+
+class EarlyTermination(eqx.Module):
+    """When a fit at the first scale is good enough, by the view that it used.
+
+    A start is accepted if `likelihood * weight + bias > cutoff`. That score also ranks the starts
+    where none is: the weights make the likelihoods of views comparable.
+    """
+
+    weight: Float[Array, " v"]
+    bias: Float[Array, " v"]
+    cutoff: Float[Array, " v"]
+
+    def score(
+        self, likelihood: Float[Array, "*r"], view: Int[Array, "*r"]
+    ) -> tuple[Float[Array, "*r"], Bool[Array, "*r"]]:
+        """The score of fits at the first scale, and whether it makes them accepted.
+
+        A likelihood that is not a number scores minus infinity.
+        """
+        score = likelihood * self.weight[view] + self.bias[view]
+        score = jnp.where(jnp.isnan(score), -math.inf, score)
+        return score, score > self.cutoff[view]
 
 
 class Model(eqx.Module):
@@ -24,6 +51,8 @@ class Model(eqx.Module):
     by fits with `FitParams.parts`."""
     validator: Validator | None = None
     """What a fit has its confidence from."""
+    early_termination: EarlyTermination | None = None
+    """When one of several start rotations is so good that the others are not needed."""
 
     def __check_init__(self) -> None:
         landmarks = self.experts.visible.shape[-1]
@@ -32,6 +61,12 @@ class Model(eqx.Module):
                 self.name or "model",
                 f"the shape model has {self.pdm.n_landmarks} landmarks, the experts {landmarks}",
             )
+        if self.early_termination is not None:
+            views = self.experts.centres.shape[1]
+            numbers = jax.tree.leaves(self.early_termination)
+            if any(array.shape != (views,) for array in numbers):
+                problem = f"the rule for early termination is not one for the {views} views"
+                raise ModelFileError(self.name or "model", problem)
         names = [part.name for part in self.parts]
         for part in self.parts:
             if names.count(part.name) > 1:
@@ -83,14 +118,3 @@ class Part(eqx.Module):
     def name(self) -> str:
         """The name of its model."""
         return self.model.name
-
-
-def openface_model(pdm: PDM, experts: PatchExperts, *, name: str, wild: bool) -> Model:
-    """A model with OpenFace's settings for its experts, in exact arithmetic.
-
-    CCNF and SVR experts may be meant for faces "in the wild"; convolutional ones have one setting.
-    """
-    settings = FitParams.openface_wild if wild else FitParams.openface
-    if isinstance(experts, CEN):
-        settings = FitParams.openface_ceclm
-    return Model(pdm, experts, settings(experts, arithmetic="exact"), name)

@@ -124,12 +124,12 @@ class FitResult(eqx.Module):
     if the model has no validator."""
 
     @property
-    def ok(self) -> Bool[Array, ""]:
+    def ok(self) -> Bool[ArrayLike, ""]:
         """Whether the status is one of a fit to be used, see `FitStatus.ok`."""
         return (self.status == FitStatus.CONVERGED) | (self.status == FitStatus.ITERATION_LIMIT)
 
     @property
-    def success(self) -> Bool[Array, ""]:
+    def success(self) -> Bool[ArrayLike, ""]:
         """Whether the fit is ok and, if there is a confidence, it is above `SUCCESS_CONFIDENCE`."""
         if self.confidence is None:
             return self.ok

@@ -16,7 +16,7 @@ import numpy as np
 
 from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts
-from jclnf.model import Model, Part
+from jclnf.model import EarlyTermination, Model, Part
 from jclnf.params import Arithmetic, FitParams
 from jclnf.pdm import PDM
 from jclnf.validator import LAYERS, Validator, View
@@ -52,6 +52,9 @@ def save_model(model: Model, path: str | Path) -> None:
     ]
     if model.validator is not None:
         header["validator"] = _describe_validator(model.validator, tensors)
+    if model.early_termination is not None:
+        rule = _take_apart(model.early_termination, "early_termination", tensors)
+        header["early_termination"] = rule
     try:
         save_file(tensors, str(path), metadata={"jclnf": json.dumps(header)})
     except (SafetensorError, OSError) as error:
@@ -61,8 +64,8 @@ def save_model(model: Model, path: str | Path) -> None:
 def _describe(
     model: Model, path: str | Path, prefix: str, tensors: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Put a model's arrays into `tensors`, but those of its parts and its validator; return the
-    rest of it."""
+    """Put a model's arrays into `tensors`, but those of its parts, its validator and its rule
+    for early termination; return the rest of it."""
     kinds = [name for name, kind in EXPERT_KINDS.items() if type(model.experts) is kind]
     if not kinds:
         raise ModelFileError(
@@ -174,8 +177,12 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         stacked = header["validator"]["stacked"]
         centres = jnp.asarray(tensors["validator.centres"])
         validator = Validator(centres, views[0] if stacked else tuple(views))
+    rule = None
+    if "early_termination" in header:
+        static = header["early_termination"]
+        rule = _put_together(EarlyTermination, "early_termination", static, tensors)
     model = _model(header, "", tensors)
-    return dataclasses.replace(model, parts=parts, validator=validator)
+    return dataclasses.replace(model, parts=parts, validator=validator, early_termination=rule)
 
 
 def _model(header: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -> Model:

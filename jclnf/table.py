@@ -21,7 +21,7 @@ NUMBER_DECIMALS = 6
 def columns(n_landmarks: int, n_modes: int) -> list[str]:
     """Return the names of the columns for a model of `n_landmarks` and `n_modes`."""
     return [
-        *("image", "face", "status", "likelihood"),
+        *("image", "face", "status", "likelihood", "confidence", "success"),
         *("box_x", "box_y", "box_w", "box_h"),
         *("scale", "rx", "ry", "rz", "tx", "ty"),
         *(f"x_{i}" for i in range(n_landmarks)),
@@ -35,7 +35,8 @@ class FaceTable:
 
     Every row reaches the file at once, so that whatever ends the program loses nothing that was
     computed. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
-    (name of the `FitStatus`, lower case), `likelihood`; `box_x, box_y, box_w, box_h` the start box
+    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model has no
+    validator), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box
     and `x_0 ..., y_0 ...` the landmarks, in pixels of the upright image, pixel centres at integers;
     the weak-perspective pose `scale` (pixels per millimetre), `rx, ry, rz` (pitch, yaw, roll in
     radians), `tx, ty` (pixels); `p_0 ...` the shape parameters. A number that is not finite is an
@@ -76,7 +77,7 @@ class FaceTable:
                 f"a face of {len(landmarks)} landmarks and {len(shape)} modes in a table of "
                 f"{self._n_landmarks} and {self._n_modes}"
             )
-        pose = result.pose
+        pose, confidence = result.pose, result.confidence
         numbers = np.concatenate([np.reshape(pose.scale, 1), np.asarray(pose.rotation)])
         pixels = np.concatenate([np.asarray(pose.translation), landmarks.T.reshape(-1)])
         self._put(
@@ -85,6 +86,8 @@ class FaceTable:
                 str(face),
                 FitStatus(int(result.status)).name.lower(),
                 _text(float(result.likelihood), NUMBER_DECIMALS),
+                "" if confidence is None else _text(float(confidence), NUMBER_DECIMALS),
+                str(int(result.success)),
                 *(_text(float(v), PIXEL_DECIMALS) for v in box),
                 *(_text(v, NUMBER_DECIMALS) for v in numbers.tolist()),
                 *(_text(v, PIXEL_DECIMALS) for v in pixels.tolist()),

@@ -177,11 +177,17 @@ def model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> jclnf.Model
     folder = tmp_path_factory.mktemp("ceclm")
     (folder / "patch_experts").mkdir()
     (folder / "pdms").symlink_to(shared / "openface" / "model" / "pdms")
-    for name in ("main_ceclm_general.txt", "cen_general.txt"):
+    for name in ("main_ceclm_general.txt", "cen_general.txt", "early_term_cen_of.txt"):
         shutil.copyfile(shared / "openface" / "model" / name, folder / name)
     for file in (shared / "openface" / "synthetic_cen").iterdir():
         (folder / "patch_experts" / file.name).symlink_to(file)
     return load_openface(folder / "main_ceclm_general.txt")
+
+
+def test_the_rule_for_early_termination_comes_with_it(model: jclnf.Model) -> None:
+    np.testing.assert_allclose(
+        model.early_termination.cutoff, [-0.23, -0.2, -0.14, 0.26, 0.26, -0.14, -0.2]
+    )
 
 
 def test_responses_are_openfaces(shared: Path, model: jclnf.Model) -> None:

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -283,10 +284,10 @@ def test_failed_fit_is_a_row_and_exit_code_1(run, astronaut, box, monkeypatch):
 
     def diverge(*args):
         result = fit(*args)
-        return jax.tree.map(lambda a: a * np.nan if a.dtype.kind == "f" else a, result)
+        result = jax.tree.map(lambda a: a * np.nan if a.dtype.kind == "f" else a, result)
+        return dataclasses.replace(result, status=jax.numpy.int32(FitStatus.NOT_FINITE))
 
     monkeypatch.setattr(jclnf, "fit", diverge)
-    monkeypatch.setattr(FitStatus, "ok", property(lambda _: False))
     cv2.imwrite("a.png", astronaut)
     code, out, _ = run("a.png", "--box", *box)
     assert code == 1
@@ -341,6 +342,29 @@ def test_settings_reach_the_fit(run, astronaut, box, monkeypatch):
     assert params.windows == (9,)
     assert params.iterations == 1
     assert params.arithmetic.early_stop
+
+
+def test_confidence_tells_faces_from_other_things(run, shared):
+    cv2.imwrite("a.png", skimage.data.astronaut()[..., ::-1])
+    main_file = shared / "openface" / "model" / "main_clnf_general.txt"
+    Path("boxes.csv").write_text("image,x,y,w,h\na.png,182,88,86,84\na.png,380,300,86,84\n")
+    code, out, err = run(
+        "a.png", "--boxes", "boxes.csv", "--validator", "--no-overlay",
+        quick=("--model", str(main_file), "--starts", "1"),
+    )  # fmt: skip
+    assert (code, err) == (1, "")
+    face, other = rows()
+    assert (face["success"], other["success"]) == ("1", "0")
+    assert float(face["confidence"]) > 0.9 > 0.5 > float(other["confidence"])
+    assert f"confidence {float(face['confidence']):.3f}" in out
+
+
+@pytest.mark.parametrize("model", [(), ("--model", "a.safetensors")])
+def test_parts_are_openfaces(run, astronaut, model):
+    cv2.imwrite("a.png", astronaut)
+    code, out, err = run("a.png", "--parts", quick=model)
+    assert (code, out) == (2, "")
+    assert "are for OpenFace's models" in err
 
 
 def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):

@@ -3,6 +3,7 @@
 No recorded fit of OpenFace uses it.
 """
 
+import dataclasses
 from pathlib import Path
 
 import equinox as eqx
@@ -13,9 +14,7 @@ import pytest
 from synthetic import default_params, planted
 
 import jclnf
-from jclnf import FitStatus, ModelFileError, ParamsError
-from jclnf import early_termination as early
-from jclnf.early_termination import EarlyTermination, best_until_accepted, fit_until_accepted
+from jclnf import EarlyTermination, FitStatus, ModelFileError, ParamsError, hypotheses
 from jclnf.openface.early_termination import read_early_termination
 
 ROTATIONS = np.array(
@@ -42,12 +41,15 @@ def begun(face, box):
     return fits, [float(f.likelihood) for f in fits], [int(f.trace.view[0]) for f in fits]
 
 
-masked = eqx.filter_jit(best_until_accepted)
 fit_from = eqx.filter_jit(jclnf.fit_from)
 
 
 def rule_of(weight, bias, cutoff) -> EarlyTermination:
     return EarlyTermination(*(jnp.asarray(a, jnp.float32) for a in (weight, bias, cutoff)))
+
+
+def with_rule(face, rule: EarlyTermination):
+    return dataclasses.replace(face.model, early_termination=rule)
 
 
 def restated(face, begun, rule: EarlyTermination):
@@ -105,8 +107,9 @@ def test_both_forms_do_what_is_said(face, box, begun, rules, name) -> None:
     winner, expected = restated(face, begun, rule)
     if accepted is not None:
         assert winner == accepted
-    on_host = fit_until_accepted(face.model, face.image, box, rule, PARAMS, rotations=ROTATIONS)
-    in_graph = masked(face.model, face.image, box, ROTATIONS, PARAMS, rule)
+    model = with_rule(face, rule)
+    on_host = jclnf.fit_until_accepted(model, face.image, box, PARAMS, rotations=ROTATIONS)
+    in_graph = jclnf.fit_hypotheses(model, face.image, box, PARAMS, rotations=ROTATIONS)
     for found in (on_host, in_graph):
         np.testing.assert_allclose(found.landmarks, expected.landmarks, atol=2e-3)
         np.testing.assert_allclose(found.likelihood, expected.likelihood, atol=1e-3)
@@ -120,7 +123,8 @@ def test_an_accepted_start_gives_a_fit_in_one_go(face, box, rules) -> None:
     rule, _ = rules["everybody"]
     for rotation in ROTATIONS[1:3]:
         whole = jclnf.fit(face.model, face.image, box, PARAMS, rotation=rotation)
-        found = fit_until_accepted(face.model, face.image, box, rule, PARAMS, rotations=[rotation])
+        model = with_rule(face, rule)
+        found = jclnf.fit_until_accepted(model, face.image, box, PARAMS, rotations=[rotation])
         np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
         assert jax.tree.structure(found) == jax.tree.structure(whole)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
@@ -129,18 +133,20 @@ def test_an_accepted_start_gives_a_fit_in_one_go(face, box, rules) -> None:
 
 
 def test_the_host_begins_no_more_starts_than_it_needs(face, box, rules, monkeypatch) -> None:
-    begin, complete, calls = early._begin_compiled, early._complete_compiled, []
-    monkeypatch.setattr(early, "_begin_compiled", lambda *a: calls.append("begin") or begin(*a))
+    begin, complete, calls = hypotheses._begin_compiled, hypotheses._complete_compiled, []
     monkeypatch.setattr(
-        early, "_complete_compiled", lambda *a: calls.append("complete") or complete(*a)
+        hypotheses, "_begin_compiled", lambda *a: calls.append("begin") or begin(*a)
+    )
+    monkeypatch.setattr(
+        hypotheses, "_complete_compiled", lambda *a: calls.append("complete") or complete(*a)
     )
     for name, expected in (
         ("everybody", ["begin", "complete"]),
         ("nobody", ["begin"] * 5 + ["complete"] * 3),
     ):
         calls.clear()
-        rule = rules[name][0]
-        fit_until_accepted(face.model, face.image, box, rule, PARAMS, rotations=ROTATIONS)
+        model = with_rule(face, rules[name][0])
+        jclnf.fit_until_accepted(model, face.image, box, PARAMS, rotations=ROTATIONS)
         assert calls == expected
 
 
@@ -149,7 +155,8 @@ def test_a_face_that_becomes_too_small_stays_as_it_was(face, rules) -> None:
     whole = jclnf.fit(face.model, face.image, tiny, PARAMS, rotation=ROTATIONS[2])
     assert whole.status == FitStatus.FACE_TOO_SMALL
     rule, _ = rules["everybody"]
-    found = fit_until_accepted(face.model, face.image, tiny, rule, PARAMS, rotations=ROTATIONS[2:3])
+    model = with_rule(face, rule)
+    found = jclnf.fit_until_accepted(model, face.image, tiny, PARAMS, rotations=ROTATIONS[2:3])
     assert found.status == FitStatus.FACE_TOO_SMALL
     np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
     assert not found.trace.performed[1].any()
@@ -159,16 +166,17 @@ def test_with_one_scale_there_is_nothing_to_complete(face, box, rules) -> None:
     params = PARAMS.replace(windows=(0, PARAMS.windows[1]))
     whole = jclnf.fit(face.model, face.image, box, params, rotation=ROTATIONS[0])
     rule, _ = rules["everybody"]
-    found = fit_until_accepted(face.model, face.image, box, rule, params, rotations=ROTATIONS)
+    model = with_rule(face, rule)
+    found = jclnf.fit_until_accepted(model, face.image, box, params, rotations=ROTATIONS)
     np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_its_derivatives_are_those_of_the_fit_that_is_kept(face, box, rules) -> None:
-    rule, _ = rules["everybody"]
+    model = with_rule(face, rules["everybody"][0])
 
     def kept(box):
-        return best_until_accepted(face.model, face.image, box, ROTATIONS, PARAMS, rule).landmarks
+        return jclnf.fit_hypotheses(model, face.image, box, PARAMS, rotations=ROTATIONS).landmarks
 
     def alone(box):
         return jclnf.fit(face.model, face.image, box, PARAMS, rotation=ROTATIONS[0]).landmarks
@@ -189,9 +197,22 @@ def test_likelihoods_that_are_not_numbers_are_last() -> None:
     np.testing.assert_array_equal(accepted, [True, False, False])
 
 
-def test_rules_for_other_views(face, box) -> None:
-    with pytest.raises(ParamsError, match="for 3 views, the model has 2"):
-        fit_until_accepted(face.model, face.image, box, rule_of(*np.ones((3, 3))), PARAMS)
+def test_rules_for_other_views(face) -> None:
+    with pytest.raises(ModelFileError, match="not one for the 2 views"):
+        with_rule(face, rule_of(*np.ones((3, 3))))
+
+
+def test_models_without_a_rule(face, box) -> None:
+    with pytest.raises(ParamsError, match="use fit_hypotheses"):
+        jclnf.fit_until_accepted(face.model, face.image, box, PARAMS)
+
+
+def test_a_rule_is_saved_with_its_model(face, tmp_path: Path) -> None:
+    rule = rule_of([1, 2], [3, 4], [5, 6])
+    jclnf.save_model(with_rule(face, rule), tmp_path / "model.safetensors")
+    loaded = jclnf.load_model(tmp_path / "model.safetensors").early_termination
+    for name in ("weight", "bias", "cutoff"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(rule, name))
 
 
 def test_the_file_is_read(tmp_path: Path) -> None:

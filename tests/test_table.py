@@ -9,7 +9,7 @@ from jclnf.result import FitStatus
 from jclnf.table import BoxTable, FaceTable, columns
 
 
-def result(n=3, m=2, seed=0, status=FitStatus.CONVERGED):
+def result(n=3, m=2, seed=0, status=FitStatus.CONVERGED, confidence=None):
     rng = np.random.default_rng(seed)
     return SimpleNamespace(
         landmarks=rng.uniform(-100, 3000, (n, 2)).astype(np.float32),
@@ -21,6 +21,8 @@ def result(n=3, m=2, seed=0, status=FitStatus.CONVERGED):
         ),
         likelihood=np.float32(-1.5),
         status=np.int32(status),
+        confidence=confidence,
+        success=np.bool_(status == FitStatus.CONVERGED),
     )
 
 
@@ -30,7 +32,7 @@ def read(path):
 
 
 def test_row_holds_the_result(tmp_path):
-    face = result()
+    face = result(confidence=np.float32(0.875))
     with FaceTable(tmp_path / "a.csv", 3, 2) as table:
         table.write("a.jpg", 1, (1, 2.5, 30, 40), face)
         assert table.rows == 1
@@ -46,6 +48,7 @@ def test_row_holds_the_result(tmp_path):
     assert [numbers[k] for k in ("rx", "ry", "rz")] == pytest.approx(pose.rotation, abs=1e-6)
     assert [numbers[k] for k in ("tx", "ty")] == pytest.approx(pose.translation, abs=1e-4)
     assert (numbers["scale"], numbers["likelihood"]) == (1.25, -1.5)
+    assert (numbers["confidence"], row["success"]) == (0.875, "1")
 
 
 def test_every_row_is_on_disk_at_once(tmp_path):
@@ -67,8 +70,9 @@ def test_failed_fit_has_empty_fields(tmp_path):
     with FaceTable(tmp_path / "a.csv", 3, 2) as table:
         table.write("a.jpg", 0, (1, 2, 3, 4), face)
     (row,) = read(tmp_path / "a.csv")
-    assert row["status"] == "not_finite"
-    assert [k for k, v in row.items() if v == ""] == ["likelihood", "x_1", "y_1", "p_0"]
+    assert (row["status"], row["success"]) == ("not_finite", "0")
+    empty = [k for k, v in row.items() if v == ""]
+    assert empty == ["likelihood", "confidence", "x_1", "y_1", "p_0"]
 
 
 def test_no_negative_zero(tmp_path):

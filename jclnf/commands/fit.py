@@ -29,8 +29,8 @@ the first one.
 
 exit code:
   0  every face of every image was fitted
-  1  something was not: an image could not be read or has no face, or a fit failed (its row says
-     how); all others were done
+  1  something was not: an image could not be read or has no face, or a fit failed (its row
+     says how: by its status or its confidence); all others were done
   2  nothing could be done: wrong usage, no model, no place to write
   130  interrupted; the rows written so far are complete
 
@@ -78,6 +78,16 @@ def add_parser(subparsers: Any) -> None:
         "--boxes",
         metavar="CSV",
         help="a file with the columns image, x, y, w, h and one row a face",
+    )
+
+    openface = p.add_argument_group("OpenFace's models only")
+    openface.add_argument(
+        "--parts", action="store_true", help="refine the fit with models of the inner face and eyes"
+    )
+    openface.add_argument(
+        "--validator",
+        action="store_true",
+        help="say how far each fit is to be trusted (confidence)",
     )
 
     fit = p.add_argument_group("the fit (default: as the model was trained)")
@@ -196,7 +206,7 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
 
     jclnf.enable_compilation_cache()
     try:
-        model = jclnf.load_model(args.model)
+        model = _load(args)
         names = ("arithmetic", "iterations", "windows")
         changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
         params = model.defaults.replace(**changes)
@@ -204,6 +214,8 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
     except (ModelFileError, ParamsError) as e:
         raise CommandError(str(e)) from e
     fit = jclnf.fit_hypotheses if args.starts > 1 else jclnf.fit
+    if args.starts > 1 and model.early_termination is not None:
+        fit = jclnf.fit_until_accepted
 
     def fit_face(grey: np.ndarray, box: Any) -> Any:
         piece = jclnf.crop(grey, box)
@@ -217,6 +229,20 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
         return result.shifted(jax.numpy.asarray(piece.offset))
 
     return fit_face, model
+
+
+def _load(args: argparse.Namespace) -> Any:
+    """Return the model that the options ask for."""
+    import jclnf
+
+    if not (args.parts or args.validator):
+        return jclnf.load_model(args.model)
+    if args.model is None or args.model.endswith(".safetensors"):
+        raise CommandError(
+            "--parts and --validator are for OpenFace's models (a .safetensors model has them if "
+            "it was saved with them): give its main file or folder as --model"
+        )
+    return jclnf.load_openface(args.model, parts=args.parts, validator=args.validator)
 
 
 def _fit_image(
@@ -255,7 +281,7 @@ def _fit_image(
         except OSError as e:
             raise CommandError(f"{table.path}: cannot be written: {e.strerror or e}") from e
         status = FitStatus(int(result.status))
-        done = done and status.ok
+        done = done and bool(result.success)
         drawn.append((face, box, result))
         _say(args, f"{image}: face {face}: {describe(status.message, result)}")
     if drawn and not args.no_overlay:
@@ -264,12 +290,16 @@ def _fit_image(
 
 
 def describe(message: str, result: Any) -> str:
-    """Return a fit in a line: how it ended, pose in degrees, scale and likelihood."""
+    """Return a fit in a line: how it ended, pose in degrees, scale, likelihood and confidence."""
     pitch, yaw, roll = np.rad2deg(np.asarray(result.pose.rotation, float))
-    return (
+    line = (
         f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, "
         f"scale {float(result.pose.scale):.3f} px/mm, likelihood {float(result.likelihood):.3f}"
     )
+    if result.confidence is not None:
+        line += f", confidence {float(result.confidence):.3f}"
+        line += "" if result.success else ": not a face, or a bad fit"
+    return line
 
 
 def _draw(args: argparse.Namespace, photo: Photo, path: Path, drawn: list[Any]) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from jclnf.early_termination import EarlyTermination
+from jclnf.model import EarlyTermination
 from jclnf.openface.ccnf import MAX_VIEWS
 from jclnf.openface.text import read_text
 from jclnf.openface.views import NumberReader

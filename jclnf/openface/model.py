@@ -1,7 +1,7 @@
 """A model from OpenFace's files: the chain of lists, and the assembly of what they name.
 
 `main_*.txt` names a detector's list and those of its parts; the detector's list names the shape
-model and the patch experts of each scale. The file of early termination is not read.
+model, the patch experts of each scale and, if there is one, the rule for early termination.
 """
 
 import dataclasses
@@ -14,29 +14,36 @@ import jax.numpy as jnp
 
 from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts
-from jclnf.model import Model, openface_model
+from jclnf.model import EarlyTermination, Model
 from jclnf.openface.ccnf import read_ccnf
 from jclnf.openface.cen import read_cen
+from jclnf.openface.early_termination import read_early_termination
 from jclnf.openface.parts import read_parts
 from jclnf.openface.pdm import PDMArrays, read_pdm
 from jclnf.openface.svr import read_svr
 from jclnf.openface.text import Entry, read_list
 from jclnf.openface.validator import make_validator, read_validator
+from jclnf.params import FitParams
 from jclnf.pdm import PDM
 from jclnf.validator import Validator
 
 
 class _Kind(NamedTuple):
-    """A kind of patch experts: its reader, and what makes experts of the reader's arrays."""
+    """A kind of patch experts."""
 
     read: Callable[[Sequence[Entry], int], dict[str, Any]]
     create: Callable[..., PatchExperts]
+    """Makes experts of the reader's arrays."""
+    settings: Callable[..., FitParams]
+    """OpenFace's settings for such experts."""
+    settings_wild: Callable[..., FitParams]
+    """The same for a model that is meant for faces "in the wild"."""
 
 
 _KINDS = {
-    "PatchesCCNF": _Kind(read_ccnf, CCNF.create),
-    "PatchesIntensity": _Kind(read_svr, SVR.create),
-    "PatchesCEN": _Kind(read_cen, CEN.create),
+    "PatchesCCNF": _Kind(read_ccnf, CCNF.create, FitParams.openface, FitParams.openface_wild),
+    "PatchesIntensity": _Kind(read_svr, SVR.create, FitParams.openface, FitParams.openface_wild),
+    "PatchesCEN": _Kind(read_cen, CEN.create, FitParams.openface_ceclm, FitParams.openface_ceclm),
 }
 _IGNORED = (
     "LandmarkDetector_part",
@@ -47,7 +54,10 @@ _IGNORED = (
 )
 _KEYWORDS = ("LandmarkDetector", "PDM", *_KINDS, *_IGNORED)
 
-_MAIN_FILES = ("main_clnf_general.txt", "main_clnf_wild.txt")
+_MAIN_FILES = tuple(
+    f"main_{name}.txt"
+    for name in ("clnf_general", "clnf_wild", "ceclm_general", "clm_general", "clm_wild")
+)
 """What is loaded of a folder: the first of these that it has."""
 
 _MISSING = "no such file or folder; give OpenFace's main_clnf_general.txt, or its model folder"
@@ -63,6 +73,7 @@ class OpenFaceArrays(NamedTuple):
     """Keyword of the kind of patch experts."""
     experts: dict[str, Any]
     """Keyword arguments that make the experts."""
+    early_termination: EarlyTermination | None
 
 
 def load_openface(
@@ -73,8 +84,8 @@ def load_openface(
     Args:
         path: OpenFace's `main_*.txt`; or the detector's list that it names (`clnf_general.txt`);
             or the folder that holds them, of which the general CCNF model is taken, or else the
-            one for faces in the wild. A main file with "wild" in its name gets OpenFace's
-            settings for such faces.
+            one for faces in the wild, the convolutional one or an SVR one. A main file with "wild"
+            in its name gets OpenFace's settings for such faces.
         parts: load the models of parts that the main file names as well, and have fits refine them
             unless their settings say otherwise (`FitParams.parts`).
         validator: load the validator that the main file names, so that fits have a confidence.
@@ -115,8 +126,13 @@ def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
     """The model of arrays that were read from `path`."""
     try:
         pdm = PDM(**{name: jnp.asarray(array) for name, array in arrays.pdm._asdict().items()})
-        experts = _KINDS[arrays.kind].create(**arrays.experts)
-        return openface_model(pdm, experts, name=arrays.name, wild="wild" in arrays.name)
+        kind = _KINDS[arrays.kind]
+        experts = kind.create(**arrays.experts)
+        settings = kind.settings_wild if "wild" in arrays.name else kind.settings
+        defaults = settings(experts, arithmetic="exact")
+        return Model(
+            pdm, experts, defaults, arrays.name, early_termination=arrays.early_termination
+        )
     except JclnfError as error:
         raise ModelFileError(path, str(error)) from error
 
@@ -137,7 +153,11 @@ def read_openface(path: str | os.PathLike[str], *, missing: str = _MISSING) -> O
     pdm = read_pdm(shapes[0].path, missing=shapes[0].missing)
     (kind,) = kinds
     arrays = _KINDS[kind].read(experts, len(pdm.mean))
-    return OpenFaceArrays(main.stem.removeprefix("main_"), pdm, kind, arrays)
+    rules = [entry for entry in entries if entry.keyword == "EarlyTermination"]
+    if len(rules) > 1:
+        raise ModelFileError(detector, f"names {len(rules)} files of early termination")
+    rule = read_early_termination(rules[0].path, missing=rules[0].missing) if rules else None
+    return OpenFaceArrays(main.stem.removeprefix("main_"), pdm, kind, arrays, rule)
 
 
 def _main_file(path: Path) -> Path:
