@@ -5,9 +5,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jclnf.commands import INCOMPLETE, INTERRUPTED, PROGRAM, UNUSABLE, CommandError, complain, fit
+from jclnf.commands import (
+    INCOMPLETE,
+    INTERRUPTED,
+    PROGRAM,
+    UNUSABLE,
+    CommandError,
+    complain,
+    fit,
+    models,
+)
 
-COMMANDS = (fit,)
+COMMANDS = (fit, models)
 
 
 def parser() -> argparse.ArgumentParser:

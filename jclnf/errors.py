@@ -26,3 +26,7 @@ class BoxError(JclnfError):
 
 class ParamsError(JclnfError):
     """Fit settings that contradict each other or the model."""
+
+
+class InstallError(JclnfError):
+    """Model files cannot be installed: no room, no network, or not what they should be."""

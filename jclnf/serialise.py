@@ -96,14 +96,16 @@ def load_model(path: str | Path | None = None) -> Model:
 
     Args:
         path: a file written by `save_model`; or OpenFace's own model, as its main file or folder
-            (see `jclnf.load_openface`); or nothing, for the model that is bundled with jclnf.
+            (see `jclnf.load_openface`), or by its name if it was installed with `jclnf models
+            install openface` (`clnf_general`, say); or nothing, for the model that is bundled with
+            jclnf.
 
     Raises:
         ModelFileError: no such file, or one that is not such a model.
     """
     if path is None:
         return _load(_bundled())
-    path = Path(path)
+    path = find_model(path)
     if path.suffix == ".safetensors":
         return _load(path)
     from jclnf.openface import load_openface
@@ -111,12 +113,30 @@ def load_model(path: str | Path | None = None) -> Model:
     return load_openface(path)
 
 
-def _bundled() -> Path:
+def find_model(name: str | Path) -> Path:
+    """A path, or where the model of that name is installed if there is nothing at that path."""
+    from jclnf.openface.install import models_folder
+
+    path = Path(name)
+    if not path.exists() and len(path.parts) == 1:
+        for candidate in (f"main_{name}.txt", f"{name}.txt"):
+            if (models_folder() / candidate).is_file():
+                return models_folder() / candidate
+    return path
+
+
+def bundled_models() -> list[Path]:
+    """The files of the models that come with jclnf."""
     package = Path(__file__).resolve().parent
     # In a wheel the folder lies inside the package, in a checkout beside it.
-    for folder in (package / "models", package.parent / "models"):
-        if (folder / DEFAULT_MODEL).is_file():
-            return folder / DEFAULT_MODEL
+    folders = (package / "models", package.parent / "models")
+    return sorted(path for folder in folders for path in folder.glob("*.safetensors"))
+
+
+def _bundled() -> Path:
+    for path in bundled_models():
+        if path.name == DEFAULT_MODEL:
+            return path
     raise ModelFileError(
         DEFAULT_MODEL,
         "this version of jclnf comes without a model of its own: give the path of one, "

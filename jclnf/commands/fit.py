@@ -56,7 +56,8 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument(
         "--model",
         metavar="PATH",
-        help="a jclnf model (.safetensors), or OpenFace's main file or model folder "
+        help="a jclnf model (.safetensors), OpenFace's main file or model folder, or the name of "
+        "an installed model, see `jclnf models list` "
         "(default: the model that comes with jclnf)",
     )
     p.add_argument("--out", metavar="DIR", default="fits", help="where to write (default: fits)")
@@ -234,6 +235,7 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
 def _load(args: argparse.Namespace) -> Any:
     """Return the model that the options ask for."""
     import jclnf
+    from jclnf.serialise import find_model
 
     if not (args.parts or args.validator):
         return jclnf.load_model(args.model)
@@ -242,7 +244,7 @@ def _load(args: argparse.Namespace) -> Any:
             "--parts and --validator are for OpenFace's models (a .safetensors model has them if "
             "it was saved with them): give its main file or folder as --model"
         )
-    return jclnf.load_openface(args.model, parts=args.parts, validator=args.validator)
+    return jclnf.load_openface(find_model(args.model), parts=args.parts, validator=args.validator)
 
 
 def _fit_image(

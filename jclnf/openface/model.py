@@ -52,6 +52,7 @@ _IGNORED = (
     "Triangulations",
     "EarlyTermination",
 )
+_UNREAD = ("FaceDetConversion", "Triangulations")
 _KEYWORDS = ("LandmarkDetector", "PDM", *_KINDS, *_IGNORED)
 
 _MAIN_FILES = tuple(
@@ -96,7 +97,7 @@ def load_openface(
             is not supported; the message names the file and the byte or line.
     """
     model = assemble(Path(path), read_openface(path))
-    main = _main_file(Path(path))
+    main = main_file(Path(path))
     entries = read_list(main, _KEYWORDS)
     if validator:
         found = _validator(main, entries, model.pdm.n_landmarks)
@@ -139,7 +140,7 @@ def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
 
 def read_openface(path: str | os.PathLike[str], *, missing: str = _MISSING) -> OpenFaceArrays:
     """Read the files of a landmark detector: as `load_openface`, without making a model."""
-    main = _main_file(Path(path))
+    main = main_file(Path(path))
     detector, entries = _follow(main, missing)
     shapes = [entry for entry in entries if entry.keyword == "PDM"]
     experts = [entry for entry in entries if entry.keyword in _KINDS]
@@ -160,7 +161,36 @@ def read_openface(path: str | os.PathLike[str], *, missing: str = _MISSING) -> O
     return OpenFaceArrays(main.stem.removeprefix("main_"), pdm, kind, arrays, rule)
 
 
-def _main_file(path: Path) -> Path:
+def offers(main: Path) -> dict[str, bool]:
+    """Which of the options `parts` and `validator` of `load_openface` a main file has files for."""
+    keywords = {entry.keyword for entry in read_list(main, _KEYWORDS)}
+    parts, validator = "LandmarkDetector_part", "DetectionValidator"
+    return {"parts": parts in keywords, "validator": validator in keywords}
+
+
+def named_files(main: Path) -> list[Path]:
+    """The files that a main file leads to, itself and those of its parts included; of detectors'
+    lists that are missing, only the list."""
+    files: dict[Path, None] = {}
+
+    def follow(path: Path) -> None:
+        if path in files:
+            return
+        files[path] = None
+        if not path.is_file():
+            return
+        for entry in read_list(path, _KEYWORDS):
+            if entry.keyword in ("LandmarkDetector", "LandmarkDetector_part"):
+                follow(entry.path)
+            elif entry.keyword not in _UNREAD:
+                files[entry.path] = None
+
+    follow(main)
+    return list(files)
+
+
+def main_file(path: Path) -> Path:
+    """The file to begin with: `path` itself, or if it is a folder the main file that it has."""
     if not os.path.isdir(path):
         return path
     for name in _MAIN_FILES:
