@@ -1,9 +1,9 @@
 """Load 10,000 damaged model files: does each load, or raise our error, in a second and a gigabyte?
 
 OpenFace's real files of each kind (of the convolutional experts, one in the same form with small
-networks of random weights) and jclnf's own model file are truncated, have bits flipped, counts replaced by extreme
-ones, and bytes taken out, repeated or put in. The memory limit is the system's, on the whole
-process: an allocation beyond it fails, and is counted.
+networks of random weights) and jclnf's own model file are truncated, have bits flipped, counts
+replaced by extreme ones, and bytes taken out, repeated or put in. The memory limit is the system's,
+on the whole process: an allocation beyond it fails, and is counted.
 """
 
 import random
