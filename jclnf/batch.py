@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jclnf.crop import crop
-from jclnf.errors import BoxError
+from jclnf.errors import BoxError, JclnfError
 from jclnf.face import check_inputs
 from jclnf.hypotheses import best_of, rotations_array
 from jclnf.mapping import map_faces
@@ -46,7 +46,8 @@ def fit_batch(
         The results, each array with a leading axis for the faces.
 
     Raises:
-        ImageError, BoxError, ParamsError: as `jclnf.fit` and `jclnf.crop` do.
+        ImageError, BoxError, ParamsError: as `jclnf.fit` and `jclnf.crop` do; with the index of the
+            face that is meant.
     """
     params = model.defaults if params is None else params
     boxes = np.asarray(boxes, np.float32)
@@ -54,7 +55,12 @@ def fit_batch(
         raise BoxError(
             f"{len(images)} images need as many boxes, (b, 4) with b > 0, not {boxes.shape}"
         )
-    crops = [crop(image, box) for image, box in zip(images, boxes, strict=True)]
+    crops = []
+    for index, (image, box) in enumerate(zip(images, boxes, strict=True)):
+        try:
+            crops.append(crop(image, box))
+        except JclnfError as error:
+            raise type(error)(f"face {index}: {error}") from None
     size = max(piece.image.shape[0] for piece in crops)
     crops = [
         piece if piece.image.shape[0] == size else crop(image, box, sizes=(size,))

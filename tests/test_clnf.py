@@ -61,6 +61,9 @@ def test_a_batch_needs_a_box_for_each_image(face):
             jclnf.fit_batch(face.model, images, boxes)
     with pytest.raises(jclnf.BoxError):
         jclnf.fit_batch(face.model, [face.image], [[np.nan, 0, 5, 5]])
+    good = [100, 100, 120, 120]
+    with pytest.raises(jclnf.BoxError, match=r"^face 1: "):
+        jclnf.fit_batch(face.model, [face.image] * 2, [good, [0, 0, -1, 5]])
 
 
 @pytest.mark.slow
