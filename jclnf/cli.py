@@ -14,9 +14,10 @@ from jclnf.commands import (
     complain,
     fit,
     models,
+    train,
 )
 
-COMMANDS = (fit, models)
+COMMANDS = (fit, train, models)
 
 
 def parser() -> argparse.ArgumentParser:
