@@ -6,14 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-IMAGE_SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in (
-        *("avif", "bmp", "dib", "gif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm"),
-        *("ppm", "tif", "tiff", "webp"),
-    )
-)
-"""Endings, in lower case, by which images are recognised in a folder."""
+from jclnf.images import IMAGE_SUFFIXES
 
 _OVERLAY = "_overlay.png"
 
