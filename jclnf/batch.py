@@ -24,7 +24,7 @@ def fit_batch(
     boxes: Any,
     params: FitParams | None = None,
     *,
-    rotations: Any = ((0.0, 0.0, 0.0),),
+    rotations: Any = None,
 ) -> FitResult:
     """Fit one face in each of several images.
 
@@ -40,7 +40,8 @@ def fit_batch(
         images: one `(h, w)` grey image for each face.
         boxes: `(b, 4)`, see `jclnf.fit`.
         params: settings; `model.defaults` if not given.
-        rotations: `(r, 3)` start rotations tried for each face, see `jclnf.fit_hypotheses`.
+        rotations: `(r, 3)` start rotations tried for each face, see `jclnf.fit_hypotheses`. If not
+            given, each fit starts where `jclnf.fit` does.
 
     Returns:
         The results, each array with a leading axis for the faces.

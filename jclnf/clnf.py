@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jclnf.crop import crop
-from jclnf.hypotheses import fit_hypotheses
+from jclnf.hypotheses import FRONTAL, fit_hypotheses
 from jclnf.model import Model
 from jclnf.params import Arithmetic, FitParams
 from jclnf.result import FitResult, FitStatus
@@ -27,7 +27,8 @@ class CLNF:
             not given.
         arithmetic: `"exact"` or `"openface"`, see `FitParams`; the model's own default (exact) if
             not given.
-        rotations: start rotations to choose from, see `fit_hypotheses`; one frontal if not given.
+        rotations: start rotations to choose from, see `fit_hypotheses`; if not given, a fit starts
+            where `jclnf.fit` does.
         params: settings instead of the model's own.
 
     Raises:
@@ -40,7 +41,7 @@ class CLNF:
         max_iterations: int | None = None,
         *,
         arithmetic: str | Arithmetic | None = None,
-        rotations: Any = ((0.0, 0.0, 0.0),),
+        rotations: Any = None,
         params: FitParams | None = None,
     ) -> None:
         loaded = model_dir if isinstance(model_dir, Model) else load_model(model_dir)
@@ -51,6 +52,8 @@ class CLNF:
             settings = settings.replace(arithmetic=arithmetic)
         self.params = settings
         self.model = loaded.prepare(settings)
+        if rotations is None and loaded.start is None:
+            rotations = FRONTAL
         self.rotations = rotations
 
     def fit(self, gray: np.ndarray, face_bbox: Any) -> tuple[np.ndarray, dict[str, Any]]:

@@ -14,7 +14,7 @@ from jclnf.fit import fit_from
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.parts import fit_parts
-from jclnf.pdm import pose_from_box
+from jclnf.pdm import Pose, pose_from_box
 from jclnf.result import FitResult
 from jclnf.validator import confidence
 
@@ -25,7 +25,7 @@ def fit(
     box: Any,
     params: FitParams | None = None,
     *,
-    rotation: Any = (0.0, 0.0, 0.0),
+    rotation: Any = None,
 ) -> FitResult:
     """Fit the landmarks of one face.
 
@@ -37,7 +37,9 @@ def fit(
         image: `(h, w)` grey levels 0-255, of any floating-point type or uint8.
         box: (x, y, w, h) in pixels, tight around the face outline (eyebrows to chin, jaw to jaw).
         params: settings; `model.defaults` if not given.
-        rotation: start rotation, Euler angles (pitch, yaw, roll) in radians.
+        rotation: start from the mean shape turned by these Euler angles (pitch, yaw, roll) in
+            radians. If not given, from the model's learned start, or the frontal mean shape where
+            it has none.
 
     Returns:
         The fitted face. Check `result.success`: a fit can fail without an error.
@@ -48,12 +50,13 @@ def fit(
     """
     params = model.defaults if params is None else params
     box = check_inputs(model, image, box, params)
-    try:
-        rotation = jnp.asarray(rotation, model.pdm.mean.dtype)
-    except (TypeError, ValueError):
-        raise ParamsError(f"a rotation is three Euler angles, not {rotation!r}") from None
-    if rotation.shape != (3,):
-        raise ParamsError(f"a rotation is three Euler angles, not of shape {rotation.shape}")
+    if rotation is not None:
+        try:
+            rotation = jnp.asarray(rotation, model.pdm.mean.dtype)
+        except (TypeError, ValueError):
+            raise ParamsError(f"a rotation is three Euler angles, not {rotation!r}") from None
+        if rotation.shape != (3,):
+            raise ParamsError(f"a rotation is three Euler angles, not of shape {rotation.shape}")
     return _fit(model, image, box, rotation, params)
 
 
@@ -62,12 +65,24 @@ def _fit(
     model: Model,
     image: Real[Array, "h w"] | np.ndarray,
     box: Float[Array, "4"],
-    rotation: Float[Array, "3"],
+    rotation: Float[Array, "3"] | None,
     params: FitParams,
 ) -> FitResult:
-    pose = pose_from_box(model.pdm, box, rotation)
-    result = fit_from(model, image, pose, model.pdm.mean_shape(), params)
-    return finish(model, image, result, params)
+    pose, shape = place(model, image, box, rotation)
+    return finish(model, image, fit_from(model, image, pose, shape, params), params)
+
+
+def place(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    box: Float[Array, "4"],
+    rotation: Float[Array, "3"] | None,
+) -> tuple[Pose, Float[Array, " m"]]:
+    """The pose and shape that a fit starts from, see `fit`."""
+    if rotation is None and model.start is not None:
+        return model.start(model.pdm, jnp.asarray(image), box)
+    rotation = jnp.zeros(3, model.pdm.mean.dtype) if rotation is None else rotation
+    return pose_from_box(model.pdm, box, rotation), model.pdm.mean_shape()
 
 
 def finish(

@@ -58,7 +58,13 @@ def fit_from(
         ) -> tuple[_State, dict[str, Array]]:
             return _fit_scale(model, image, params, state, scale, window)
 
-        state, trace = lax.scan(one_scale, state, jnp.array(list(scales)))
+        group = jnp.array(list(scales))
+        if len(group) > 1:
+            state, trace = lax.scan(one_scale, state, group)
+        else:
+            # Without a loop: XLA's convolutions are ten times slower in one, backwards.
+            state, trace = one_scale(state, group[0])
+            trace = jax.tree.map(lambda array: array[None], trace)
         traces.append(trace)
     landmarks = project(model.pdm, state.pose, state.shape)
     return FitResult(
@@ -185,9 +191,7 @@ def response_maps(
         to_reference,
         to_image,
         visible,
-        rlms.landmark_weights(
-            model.experts.confidence[scale, view], visible, params.weight_factor[scale]
-        ),
+        model.experts.shift_weights(responses, scale, view, params.weight_factor[scale]),
         meanshift.peak(responses),
     )
 

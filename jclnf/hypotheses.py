@@ -11,7 +11,7 @@ from jaxtyping import Array, Real
 
 from jclnf.early_termination import COMPLETED, begin, best_until_accepted, complete, likelihood_of
 from jclnf.errors import ParamsError
-from jclnf.face import check_inputs, finish
+from jclnf.face import check_inputs, finish, place
 from jclnf.fit import fit_from
 from jclnf.mapping import map_faces
 from jclnf.model import Model
@@ -19,6 +19,7 @@ from jclnf.params import FitParams
 from jclnf.pdm import pose_from_box
 from jclnf.result import FitResult, FitStatus
 
+FRONTAL = ((0.0, 0.0, 0.0),)
 OPENFACE_ROTATIONS = (
     (0.0, 0.0, 0.0),
     (0.0, -0.5236, 0.0),
@@ -41,11 +42,13 @@ def fit_hypotheses(
     box: Any,
     params: FitParams | None = None,
     *,
-    rotations: Any = OPENFACE_ROTATIONS,
+    rotations: Any = None,
 ) -> FitResult:
     """Fit one face from each of several start rotations, and keep the likeliest fit.
 
     Arguments and errors are those of `jclnf.fit`, with `rotations` (r, 3) Euler angles in radians.
+    If they are not given, a model with a learned start is fitted from that alone, another one from
+    `OPENFACE_ROTATIONS`.
     The starts run as a batch (see `jclnf.mapping`). If the model has a rule for early termination,
     only the starts that it asks for go on after the first scale. Which fit is kept is piecewise
     constant: derivatives are those of that fit. One that is not finite is kept only if all are;
@@ -54,6 +57,8 @@ def fit_hypotheses(
     """
     params = model.defaults if params is None else params
     box = check_inputs(model, image, box, params)
+    if rotations is None and model.start is None:
+        rotations = OPENFACE_ROTATIONS
     return _fit_hypotheses(model, image, box, rotations_array(rotations), params)
 
 
@@ -113,7 +118,11 @@ def _fit_hypotheses(
 
 
 def best_of(model: Model, image: Any, box: Any, rotations: Any, params: FitParams) -> FitResult:
-    """What `fit_hypotheses` computes, neither compiled nor checked."""
+    """What `fit_hypotheses` computes, neither compiled nor checked; without rotations one fit
+    from where `jclnf.fit` starts."""
+    if rotations is None:
+        pose, shape = place(model, image, jnp.asarray(box, model.pdm.mean.dtype), None)
+        return finish(model, image, fit_from(model, image, pose, shape, params), params)
     if model.early_termination is not None and len(rotations) > 1:
         return best_until_accepted(model, model.early_termination, image, box, rotations, params)
     dtype = model.pdm.mean.dtype
@@ -131,7 +140,9 @@ def best_of(model: Model, image: Any, box: Any, rotations: Any, params: FitParam
 
 
 def rotations_array(rotations: Any) -> Any:
-    """Start rotations as an array (r, 3)."""
+    """Start rotations as an array (r, 3), or None if there are none."""
+    if rotations is None:
+        return None
     array = rotations if isinstance(rotations, jax.Array) else np.asarray(rotations, np.float32)
     if array.ndim != 2 or array.shape[1] != 3 or len(array) == 0:
         raise ParamsError(f"rotations are of shape (r, 3), not {array.shape}")

@@ -12,6 +12,7 @@ from jclnf.errors import ModelFileError
 from jclnf.experts import PatchExperts
 from jclnf.params import FitParams
 from jclnf.pdm import PDM
+from jclnf.start import LearnedStart
 from jclnf.validator import Validator
 
 
@@ -51,6 +52,8 @@ class Model(eqx.Module):
     by fits with `FitParams.parts`."""
     validator: Validator | None = None
     """What a fit has its confidence from."""
+    start: LearnedStart | None = None
+    """Where a fit starts that is told no head rotation; without, at the frontal mean shape."""
     early_termination: EarlyTermination | None = None
     """When one of several start rotations is so good that the others are not needed."""
 
@@ -61,6 +64,9 @@ class Model(eqx.Module):
                 self.name or "model",
                 f"the shape model has {self.pdm.n_landmarks} landmarks, the experts {landmarks}",
             )
+        if self.start is not None and self.start.n_modes != self.pdm.n_modes:
+            problem = f"the learned start has {self.start.n_modes} modes, not {self.pdm.n_modes}"
+            raise ModelFileError(self.name or "model", problem)
         if self.early_termination is not None:
             views = self.experts.centres.shape[1]
             numbers = jax.tree.leaves(self.early_termination)

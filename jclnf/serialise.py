@@ -15,14 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jclnf.errors import JclnfError, ModelFileError
-from jclnf.experts import CCNF, CEN, SVR, PatchExperts
+from jclnf.experts import CCNF, CEN, SVR, PatchExperts, TrunkExperts
 from jclnf.model import EarlyTermination, Model, Part
 from jclnf.params import Arithmetic, FitParams
 from jclnf.pdm import PDM
+from jclnf.start import LearnedStart
 from jclnf.validator import LAYERS, Validator, View
 
 FORMAT_VERSION = 1
-EXPERT_KINDS: dict[str, type[PatchExperts]] = {"ccnf": CCNF, "svr": SVR, "cen": CEN}
+EXPERT_KINDS: dict[str, type[PatchExperts]] = {
+    "ccnf": CCNF,
+    "svr": SVR,
+    "cen": CEN,
+    "trunk": TrunkExperts,
+}
 """Kinds of experts that can be stored, by the name that stands for them in a file."""
 
 DEFAULT_MODEL = "default.safetensors"
@@ -52,6 +58,8 @@ def save_model(model: Model, path: str | Path) -> None:
     ]
     if model.validator is not None:
         header["validator"] = _describe_validator(model.validator, tensors)
+    if model.start is not None:
+        header["start"] = _take_apart(model.start, "start", tensors)
     if model.early_termination is not None:
         rule = _take_apart(model.early_termination, "early_termination", tensors)
         header["early_termination"] = rule
@@ -64,8 +72,8 @@ def save_model(model: Model, path: str | Path) -> None:
 def _describe(
     model: Model, path: str | Path, prefix: str, tensors: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Put a model's arrays into `tensors`, but those of its parts, its validator and its rule
-    for early termination; return the rest of it."""
+    """Put a model's arrays into `tensors`, but those of its parts, its validator, its start and its
+    rule for early termination; return the rest of it."""
     kinds = [name for name, kind in EXPERT_KINDS.items() if type(model.experts) is kind]
     if not kinds:
         raise ModelFileError(
@@ -197,12 +205,17 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         stacked = header["validator"]["stacked"]
         centres = jnp.asarray(tensors["validator.centres"])
         validator = Validator(centres, views[0] if stacked else tuple(views))
+    start = None
+    if "start" in header:
+        start = _put_together(LearnedStart, "start", header["start"], tensors)
     rule = None
     if "early_termination" in header:
         static = header["early_termination"]
         rule = _put_together(EarlyTermination, "early_termination", static, tensors)
     model = _model(header, "", tensors)
-    return dataclasses.replace(model, parts=parts, validator=validator, early_termination=rule)
+    return dataclasses.replace(
+        model, parts=parts, validator=validator, start=start, early_termination=rule
+    )
 
 
 def _model(header: dict[str, Any], prefix: str, tensors: dict[str, np.ndarray]) -> Model:

@@ -201,7 +201,7 @@ def test_statuses(face, start):
         assert one.message.endswith(".")
 
 
-class Drag(jclnf.experts.PatchExperts):
+class Drag(jclnf.experts.base.AreaExperts):
     """Experts that always answer to the right of where they are asked."""
 
     centres: jax.Array

@@ -14,9 +14,9 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "jclnf"
 
 LAYERS = [
-    {"errors", "runtime", "rotation", "warp", "mapping"},
+    {"errors", "runtime", "rotation", "warp", "mapping", "convnet"},
     {"pdm", "params", "meanshift"},
-    {"rlms", "experts", "validator"},
+    {"rlms", "experts", "validator", "start"},
     {"model", "result", "from_points"},
     {"fit"},
     {"parts"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"early_termination"},
     {"hypotheses"},
     {"crop", "images", "table", "plots", "detect", "openface", "serialise", "batch", "clnf"},
+    {"train"},
     {"commands"},
     {"cli"},
 ]

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError
-from jclnf.experts.base import PatchExperts
+from jclnf.experts.base import AreaExperts
 from jclnf.params import EXACT, Arithmetic
 
 ALPHA_THRESHOLD = 1e-4
@@ -26,7 +26,7 @@ ALPHA_THRESHOLD = 1e-4
 _PER_LANDMARK = ("weights", "norm_weight", "bias", "alpha", "beta", "confidence")
 
 
-class CCNF(PatchExperts):
+class CCNF(AreaExperts):
     """CCNF experts by their parameters: what a file holds and training changes.
 
     A fit works with these directly, taking the covariance of the view it needs each time;
@@ -108,7 +108,7 @@ class CCNF(PatchExperts):
         *,
         arithmetic: Arithmetic = EXACT,
     ) -> Float[Array, "n k k"]:
-        """See `PatchExperts.responses`."""
+        """See `AreaExperts.responses`."""
         del arithmetic
         at = (scale, view)
         alpha = self.alpha[at]
@@ -157,7 +157,7 @@ class CCNF(PatchExperts):
         return None if found is None else found[scale]
 
 
-class PreparedCCNF(PatchExperts):
+class PreparedCCNF(AreaExperts):
     """CCNF experts ready to be evaluated: what `CCNF.prepare` gives.
 
     Its arrays are derived from a `CCNF`'s parameters, so they are named differently, and a
@@ -186,7 +186,7 @@ class PreparedCCNF(PatchExperts):
         *,
         arithmetic: Arithmetic = EXACT,
     ) -> Float[Array, "n k k"]:
-        """See `PatchExperts.responses`."""
+        """See `AreaExperts.responses`."""
         del arithmetic
         at = (scale, view)
         slots = np.cumsum(np.equal(self.windows, window)) - 1

@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError
-from jclnf.experts.base import PatchExperts
+from jclnf.experts.base import AreaExperts
 from jclnf.experts.ccnf import patch_contrast
 from jclnf.params import EXACT, Arithmetic
 
@@ -35,7 +35,7 @@ LANDMARKS_AT_ONCE = 4
 """Landmarks whose layers are one product on a CPU, see `_map_landmarks`."""
 
 
-class CEN(PatchExperts):
+class CEN(AreaExperts):
     """CEN experts by their parameters.
 
     Experts are shared: that of a landmark seen from the left serves, mirrored, its counterpart
@@ -134,7 +134,7 @@ class CEN(PatchExperts):
         *,
         arithmetic: Arithmetic = EXACT,
     ) -> Float[Array, "n k k"]:
-        """See `PatchExperts.responses`."""
+        """See `AreaExperts.responses`."""
         mirrored = self.mirrored[scale, view][:, None, None]
         areas = jnp.where(mirrored, areas[:, :, ::-1], areas)
         patches, norm = patch_contrast(areas, window)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError
-from jclnf.experts.base import PatchExperts
+from jclnf.experts.base import AreaExperts
 from jclnf.experts.ccnf import patch_contrast
 from jclnf.params import EXACT, Arithmetic
 
@@ -25,7 +25,7 @@ ABSENT_BIAS = 40.0
 """Bias of an expert that does not exist; with a slope of 0 its factor is 1 in double precision."""
 
 
-class SVR(PatchExperts):
+class SVR(AreaExperts):
     """SVR experts by their parameters. There is nothing that `prepare` could save a fit."""
 
     weights: Float[Array, "s v n e support support"]
@@ -98,7 +98,7 @@ class SVR(PatchExperts):
         *,
         arithmetic: Arithmetic = EXACT,
     ) -> Float[Array, "n k k"]:
-        """See `PatchExperts.responses`."""
+        """See `AreaExperts.responses`."""
         del arithmetic
         at = (scale, view)
         return svr_responses(

@@ -1,0 +1,72 @@
+"""Small convolutional networks as pure functions: their shapes, and one walk over their layers.
+
+A network is a function of an image and of `layer(name, x, stride)`, which applies the convolution
+of that name. So training (which normalises over the batch) and a fit (whose weights have the
+normalisation multiplied in) share one definition. Arrays are `(b, h, w, channels)`.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Layer = Callable[[str, Array, int], Array]
+"""Applies the convolution of a name to `(b, h, w, c)` with a stride."""
+Shapes = Mapping[str, tuple[int, int, int]]
+"""Kernel side, input and output channels of each convolution."""
+
+
+def convolve(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int
+) -> Float[Array, "b y x d"]:
+    """Cross-correlation with zeros around the image; `ceil(h / stride)` rows are left."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=numbers)
+
+
+def plain_layer(weights: Mapping[str, Array]) -> Layer:
+    """Convolution and bias, the arrays `<name>.kernel` and `<name>.bias`."""
+
+    def layer(name: str, x: Array, stride: int) -> Array:
+        return convolve(x, weights[f"{name}.kernel"], stride) + weights[f"{name}.bias"]
+
+    return layer
+
+
+def initial_weights(shapes: Shapes, key: Any, last: Collection[str] = ()) -> dict[str, Array]:
+    """Random kernels of variance 2 / fan-in (He et al., ICCV 2015), biases 0; a hundredth of that
+    deviation in the layers `last`, so that a network begins by saying nothing."""
+    weights = {}
+    keys = jax.random.split(key, len(shapes))
+    for (name, (side, inputs, outputs)), k in zip(shapes.items(), keys, strict=True):
+        deviation = (2.0 / (side * side * inputs)) ** 0.5 * (0.01 if name in last else 1.0)
+        weights[f"{name}.kernel"] = deviation * jax.random.normal(k, (side, side, inputs, outputs))
+        weights[f"{name}.bias"] = jnp.zeros(outputs)
+    return weights
+
+
+def check_weights(
+    weights: Mapping[str, Array], shapes: Shapes, stacked: tuple[int, ...] = ()
+) -> str | None:
+    """What is wrong with the arrays of a network, or None; `stacked` are leading axes of all."""
+    for name, (side, inputs, outputs) in shapes.items():
+        for array, shape in (
+            (f"{name}.kernel", (side, side, inputs, outputs)),
+            (f"{name}.bias", (outputs,)),
+        ):
+            if array not in weights:
+                return f"{array} is missing"
+            if jnp.shape(weights[array]) != (*stacked, *shape):
+                return f"{array} has the shape {jnp.shape(weights[array])}, not {stacked + shape}"
+    return None
+
+
+def standardised(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """Grey levels less their mean, over their standard deviation; a flat picture becomes 0."""
+    centred = square - square.mean()
+    variance = jnp.mean(centred**2)
+    textured = variance > 1e-4
+    return jnp.where(textured, centred * lax.rsqrt(jnp.where(textured, variance, 1.0)), 0.0)
