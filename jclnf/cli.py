@@ -15,8 +15,9 @@ from jclnf.commands import (
     fit,
     models,
 )
+from jclnf.commands import eval as evaluate
 
-COMMANDS = (fit, models)
+COMMANDS = (fit, evaluate, models)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,9 +14,9 @@ from jax import lax
 from jclnf.annotations import AnnotatedFace, tight_box
 from jclnf.batch import fit_batch, replicate
 from jclnf.crop import Crop, crop
-from jclnf.errors import BoxError, ImageError, JclnfError
+from jclnf.errors import AnnotationError, BoxError, JclnfError
 from jclnf.from_points import fit_points
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.metrics import Summary, summarise
 from jclnf.model import Model
 from jclnf.params import FitParams
@@ -57,7 +58,8 @@ def evaluate(
     params: FitParams | None = None,
     *,
     boxes: Sequence[Any] | None = None,
-    rotations: Any = ((0.0, 0.0, 0.0),),
+    rotations: Any = None,
+    read: Callable[[Path], np.ndarray] = read_image,
     on_problem: Callable[[int, str], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -72,12 +74,13 @@ def evaluate(
         params: settings; `model.defaults` if not given.
         boxes: (x, y, w, h) for each face in pixels of its image, or None for one that has none.
             Without, a face's own box or, if it has none, the extent of its landmarks.
-        rotations: `(r, 3)` start rotations tried for each face, see `jclnf.fit_hypotheses`.
+        rotations: `(r, 3)` start rotations tried for each face, see `jclnf.fit_batch`.
+        read: gives the grey picture `(h, w)` of an image file.
         on_problem: called with the index of a face that cannot be fitted, and the reason.
         on_progress: called after each chunk with the number of faces done in it.
 
     Raises:
-        ImageError: the faces have other numbers of landmarks than the model.
+        AnnotationError: the faces have other numbers of landmarks than the model.
         BoxError: there are not as many boxes as faces.
         ParamsError: as `jclnf.fit`.
     """
@@ -85,7 +88,7 @@ def evaluate(
     wrong = next((face for face in faces if len(face.landmarks) != n), None)
     if not faces or wrong is not None:
         found = "no faces" if wrong is None else f"{len(wrong.landmarks)} in {wrong.image}"
-        raise ImageError(
+        raise AnnotationError(
             f"the model {model.name} has {n} landmarks, the annotation {found}: evaluate it on "
             "data of its own scheme"
         )
@@ -105,7 +108,7 @@ def evaluate(
         pieces: dict[int, Crop] = {}
         for index in chunk.tolist():
             try:
-                pieces[index] = _piece(faces[index], boxes[index])
+                pieces[index] = _piece(faces[index], boxes[index], read)
             except JclnfError as e:
                 problems[index] = str(e)
                 if on_problem is not None:
@@ -140,12 +143,12 @@ def _yaws(pdm: PDM, points: jax.Array) -> jax.Array:
     return lax.map(lambda face: fit_points(pdm, face, present)[0].rotation[1], points)
 
 
-def _piece(face: AnnotatedFace, box: Any) -> Crop:
+def _piece(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) -> Crop:
     if box is None:
         raise BoxError(f"{face.image}: there is no box for it")
-    photo = read_photo(face.image)
+    image = read(face.image)
     try:
-        return crop(photo.grey, box)
+        return crop(image, box)
     except JclnfError as e:
         raise BoxError(f"{face.image}: {e}") from e
 

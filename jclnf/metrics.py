@@ -27,6 +27,16 @@ INNER = np.arange(17, 68)
 OUTER_EYES = (36, 45)
 """The outer corners of the eyes in that scheme."""
 
+MEASURES: Mapping[str, str] = {
+    "all_eye": "all 68, eye distance",
+    "inner_eye": "inner 51, eye distance",
+    "all_box": "all, box size",
+    "inner_box": "inner 51, box size",
+    "all_eye_corrected": "all 68, eye distance, offsets removed",
+    "inner_eye_corrected": "inner 51, eye distance, offsets removed",
+}
+"""What is measured of a face, in words: the mean over which landmarks, in % of what."""
+
 YAW_EDGES = (0, 15, 30, 45, 60)
 """Lower ends, in degrees, of the ranges of |yaw| that faces are counted in."""
 
@@ -159,37 +169,36 @@ class Statistics:
 class Summary:
     """The errors of a method on a set of faces.
 
-    `measures`: over all 68 landmarks and over the inner 51 (`INNER`), in % of the outer eye
-    distance, in % of the box size, and in % of the eye distance with offsets removed. `groups` and
-    `yaw` are in % of the eye distance, the latter over all landmarks. Of other schemes than the
-    68-point one there are all landmarks in % of the box size, and `yaw` is in that.
+    Of other schemes than the 68-point one there are neither groups nor any measure but "all_box".
     """
 
     measures: dict[str, Statistics]
+    """By the names in `MEASURES`."""
     groups: dict[str, Statistics] = field(default_factory=dict)
-    """By part of the face, as in `GROUPS_68`."""
+    """By part of the face, as in `GROUPS_68`, in % of the eye distance."""
     yaw: dict[str, Statistics] = field(default_factory=dict)
-    """By |yaw| in degrees, ranges as `yaw_range` names them; only those with faces."""
+    """By |yaw| in degrees, ranges as `yaw_range` names them, those with faces only: "all_eye", or
+    "all_box" where there are no eyes."""
 
 
 def face_errors(predicted: Any, truth: Any) -> dict[str, np.ndarray]:
-    """Each face's errors by the measures of `Summary.measures`, `(b,)` in %.
+    """Each face's errors by the names in `MEASURES`, `(b,)` in %.
 
-    The first is the main one: all landmarks, in % of the outer eye distance if the scheme has
-    eyes, else in % of the box size.
+    Args:
+        predicted, truth: as for `point_errors`; a face with any NaN was not fitted.
     """
     found, wanted = _whole_faces(predicted), _faces(truth)
     box = box_size(wanted)
     if wanted.shape[1] != 68:
-        return {"all, box size": nme(found, wanted, box)}
+        return {"all_box": nme(found, wanted, box)}
     eyes, corrected = outer_eye_distance(wanted), remove_offsets(found, wanted)
     return {
-        "all 68, eye distance": nme(found, wanted, eyes),
-        "inner 51, eye distance": nme(found, wanted, eyes, INNER),
-        "all 68, box size": nme(found, wanted, box),
-        "inner 51, box size": nme(found, wanted, box, INNER),
-        "all 68, offsets removed": nme(corrected, wanted, eyes),
-        "inner 51, offsets removed": nme(corrected, wanted, eyes, INNER),
+        "all_eye": nme(found, wanted, eyes),
+        "inner_eye": nme(found, wanted, eyes, INNER),
+        "all_box": nme(found, wanted, box),
+        "inner_box": nme(found, wanted, box, INNER),
+        "all_eye_corrected": nme(corrected, wanted, eyes),
+        "inner_eye_corrected": nme(corrected, wanted, eyes, INNER),
     }
 
 
@@ -197,7 +206,7 @@ def summarise(predicted: Any, truth: Any, yaw: Any = None) -> Summary:
     """Sum up the errors of a method.
 
     Args:
-        predicted, truth: as for `point_errors`; a face with any NaN was not fitted.
+        predicted, truth: as for `face_errors`.
         yaw: `(b,)` radians, the heads' turn to the side, NaN where not known; without it nothing
             is told by yaw.
     """
