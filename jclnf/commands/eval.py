@@ -129,13 +129,9 @@ def _boxes(args: argparse.Namespace, faces: Sequence[AnnotatedFace]) -> tuple[li
         from jclnf.evaluation import start_box
 
         own = sum(face.box is not None for face in faces)
-        sources = [
-            f"those of the data for {own} faces" if own else "",
-            f"extent of the true landmarks for {len(faces) - own} faces"
-            if own < len(faces)
-            else "",
-        ]
-        return [start_box(face) for face in faces], ", ".join(filter(None, sources))
+        counts = {"those of the data": own, "extent of the true landmarks": len(faces) - own}
+        source = ", ".join(f"{name} ({count} faces)" for name, count in counts.items() if count)
+        return [start_box(face) for face in faces], source
 
     from jclnf.table import BoxTable
 
@@ -188,6 +184,9 @@ def _evaluate(
         with silent_stderr():
             return read_image(path)
 
+    def progress(done: int) -> None:
+        bar.update(done)
+
     def problem(_: int, text: str) -> None:
         with tqdm.external_write_mode(file=sys.stderr):
             complain(text)
@@ -205,7 +204,7 @@ def _evaluate(
                 rotations=jclnf.OPENFACE_ROTATIONS if starts > 1 else None,
                 read=read,
                 on_problem=problem,
-                on_progress=bar.update,
+                on_progress=progress,
             )
     except (ModelFileError, ParamsError, AnnotationError) as e:
         raise CommandError(str(e)) from e
