@@ -138,9 +138,9 @@ def main() -> None:
         for name, summary in found.items()
     }
     people = len({face.identity for face in faces})
-    body = f"""{len(faces)} faces of {people} people that no model of ours was trained on, from disturbed
-boxes. Errors in % of the outer eye distance. Scatter is what is left when the median offset of each
-landmark from the annotation is taken away.
+    body = f"""{len(faces)} faces of {people} people that no model of ours was trained on, from
+disturbed boxes. Errors in % of the outer eye distance. Scatter is what is left when the median
+offset of each landmark from the annotation is taken away.
 
 {table(["", *HEADER], lines)}
 
