@@ -158,10 +158,10 @@ class Statistics:
             mean=float(fitted.mean()) if len(fitted) else float("nan"),
             median=_percentile(everyone, 50),
             p90=_percentile(everyone, 90),
-            over_8=failure_rate(everyone, 8),
-            over_10=failure_rate(everyone, 10),
-            auc_8=area_under_curve(everyone, 8),
-            auc_10=area_under_curve(everyone, 10),
+            over_8=failure_rate(everyone, 8.0),
+            over_10=failure_rate(everyone, 10.0),
+            auc_8=area_under_curve(everyone, 8.0),
+            auc_10=area_under_curve(everyone, 10.0),
         )
 
 
@@ -272,7 +272,7 @@ def _all(errors: Any) -> np.ndarray:
     return np.where(np.isfinite(array), array, np.inf)
 
 
-def _percentile(errors: np.ndarray, percent: float) -> float:
+def _percentile(errors: np.ndarray, percent: int) -> float:
     """As `np.percentile`, which gives NaN beside infinities."""
     low, high = (
         float(np.percentile(errors, percent, method=method)) for method in ("lower", "higher")
