@@ -14,10 +14,11 @@ from jclnf.commands import (
     complain,
     fit,
     models,
+    train,
 )
 from jclnf.commands import eval as evaluate
 
-COMMANDS = (fit, evaluate, models)
+COMMANDS = (fit, evaluate, train, models)
 
 
 def parser() -> argparse.ArgumentParser:

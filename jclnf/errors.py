@@ -37,3 +37,7 @@ class ParamsError(JclnfError):
 
 class InstallError(JclnfError):
     """Model files cannot be installed: no room, no network, or not what they should be."""
+
+
+class TrainingError(JclnfError):
+    """Training cannot begin, or go on: too few faces, a checkpoint of another training."""

@@ -124,7 +124,7 @@ def test_errors_are_those_of_the_fits(run, folder, face):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-def test_split_and_boxes(run, folder, face, tmp_path):
+def test_split_and_boxes(run, face, tmp_path):
     x, y, w, h = face.box
     table = boxes_csv(tmp_path, *(f"{i}.png,{x + a},{y + b},{w},{h}" for i, (a, b) in
                                   enumerate(SHIFTS) if i != 1))  # fmt: skip
@@ -214,7 +214,7 @@ def test_starts_and_settings(run, face, monkeypatch, options, learned, rotations
     """And what is written of 68 landmarks."""
     asked = {}
 
-    def stub(model, faces, params, **others):
+    def stub(_, faces, params, **others):
         asked.update(others, params=params)
         return some_fits(b=len(faces))
 

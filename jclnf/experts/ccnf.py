@@ -93,7 +93,7 @@ class CCNF(AreaExperts):
         arrays = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
         return CCNF(
             **arrays,
-            components={k: jnp.asarray(_to_blocks(c, k)) for k, c in components.items()},
+            components={k: jnp.asarray(to_blocks(c, k)) for k, c in components.items()},
             visible=jnp.asarray(visible, bool),
             scalings=tuple(float(a) for a in scalings),
             support=np.shape(weights)[-1],
@@ -359,7 +359,7 @@ def mirror_basis(window: int) -> np.ndarray:
     return basis
 
 
-def _to_blocks(components: np.ndarray, window: int) -> np.ndarray:
+def to_blocks(components: np.ndarray, window: int) -> np.ndarray:
     """Components `(s, b, k*k, k*k)` as blocks `(s, b, 4, h, h)` in the basis of `mirror_basis`."""
     matrices = np.asarray(components, np.float64).reshape(*components.shape[:2], *[window] * 4)
     tolerance = 1e-5 * np.abs(matrices).max(initial=0.0)

@@ -8,7 +8,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -69,6 +69,27 @@ COARSE = Disturbance((0.10, 0.13, 0.08), 4.0, 0.045, (0.2, 1.0), 0.4)
 FINE = Disturbance((0.06, 0.08, 0.04), 2.2, 0.025, (0.5, 1.0), 0.3)
 
 
+class State(NamedTuple):
+    """Where a fit may stand: head rotation `(3, 3)`, 3D shape `(n, 3)`, landmarks `(n, 2)`."""
+
+    matrix: np.ndarray
+    shape: np.ndarray
+    landmarks: np.ndarray
+
+
+def disturbed(posed: Posed, face: int, by: Disturbance, rng: np.random.Generator) -> State:
+    """The true state of a face, disturbed: some faces are far off, most are near."""
+    model = posed.model
+    scale, latent = posed.scale[face], posed.latent[face]
+    far = rng.choice([0.4, 1.0, 1.7], p=[0.35, 0.45, 0.2])
+    matrix = posed.matrix[face] @ euler_matrix(far * rng.normal(size=3) * by.turn)
+    translation = posed.translation[face] + far * scale * rng.normal(0, by.shift, 2)
+    scale = scale * np.exp(far * rng.normal(0, by.zoom))
+    latent = latent * rng.uniform(*by.keep) + far * rng.normal(0, by.shape, latent.shape)
+    shape = model.mean + model.components @ (latent * np.sqrt(model.eigenvalues))
+    return State(matrix, shape, scale * shape @ matrix[:2].T + translation)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrunkExamples:
     """Makes the pictures that a trunk sees, and where the landmarks are on its maps.
@@ -78,32 +99,21 @@ class TrunkExamples:
         scaling: cells per millimetre.
         grid: side of the maps in cells.
         middle: centre of the maps from the landmarks' centroid, millimetres.
-        disturbance: how far from the truth the maps are placed; None for not at all.
+        disturbance: how far from the truth the maps are placed.
     """
 
     posed: Posed
     scaling: float
     grid: int
     middle: tuple[float, float]
-    disturbance: Disturbance | None
-    changed: bool = True
+    disturbance: Disturbance
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (SAMPLING grid, SAMPLING grid) uint8, `points` (n, 2) in cells of the map."""
-        posed, model = self.posed, self.posed.model
-        scale, matrix = posed.scale[face], posed.matrix[face]
-        translation, latent = posed.translation[face], posed.latent[face]
-        if self.disturbance is not None:
-            d = self.disturbance
-            # Some faces start far off, most near.
-            far = rng.choice([0.4, 1.0, 1.7], p=[0.35, 0.45, 0.2])
-            matrix = matrix @ euler_matrix(far * rng.normal(size=3) * d.turn)
-            translation = translation + far * scale * rng.normal(0, d.shift, 2)
-            scale = scale * np.exp(far * rng.normal(0, d.zoom))
-            latent = latent * rng.uniform(*d.keep) + far * rng.normal(0, d.shape, latent.shape)
-        shape = model.mean + model.components @ (latent * np.sqrt(model.eigenvalues))
-        base = scale * shape @ matrix[:2].T + translation
-        to_cells = similarity(base, self.scaling * shape[:, :2])
+        posed = self.posed
+        state = disturbed(posed, face, self.disturbance, rng)
+        base = state.landmarks
+        to_cells = similarity(base, self.scaling * state.shape[:, :2])
         middle = self.scaling * np.asarray(self.middle)
         centroid = base.mean(0)
         to_image = np.linalg.inv(to_cells)
@@ -116,7 +126,7 @@ class TrunkExamples:
         truth = posed.faces.points[face]
         points = (truth - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
         return {
-            "picture": augment(picture, rng) if self.changed else picture,
+            "picture": augment(picture, rng),
             "points": points.astype(np.float32),
         }
 

@@ -7,22 +7,19 @@ of each scale, each landmark's weight, and how much a spread response counts.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
 from jclnf.experts import TrunkExperts
 from jclnf.fit import fit_from
 from jclnf.model import Model
-from jclnf.train.batches import Maker, batches
-from jclnf.train.networks import Course
+from jclnf.train.batches import Maker
+from jclnf.train.loop import Batch, Course, run_course
 
 EYE_DISTANCE = 0.58
 """Distance of the outer eye corners of a face towards the camera, over the size of the face."""
@@ -67,12 +64,6 @@ class Learned(eqx.Module):
         return dataclasses.replace(model, experts=experts, defaults=params)
 
 
-class _State(eqx.Module):
-    learned: Learned
-    optimiser: Any
-    epoch: Array
-
-
 def train_end_to_end(
     model: Model,
     make: Maker,
@@ -86,79 +77,47 @@ def train_end_to_end(
     """Train a model with trunk experts through its fit.
 
     Args:
-        model: where to begin; its learned start, if any, stays as it is.
+        model: where to begin; its learned start stays as it is.
         make: makes examples with `picture`, `box` and `points`, see `BoxExamples`.
-        count, course, checkpoint, quiet: as for `train_network`.
         report: called after each epoch with its number, the mean loss (% of the eye distance) and
             the model so far.
+        count, course, checkpoint, quiet: as for `run_course`.
     """
-    steps = count // course.batch
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, course.rate, min(100, steps * course.epochs // 10), steps * course.epochs
-    )
+
+    def objective(learned: Learned, batch: Batch) -> tuple[Array, None]:
+        # All at once: in a loop, the gradients of convolutions take ten times as long.
+        put = learned.put_into(model)
+        return jax.vmap(lambda example: fit_loss(put, example))(batch).mean(), None
+
+    rate = course.schedule(count)
     # The few numbers that are not weights of the network take larger steps.
-    labels = Learned("kernels", "settings", "settings", "settings", "settings")  # type: ignore[arg-type]
+    kinds = {"kernels": optax.adam(rate), "settings": optax.adam(lambda step: 20 * rate(step))}
+    labels = Learned("kernels", *["settings"] * 4)  # type: ignore[arg-type]
     optimiser = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.partition(
-            {"kernels": optax.adam(rate), "settings": optax.adam(lambda step: 20 * rate(step))},
-            labels,
-        ),
-    )
-    learned = Learned.of(model)
-    state = _State(learned, optimiser.init(learned), jnp.zeros((), jnp.int32))
-    if checkpoint is not None and checkpoint.exists():
-        state = eqx.tree_deserialise_leaves(checkpoint, state)
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("examples",), devices=devices)
-
-    def gradients(learned: Learned, batch: dict[str, Array]) -> Any:
-        def objective(learned: Learned) -> Array:
-            # All at once: in a loop, the gradients of convolutions take ten times as long.
-            put = learned.put_into(model)
-            return jax.vmap(lambda example: fit_loss(put, example))(batch).mean()
-
-        return lax.pmean(jax.value_and_grad(objective)(learned), "examples")
-
-    spread = jax.shard_map(
-        gradients,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("examples")),
-        out_specs=PartitionSpec(),
-        check_vma=False,
+        optax.zero_nans(), optax.clip_by_global_norm(1.0), optax.partition(kinds, labels)
     )
 
-    @eqx.filter_jit
-    def step(state: _State, batch: dict[str, Array]) -> tuple[_State, Array]:
-        value, gradient = spread(state.learned, batch)
-        finite = jnp.isfinite(optax.tree.norm(gradient))
-        gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), gradient)
-        updates, after = optimiser.update(gradient, state.optimiser, state.learned)
-        return _State(optax.apply_updates(state.learned, updates), after, state.epoch), value
-
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec("examples"))
-    state = jax.device_put(state, everywhere)
-    for epoch in range(int(state.epoch), course.epochs):
-        made = batches(make, count, course.batch, seed=course.seed, epoch=epoch)
-        bar = tqdm(made, total=steps, desc=f"epoch {epoch + 1}/{course.epochs}", disable=quiet)
-        losses = []
-        for batch in bar:
-            state, value = step(state, jax.device_put(batch, split))
-            losses.append(value)
-        bar.close()
-        state = eqx.tree_at(lambda s: s.epoch, state, state.epoch + 1)
-        if checkpoint is not None:
-            partial = checkpoint.with_suffix(".part")
-            eqx.tree_serialise_leaves(partial, state)
-            partial.replace(checkpoint)
+    def told(epoch: int, mean: float, learned: Learned, _: None) -> None:
         if report is not None:
-            mean = float(jnp.nanmean(jnp.stack(losses)))
-            report(epoch, mean, jax.device_get(state.learned).put_into(model))
-    return jax.device_get(state.learned).put_into(model)
+            report(epoch, mean, learned.put_into(model))
+
+    learned, _ = run_course(
+        Learned.of(model),
+        None,
+        objective,
+        optimiser,
+        make,
+        count,
+        course,
+        name="whole fit",
+        checkpoint=checkpoint,
+        report=told,
+        quiet=quiet,
+    )
+    return learned.put_into(model)
 
 
-def fit_loss(model: Model, example: dict[str, Array]) -> Float[Array, ""]:
+def fit_loss(model: Model, example: Batch) -> Float[Array, ""]:
     """Mean distance of a fit's landmarks from the truth, in hundredths of the eye distance
     (taken from the face's size, so that any scheme of landmarks will do)."""
     image = example["picture"].astype(jnp.float32)

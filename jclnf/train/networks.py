@@ -4,66 +4,38 @@ Convolutions are normalised over the batch (Ioffe and Szegedy, ICML 2015) while 
 `folded` multiplies the averages of that into the weights that a fit uses.
 """
 
-import dataclasses
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
 from jclnf.convnet import Layer, Shapes, convolve, initial_weights, plain_layer, standardised
 from jclnf.experts.trunk import trunk
 from jclnf.pdm import PDM, project
 from jclnf.start import decode, start_network
-from jclnf.train.batches import Maker, batches
+from jclnf.train.batches import Maker
+from jclnf.train.loop import Batch, Course, run_course
 
 Weights = dict[str, Array]
+Averages = dict[str, tuple[Array, Array]]
+"""Mean and variance over the batch of each normalised layer's output."""
+Trained = tuple[Weights, Averages]
 Network = Callable[[Array, Layer], Array]
-Loss = Callable[[Array, dict[str, Array]], Array]
+Loss = Callable[[Array, Batch], Array]
 """Mean loss of a network's output for a batch."""
 
+DECAY = 1e-2
+"""Weight decay of the kernels (AdamW)."""
 _TINY = 1e-3
 """Added to variances over the batch."""
-_MEMORY = 0.98
-"""Part of the averages of means and variances that a step keeps."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Course:
-    """How long and how fast to train.
-
-    Attributes:
-        epochs: passes over the faces and their mirror images.
-        batch: examples a step.
-        rate: largest learning rate; it rises over the first steps and falls as a cosine to 0.
-        decay: weight decay (AdamW).
-        seed: of everything random.
-    """
-
-    epochs: int
-    batch: int = 32
-    rate: float = 2e-3
-    decay: float = 1e-2
-    seed: int = 0
-
-
-class _State(eqx.Module):
-    weights: Weights
-    averages: dict[str, tuple[Array, Array]]
-    optimiser: Any
-    epoch: Array
-
-
-def _normalised_layer(
-    weights: Weights, seen: dict[str, tuple[Array, Array]], last: Collection[str]
-) -> Layer:
+def _normalised_layer(weights: Weights, seen: Averages, last: Collection[str]) -> Layer:
     """Layers that are normalised over the batch, except the last; notes means and variances."""
 
     def layer(name: str, x: Array, stride: int) -> Array:
@@ -78,7 +50,7 @@ def _normalised_layer(
     return layer
 
 
-def folded(weights: Weights, averages: dict[str, tuple[Array, Array]]) -> Weights:
+def folded(weights: Weights, averages: Averages) -> Weights:
     """Kernels and biases that give, without normalisation, what the averages would."""
     plain = {name: array for name, array in weights.items() if not name.endswith(".gain")}
     for name, (mean, variance) in averages.items():
@@ -97,11 +69,12 @@ def train_network(
     count: int,
     course: Course,
     *,
-    start_from: tuple[Weights, dict[str, tuple[Array, Array]]] | None = None,
+    name: str,
+    start_from: Trained | None = None,
     checkpoint: Path | None = None,
     report: Callable[[int, float, Weights], None] | None = None,
     quiet: bool = False,
-) -> tuple[Weights, dict[str, tuple[Array, Array]]]:
+) -> Trained:
     """Train a network.
 
     Args:
@@ -109,104 +82,55 @@ def train_network(
         last: the names of layers that are not normalised.
         loss: of the output for a batch.
         make: makes an example (with a `picture`).
-        count: number of different faces that `make` knows.
-        course: how long and how fast.
-        start_from: weights and averages of an earlier training.
-        checkpoint: file to go on from if it is there, and to write after each epoch.
+        start_from: an earlier training's outcome.
         report: called after each epoch with its number, the mean loss and the folded weights.
-        quiet: no progress bar.
-
-    Returns:
-        Weights and averages, for `folded`.
+        count, course, name, checkpoint, quiet: as for `run_course`.
     """
-    steps = count // course.batch
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, course.rate, min(200, steps * course.epochs // 10), steps * course.epochs
-    )
+
+    def objective(weights: Weights, batch: Batch) -> tuple[Array, Averages]:
+        seen: Averages = {}
+        output = network(seen_as(batch["picture"]), _normalised_layer(weights, seen, last))
+        return loss(output, batch), seen
+
     optimiser = optax.chain(
         optax.clip_by_global_norm(2.0),
-        optax.adamw(rate, weight_decay=course.decay, mask=_is_kernel),
+        optax.adamw(course.schedule(count), weight_decay=DECAY, mask=_is_kernel),
     )
-    state = _first_state(shapes, last, optimiser, course.seed, start_from)
-    if checkpoint is not None and checkpoint.exists():
-        state = eqx.tree_deserialise_leaves(checkpoint, state)
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("examples",), devices=devices)
+    weights, averages = start_from or _untrained(shapes, last, course.seed)
 
-    def gradients(state: _State, batch: dict[str, Array]) -> tuple[Any, Any, Any]:
-        def objective(weights: Weights) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-            seen: dict[str, tuple[Array, Array]] = {}
-            pictures = jax.vmap(standardised_batch)(batch["picture"])
-            output = network(pictures[..., None], _normalised_layer(weights, seen, last))
-            return loss(output, batch), seen
-
-        (value, seen), gradient = jax.value_and_grad(objective, has_aux=True)(state.weights)
-        return lax.pmean((value, seen, gradient), "examples")
-
-    spread = jax.shard_map(
-        gradients,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("examples")),
-        out_specs=PartitionSpec(),
-        check_vma=False,
-    )
-
-    @eqx.filter_jit(donate="all")
-    def step(state: _State, batch: dict[str, Array]) -> tuple[_State, Array]:
-        value, seen, gradient = spread(state, batch)
-        updates, after = optimiser.update(gradient, state.optimiser, state.weights)
-        averages = jax.tree.map(
-            lambda old, new: _MEMORY * old + (1 - _MEMORY) * new, state.averages, seen
-        )
-        weights = optax.apply_updates(state.weights, updates)
-        return _State(weights, averages, after, state.epoch), value
-
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec("examples"))
-    state = jax.device_put(state, everywhere)
-    for epoch in range(int(state.epoch), course.epochs):
-        made = batches(make, count, course.batch, seed=course.seed, epoch=epoch)
-        bar = tqdm(made, total=steps, desc=f"epoch {epoch + 1}/{course.epochs}", disable=quiet)
-        losses = []
-        for batch in bar:
-            state, value = step(state, jax.device_put(batch, split))
-            losses.append(value)
-        mean = float(jnp.mean(jnp.stack(losses)))
-        bar.close()
-        state = eqx.tree_at(lambda s: s.epoch, state, state.epoch + 1)
-        if checkpoint is not None:
-            partial = checkpoint.with_suffix(".part")
-            eqx.tree_serialise_leaves(partial, state)
-            partial.replace(checkpoint)
+    def told(epoch: int, mean: float, weights: Weights, averages: Averages) -> None:
         if report is not None:
-            report(epoch, mean, jax.device_get(folded(state.weights, state.averages)))
-    return jax.device_get((state.weights, state.averages))
+            report(epoch, mean, folded(weights, averages))
+
+    return run_course(
+        weights,
+        averages,
+        objective,
+        optimiser,
+        make,
+        count,
+        course,
+        name=name,
+        checkpoint=checkpoint,
+        report=told,
+        quiet=quiet,
+    )
 
 
-def standardised_batch(picture: Array) -> Float[Array, "h w"]:
-    """A picture of a batch, as the networks see it."""
-    return standardised(picture.astype(jnp.float32))
+def seen_as(pictures: Array) -> Float[Array, "b h w 1"]:
+    """A batch of pictures `(b, h, w)` uint8 as the networks see it."""
+    return jax.vmap(standardised)(pictures.astype(jnp.float32))[..., None]
 
 
 def _is_kernel(weights: Any) -> Any:
     return {name: name.endswith(".kernel") for name in weights}
 
 
-def _first_state(
-    shapes: Shapes,
-    last: Collection[str],
-    optimiser: optax.GradientTransformation,
-    seed: int,
-    start_from: tuple[Weights, dict[str, tuple[Array, Array]]] | None,
-) -> _State:
-    if start_from is not None:
-        weights, averages = start_from
-    else:
-        weights = initial_weights(shapes, jax.random.key(seed), last)
-        widths = {name: outputs for name, (_, _, outputs) in shapes.items() if name not in last}
-        weights |= {f"{name}.gain": jnp.ones(width) for name, width in widths.items()}
-        averages = {name: (jnp.zeros(width), jnp.ones(width)) for name, width in widths.items()}
-    return _State(weights, averages, optimiser.init(weights), jnp.zeros((), jnp.int32))
+def _untrained(shapes: Shapes, last: Collection[str], seed: int) -> Trained:
+    weights = initial_weights(shapes, jax.random.key(seed), last)
+    widths = {name: outputs for name, (_, _, outputs) in shapes.items() if name not in last}
+    weights |= {f"{name}.gain": jnp.ones(width) for name, width in widths.items()}
+    return weights, {name: (jnp.zeros(width), jnp.ones(width)) for name, width in widths.items()}
 
 
 def map_loss(width: float) -> Loss:
@@ -216,7 +140,7 @@ def map_loss(width: float) -> Loss:
         width: standard deviation of the Gaussians in cells. Landmarks outside their map count 0.
     """
 
-    def loss(maps: Float[Array, "b g g n"], batch: dict[str, Array]) -> Float[Array, ""]:
+    def loss(maps: Float[Array, "b g g n"], batch: Batch) -> Float[Array, ""]:
         grid = maps.shape[1]
         points = batch["points"]
         cells = jnp.arange(grid, dtype=points.dtype)
@@ -233,7 +157,7 @@ def map_loss(width: float) -> Loss:
 def start_loss(pdm: PDM) -> Loss:
     """Distance of the landmarks from the truth, in hundredths of the box's mean side."""
 
-    def loss(codes: Float[Array, "b out"], batch: dict[str, Array]) -> Float[Array, ""]:
+    def loss(codes: Float[Array, "b out"], batch: Batch) -> Float[Array, ""]:
         def one(code: Array, box: Array, points: Array) -> Array:
             pose, shape = decode(pdm, box, code)
             apart = project(pdm, pose, shape) - points
@@ -248,10 +172,10 @@ def start_loss(pdm: PDM) -> Loss:
 @jax.jit
 def start_codes(weights: Weights, pictures: Array) -> Array:
     """What the learned start says of a batch of pictures."""
-    return start_network(jax.vmap(standardised_batch)(pictures)[..., None], plain_layer(weights))
+    return start_network(seen_as(pictures), plain_layer(weights))
 
 
 @jax.jit
 def trunk_maps(weights: Weights, pictures: Array) -> Array:
     """The trunk's maps of a batch of pictures."""
-    return trunk(jax.vmap(standardised_batch)(pictures)[..., None], plain_layer(weights))
+    return trunk(seen_as(pictures), plain_layer(weights))

@@ -1,0 +1,408 @@
+"""From annotated faces to a model: shape model, learned start, trunks, and the whole fit.
+
+Every stage leaves a checkpoint in the working folder after each epoch, and one that is finished is
+not done again: a training that was interrupted goes on where it stood.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jclnf.errors import TrainingError
+from jclnf.experts import TrunkExperts
+from jclnf.experts.trunk import trunk, trunk_shapes
+from jclnf.face import fit
+from jclnf.model import Model
+from jclnf.params import FitParams
+from jclnf.pdm import PDM, project
+from jclnf.start import LearnedStart, decode, start_network, start_shapes
+from jclnf.train.batches import (
+    COARSE,
+    FINE,
+    BoxExamples,
+    Disturbance,
+    Example,
+    Maker,
+    TrunkExamples,
+)
+from jclnf.train.end_to_end import EYE_DISTANCE, train_end_to_end
+from jclnf.train.faces import Faces, Posed
+from jclnf.train.loop import Course
+from jclnf.train.networks import (
+    Trained,
+    Weights,
+    folded,
+    map_loss,
+    start_codes,
+    start_loss,
+    train_network,
+    trunk_maps,
+)
+from jclnf.train.shape_model import ShapeModel, learn_shape_model
+
+FIT_PICTURE = 160
+"""Side in pixels of the pictures that whole fits are trained on."""
+FIT_MARGIN = (1.8, 3.2)
+"""Their side in mean sides of the box: faces are 50 to 90 px large, as in video."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is trained, and for how long.
+
+    Attributes:
+        modes: modes of the shape model.
+        channels: of the trunk at each of its resolutions, see `trunk_shapes`.
+        grid: side of the maps in cells.
+        scalings: cells per millimetre at each scale.
+        middle: centre of the maps from the landmarks' centroid, millimetres.
+        windows: sides of the windows in cells.
+        iterations: of each pass at each scale.
+        map_width: standard deviation in cells of the maps that are to be learned.
+        start: course of the learned start.
+        coarse: course of the first scale's trunk, from nothing.
+        fine: course of each later scale's trunk, from the one before.
+        fit: course of the whole fit.
+    """
+
+    modes: int = 34
+    channels: tuple[int, int, int, int, int] = (24, 48, 96, 128, 64)
+    grid: int = 56
+    scalings: tuple[float, ...] = (0.25, 0.28)
+    middle: tuple[float, float] = (0.0, 6.0)
+    windows: tuple[int, ...] = (15, 11)
+    iterations: int = 5
+    map_width: float = 1.0
+    start: Course = Course(80, batch=64)
+    coarse: Course = Course(30)
+    fine: Course = Course(12, rate=1e-3)
+    fit: Course = Course(16, rate=2e-4)
+
+    def adapted(self, effort: float, seed: int) -> "Plan":
+        """The plan with all courses `effort` times as long, and another seed."""
+        names = ("start", "coarse", "fine", "fit")
+        changes = {name: getattr(self, name).adapted(effort, seed) for name in names}
+        return dataclasses.replace(self, **changes)
+
+
+class Workshop:
+    """The working folder of a training: its checkpoints, and the course of its losses.
+
+    Args:
+        folder: where; made if it is not there.
+        plan, faces: what is trained on what. A folder of another training is refused.
+    """
+
+    def __init__(self, folder: Path, plan: Any, faces: Faces) -> None:
+        self.folder = folder
+        description = json.dumps(
+            {
+                "plan": dataclasses.asdict(plan),
+                "faces": len(faces),
+                "points": hashlib.sha256(np.round(faces.points, 3).tobytes()).hexdigest(),
+            },
+            indent=1,
+        )
+        file = folder / "training.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if file.exists() and file.read_text() != description:
+                raise TrainingError(
+                    f"{folder}: holds another training (other faces, or another plan): remove "
+                    "the folder, or name another"
+                )
+            file.write_text(description)
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot be written ({error.strerror})") from None
+
+    def checkpoint(self, stage: str) -> Path:
+        """The file of a stage's checkpoint."""
+        return self.folder / f"{stage}.eqx"
+
+    def note(self, stage: str, epoch: int, loss: float, held_out: float) -> None:
+        """Add a line to the course of the training."""
+        file = self.folder / "course.csv"
+        new = not file.exists()
+        with file.open("a", newline="") as f:
+            writer = csv.writer(f)
+            if new:
+                writer.writerow(["stage", "epoch", "loss", "held_out"])
+            writer.writerow([stage, epoch + 1, f"{loss:.4f}", f"{held_out:.4f}"])
+
+
+def train_model(
+    faces: Faces,
+    held_out: Faces,
+    examples: np.ndarray,
+    mirror: np.ndarray,
+    folder: Path,
+    plan: Plan | None = None,
+    *,
+    name: str = "",
+    quiet: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Model:
+    """Train a model from nothing.
+
+    Args:
+        faces: what to learn from.
+        held_out: faces of other people, on which the training is watched (nothing is chosen by it).
+        examples: `(e, n, 3)` 3D faces for the shape model, see `learn_shape_model`.
+        mirror: `(n,)` index of each landmark's mirror image.
+        folder: working folder, see `Workshop`.
+        plan: what is trained, and for how long.
+        name: the model's name.
+        quiet: no progress bars.
+        say: told in a line what has been done.
+
+    Raises:
+        TrainingError: too few faces, or the folder holds another training.
+    """
+    plan = Plan() if plan is None else plan
+    workshop = Workshop(folder, plan, faces)
+    model = _shape_model(workshop, faces, examples, mirror, plan.modes)
+    say(f"shape model: {plan.modes} modes leave {model.noise:.2f} mm")
+    posed = Posed.of(faces.with_mirrored(mirror), model)
+    watched = Posed.of(held_out, model)
+    arrays = (model.mean, model.components, model.eigenvalues)
+    pdm = PDM(*(jnp.asarray(array, jnp.float32) for array in arrays))
+    start = _learned_start(workshop, posed, watched, pdm, plan, quiet)
+    trunks: list[Trained] = []
+    for scale in range(len(plan.scalings)):
+        before = trunks[-1] if trunks else None
+        trunks.append(_trunk(workshop, posed, watched, plan, scale, before, quiet))
+    whole = assemble(pdm, start, [folded(*trained) for trained in trunks], plan, name)
+    return through_the_fit(workshop, whole, posed, watched, plan.fit, quiet, say)
+
+
+def fine_tune(
+    model: Model,
+    faces: Faces,
+    held_out: Faces,
+    mirror: np.ndarray,
+    folder: Path,
+    course: Course,
+    *,
+    quiet: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Model:
+    """Go on with the training of a model on other faces, of which a few dozen will do.
+
+    The shape model and the learned start stay as they are; the trunks and the settings of the fit
+    learn through the fit.
+
+    Args:
+        model: with trunk experts and a learned start.
+        course: how long and how fast, see `fine_course`.
+        faces, held_out, mirror, folder, quiet, say: as for `train_model`.
+
+    Raises:
+        TrainingError: as `train_model`, or the model is of another kind.
+    """
+    if not isinstance(model.experts, TrunkExperts) or model.start is None:
+        raise TrainingError(
+            "only a model with trunk experts and a learned start can be trained further, "
+            "such as the one that comes with jclnf"
+        )
+    workshop = Workshop(folder, course, faces)
+    pdm = jax.device_get(model.pdm)
+    shapes = ShapeModel(pdm.mean, pdm.components, pdm.eigenvalues, 1.5, [])
+    posed = Posed.of(faces.with_mirrored(mirror), shapes)
+    return through_the_fit(workshop, model, posed, Posed.of(held_out, shapes), course, quiet, say)
+
+
+def fine_course(count: int) -> Course:
+    """A course to fine-tune on `count` faces: some hundred steps, or three epochs."""
+    return Course(int(np.clip(round(2000 / count), 3, 20)), batch=16, rate=1e-4)
+
+
+def assemble(pdm: PDM, start: Weights, trunks: list[Weights], plan: Plan, name: str) -> Model:
+    """A model of trained networks, with settings to begin with."""
+    s, n = len(trunks), pdm.n_landmarks
+    experts = TrunkExperts(
+        kernels={key: jnp.stack([jnp.asarray(t[key]) for t in trunks]) for key in trunks[0]},
+        softness=jnp.ones(s),
+        centres=jnp.zeros((s, 1, 3)),
+        visible=jnp.ones((s, 1, n), bool),
+        confidence=jnp.ones((s, 1, n)),
+        scalings=plan.scalings,
+        grid=plan.grid,
+        middle=plan.middle,
+    )
+    defaults = FitParams(
+        regularisation=jnp.linspace(20.0, 10.0, s),
+        kernel_width=jnp.linspace(1.5, 1.2, s),
+        weight_factor=jnp.ones(s),
+        windows=plan.windows,
+        iterations=plan.iterations,
+    )
+    kernels = {key: jnp.asarray(array) for key, array in start.items()}
+    return Model(pdm, experts, defaults, name, start=LearnedStart(kernels))
+
+
+def through_the_fit(
+    workshop: Workshop,
+    model: Model,
+    posed: Posed,
+    watched: Posed,
+    course: Course,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> Model:
+    """Train a model end to end; also what fine-tuning consists of."""
+    held = _made(BoxExamples(watched, FIT_PICTURE, FIT_MARGIN), len(watched.faces))
+    before = fit_errors(model, held)
+    say(f"before training through the fit, held out: {_summary(before)}")
+
+    def report(epoch: int, loss: float, model: Model) -> None:
+        workshop.note("fit", epoch, loss, float(fit_errors(model, held).mean()))
+
+    model = train_end_to_end(
+        model,
+        BoxExamples(posed, FIT_PICTURE, FIT_MARGIN),
+        len(posed.faces),
+        course,
+        checkpoint=workshop.checkpoint("fit"),
+        report=report,
+        quiet=quiet,
+    )
+    say(f"after it: {_summary(fit_errors(model, held))}")
+    return model
+
+
+def fit_errors(model: Model, examples: Example, chunk: int = 16) -> np.ndarray:
+    """Mean landmark error `(b,)` of the fit of each example, in % of the eye distance."""
+    errors = []
+    for first in range(0, len(examples["box"]), chunk):
+        part = slice(first, first + chunk)
+        fitted = _fitted(model, examples["picture"][part], examples["box"][part])
+        errors.append(_errors(np.asarray(fitted), examples["points"][part]))
+    return np.concatenate(errors)
+
+
+@eqx.filter_jit
+def _fitted(model: Model, pictures: np.ndarray, boxes: np.ndarray) -> Array:
+    return jax.vmap(lambda picture, box: fit(model, picture, box).landmarks)(pictures, boxes)
+
+
+def _errors(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """As `fit_loss` measures them."""
+    size = np.sqrt(np.ptp(truth, axis=1).prod(axis=1))
+    distances = np.linalg.norm(landmarks - truth, axis=-1).mean(axis=1)
+    return 100 * distances / (EYE_DISTANCE * size)
+
+
+def _summary(errors: np.ndarray) -> str:
+    mean, median, tail = errors.mean(), np.median(errors), np.percentile(errors, 90)
+    return (
+        f"error {mean:.2f} % of the eye distance (median {median:.2f}, 90th percentile "
+        f"{tail:.2f}; {len(errors)} faces in changed pictures, from inexact boxes)"
+    )
+
+
+def _made(make: Maker, count: int) -> Example:
+    """An example of each face, always the same ones."""
+    made = [make(face, np.random.default_rng([face])) for face in range(count)]
+    return {key: np.stack([example[key] for example in made]) for key in made[0]}
+
+
+def _shape_model(
+    workshop: Workshop, faces: Faces, examples: np.ndarray, mirror: np.ndarray, modes: int
+) -> ShapeModel:
+    file = workshop.folder / "shape_model.npz"
+    if file.exists():
+        with np.load(file) as arrays:
+            return ShapeModel(
+                mean=arrays["mean"],
+                components=arrays["components"],
+                eigenvalues=arrays["eigenvalues"],
+                noise=float(arrays["noise"]),
+                course=list(arrays["course"]),
+            )
+    model = learn_shape_model(faces.points, examples, mirror, modes=modes)
+    np.savez(file, **dataclasses.asdict(model))
+    return model
+
+
+def _learned_start(
+    workshop: Workshop, posed: Posed, watched: Posed, pdm: PDM, plan: Plan, quiet: bool
+) -> Weights:
+    held = _made(BoxExamples(watched), len(watched.faces))
+
+    @jax.jit
+    def landmarks(codes: Array, boxes: Array) -> Array:
+        return jax.vmap(lambda code, box: project(pdm, *decode(pdm, box, code)))(codes, boxes)
+
+    def report(epoch: int, loss: float, weights: Weights) -> None:
+        found = landmarks(start_codes(weights, held["picture"]), held["box"])
+        workshop.note("start", epoch, loss, _errors(np.asarray(found), held["points"]).mean())
+
+    trained = train_network(
+        start_network,
+        start_shapes(pdm.n_modes),
+        ("out",),
+        start_loss(pdm),
+        BoxExamples(posed),
+        len(posed.faces),
+        plan.start,
+        name="start",
+        checkpoint=workshop.checkpoint("start"),
+        report=report,
+        quiet=quiet,
+    )
+    return folded(*trained)
+
+
+def _trunk(
+    workshop: Workshop,
+    posed: Posed,
+    watched: Posed,
+    plan: Plan,
+    scale: int,
+    before: Trained | None,
+    quiet: bool,
+) -> Trained:
+    stage = f"trunk{scale}"
+    disturbance: Disturbance = FINE if scale else COARSE
+    scaling, loss = plan.scalings[scale], map_loss(plan.map_width)
+
+    def examples(posed: Posed) -> TrunkExamples:
+        return TrunkExamples(posed, scaling, plan.grid, plan.middle, disturbance)
+
+    held = _made(examples(watched), len(watched.faces))
+
+    def report(epoch: int, mean: float, weights: Weights) -> None:
+        parts = range(0, len(watched.faces), 32)
+        losses = [
+            loss(trunk_maps(weights, held["picture"][i : i + 32]), _part(held, i)) for i in parts
+        ]
+        workshop.note(stage, epoch, mean, float(np.mean(losses)))
+
+    return train_network(
+        trunk,
+        trunk_shapes(posed.faces.points.shape[1], plan.channels),
+        ("maps",),
+        loss,
+        examples(posed),
+        len(posed.faces),
+        plan.coarse if before is None else plan.fine,
+        name=f"trunk of scale {scale}",
+        start_from=before,
+        checkpoint=workshop.checkpoint(stage),
+        report=report,
+        quiet=quiet,
+    )
+
+
+def _part(examples: Example, first: int) -> dict[str, Any]:
+    return {key: array[first : first + 32] for key, array in examples.items()}
