@@ -10,10 +10,19 @@ Conventions, everywhere:
 - Functions take one face; batches come from `jax.vmap` or `fit_batch`.
 """
 
+from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
 from jclnf.batch import fit_batch
 from jclnf.clnf import CLNF
 from jclnf.crop import Crop, crop
-from jclnf.errors import BoxError, ImageError, JclnfError, ModelFileError, ParamsError
+from jclnf.errors import (
+    AnnotationError,
+    BoxError,
+    ImageError,
+    JclnfError,
+    ModelFileError,
+    ParamsError,
+)
+from jclnf.evaluation import Evaluation, evaluate
 from jclnf.face import fit
 from jclnf.fit import fit_from
 from jclnf.from_points import fit_points
@@ -33,10 +42,13 @@ __all__ = [
     "CLNF",
     "OPENFACE_ROTATIONS",
     "PDM",
+    "AnnotatedFace",
+    "AnnotationError",
     "Arithmetic",
     "BoxError",
     "Crop",
     "EarlyTermination",
+    "Evaluation",
     "FitParams",
     "FitResult",
     "FitStatus",
@@ -52,6 +64,7 @@ __all__ = [
     "Validator",
     "crop",
     "enable_compilation_cache",
+    "evaluate",
     "fit",
     "fit_batch",
     "fit_from",
@@ -60,5 +73,7 @@ __all__ = [
     "fit_until_accepted",
     "load_model",
     "load_openface",
+    "read_annotations",
     "save_model",
+    "split_by_identity",
 ]

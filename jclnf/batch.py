@@ -99,7 +99,11 @@ def _mesh() -> Mesh:
 
 @eqx.filter_jit
 def _fit_batch(
-    model: Model, images: jax.Array, boxes: jax.Array, rotations: jax.Array, params: FitParams
+    model: Model,
+    images: jax.Array,
+    boxes: jax.Array,
+    rotations: jax.Array | None,
+    params: FitParams,
 ) -> FitResult:
     prepared = model.prepare(params)
     # shard_map takes arrays only: what is static in the model stays outside.

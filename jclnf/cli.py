@@ -16,8 +16,9 @@ from jclnf.commands import (
     models,
     train,
 )
+from jclnf.commands import eval as evaluate
 
-COMMANDS = (fit, train, models)
+COMMANDS = (fit, evaluate, train, models)
 
 
 def parser() -> argparse.ArgumentParser:

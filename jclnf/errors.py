@@ -20,6 +20,13 @@ class ImageError(JclnfError):
     """An image cannot be read, or is not one that a face can be fitted in."""
 
 
+class AnnotationError(JclnfError):
+    """Annotated landmarks cannot be read, contradict each other, or name a missing image.
+
+    The message names the file and, where the trouble has a place, the line.
+    """
+
+
 class BoxError(JclnfError):
     """A face box is empty, not finite, too large, or outside its image."""
 

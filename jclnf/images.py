@@ -24,6 +24,15 @@ before anything is allocated, so that a few bytes claiming a huge picture cannot
 MAX_BYTES = 2**30
 """Largest image file that is read, in bytes."""
 
+IMAGE_SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("avif", "bmp", "dib", "gif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm"),
+        *("ppm", "tif", "tiff", "webp"),
+    )
+)
+"""Endings, in lower case, by which images are recognised in a folder."""
+
 # Resampling and filtering overshoot the 0-255 of the picture they started from.
 _FLOAT_LOW, _FLOAT_HIGH = -64.0, 320.0
 
@@ -64,7 +73,7 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
             damaged, declares more than `MAX_PIXELS`, or holds values of another kind.
     """
     where = Path(path)
-    data = _file_bytes(where)
+    data = file_bytes(where)
     _check_complete(where, data)
     size = _declared_size(data)
     if size is not None and size[0] * size[1] > MAX_PIXELS:
@@ -137,8 +146,8 @@ def check_grey(image: object) -> np.ndarray:
     return a
 
 
-def _file_bytes(path: Path) -> bytes:
-    """Return the contents of an image file, refusing what is not a file of sensible size."""
+def file_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Return the contents of a file; raise ImageError if it is none of 1 to `most` bytes."""
     try:
         # Opening without blocking, so that a named pipe is refused instead of waited for.
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -146,11 +155,11 @@ def _file_bytes(path: Path) -> bytes:
             info = os.fstat(f.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise ImageError(f"{path}: not a file")
-            if info.st_size > MAX_BYTES:
-                raise ImageError(f"{path}: {info.st_size} bytes, more than the {MAX_BYTES} allowed")
+            if info.st_size > most:
+                raise ImageError(f"{path}: {info.st_size} bytes, more than the {most} allowed")
             data = f.read()
     except IsADirectoryError as e:
-        raise ImageError(f"{path}: is a folder, not an image") from e
+        raise ImageError(f"{path}: is a folder, not a file") from e
     except FileNotFoundError as e:
         raise ImageError(f"{path}: no such file") from e
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name

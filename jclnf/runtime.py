@@ -6,7 +6,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -42,6 +42,22 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str 
         if "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES" not in os.environ:
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
+
+
+def use_all_cores(most: int) -> None:
+    """Have a device of JAX's for each processor core, at most `most`, as `fit_batch` can use them.
+
+    Only before the first computation; later, or where the user has said how many, it does nothing.
+    """
+    import jax
+
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if told or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    affinity = getattr(os, "sched_getaffinity", None)  # not on all systems
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    with suppress(RuntimeError):  # JAX is running already
+        jax.config.update("jax_num_cpu_devices", min(cores, most))
 
 
 @contextmanager

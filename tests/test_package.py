@@ -24,6 +24,8 @@ LAYERS = [
     {"early_termination"},
     {"hypotheses"},
     {"crop", "images", "table", "plots", "detect", "openface", "serialise", "batch", "clnf"},
+    {"annotations", "metrics", "curves"},
+    {"evaluation"},
     {"train"},
     {"commands"},
     {"cli"},

@@ -6,14 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-IMAGE_SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in (
-        *("avif", "bmp", "dib", "gif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm"),
-        *("ppm", "tif", "tiff", "webp"),
-    )
-)
-"""Endings, in lower case, by which images are recognised in a folder."""
+from jclnf.images import IMAGE_SUFFIXES
 
 _OVERLAY = "_overlay.png"
 
@@ -74,10 +67,14 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """Write a picture, `(h, w, 3)` uint8 in OpenCV's order, all or nothing. Raises OSError."""
     import cv2
 
-    data = cv2.imencode(".png", image)[1]
+    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, all or nothing. Raises OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data.tobytes())
+        part.write_bytes(data)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

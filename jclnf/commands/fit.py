@@ -91,8 +91,8 @@ def add_parser(subparsers: Any) -> None:
         help="say how far each fit is to be trusted (confidence)",
     )
 
-    fit = p.add_argument_group("the fit (default: as the model was trained)")
-    fit.add_argument(
+    settings = add_settings(p)
+    settings.add_argument(
         "--starts",
         type=int,
         choices=(1, 11),
@@ -100,6 +100,11 @@ def add_parser(subparsers: Any) -> None:
         help="head rotations to start from, of which the likeliest fit is kept (default: 11; "
         "1 is faster and enough for faces towards the camera)",
     )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> Any:
+    """Describe the options that `fit_params` reads; return their group."""
+    fit = parser.add_argument_group("the fit (default: as the model was trained)")
     fit.add_argument(
         "--arithmetic",
         choices=("exact", "openface"),
@@ -113,6 +118,14 @@ def add_parser(subparsers: Any) -> None:
         metavar="A,B,...",
         help="search window in pixels at each scale, coarse to fine; 0 leaves a scale out",
     )
+    return fit
+
+
+def fit_params(args: argparse.Namespace, model: Any) -> Any:
+    """The model's settings with those that the options give. Raises ParamsError."""
+    names = ("arithmetic", "iterations", "windows")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return model.defaults.replace(**changes)
 
 
 def _windows(text: str) -> tuple[int, ...]:
@@ -208,9 +221,7 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
     jclnf.enable_compilation_cache()
     try:
         model = _load(args)
-        names = ("arithmetic", "iterations", "windows")
-        changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        params = model.defaults.replace(**changes)
+        params = fit_params(args, model)
         model = model.prepare(params)
     except (ModelFileError, ParamsError) as e:
         raise CommandError(str(e)) from e
