@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import DATA  # noqa: E402
+from common import DATA
 
 PRESENT = 0.15
 

@@ -19,7 +19,7 @@ from jclnf.train.faces import MIRROR_68  # noqa: E402
 
 SHAPE = HERE / "shape"
 CONTOURS = [
-    (range(0, 17), False),
+    (range(17), False),
     (range(17, 22), False),
     (range(22, 27), False),
     (range(27, 31), False),
