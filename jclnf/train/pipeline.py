@@ -25,6 +25,7 @@ from jclnf.face import fit
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.pdm import PDM, project
+from jclnf.serialise import save_model
 from jclnf.start import LearnedStart, decode, start_network, start_shapes
 from jclnf.train.batches import (
     COARSE,
@@ -182,6 +183,8 @@ def train_model(
         before = trunks[-1] if trunks else None
         trunks.append(_trunk(workshop, posed, watched, plan, scale, before, quiet))
     whole = assemble(pdm, start, [folded(*trained) for trained in trunks], plan, name)
+    # Kept to compare with.
+    save_model(whole, folder / "before_fit.safetensors")
     return through_the_fit(workshop, whole, posed, watched, plan.fit, quiet, say)
 
 

@@ -1,0 +1,40 @@
+"""The two photographs of the README, fitted with the bundled model as `jclnf fit` does it."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import matplotlib
+import skimage.data
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import common  # noqa: E402, F401
+
+import jclnf  # noqa: E402
+from jclnf.detect import HaarDetector  # noqa: E402
+from jclnf.plots import draw_overlay  # noqa: E402
+
+HEIGHT = 420
+
+
+def main() -> None:
+    model = jclnf.load_model()
+    sample = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    photographs = {
+        "grace_hopper": cv2.imread(str(sample)),
+        "astronaut": cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR),
+    }
+    for name, picture in photographs.items():
+        grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+        box = HaarDetector()(grey)[0]
+        piece = jclnf.crop(grey, box)
+        result = jclnf.fit(model, piece.image, piece.box).shifted(piece.offset)
+        drawn = draw_overlay(picture, result.landmarks)
+        zoom = HEIGHT / drawn.shape[0]
+        small = cv2.resize(drawn, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(HERE / f"{name}.png"), small)
+
+
+if __name__ == "__main__":
+    main()
