@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import sys
 
 import cv2
@@ -19,6 +20,7 @@ from jclnf.evaluation import NOT_READ, Evaluation, evaluate, yaws
 from jclnf.metrics import box_size
 from jclnf.pdm import Pose, project
 from jclnf.result import FitStatus
+from jclnf.runtime import use_all_cores
 
 SHIFTS = ((0, 0), (9, 4), (-6, 12))
 
@@ -304,3 +306,20 @@ def test_yaw_of_given_landmarks(face):
     ]
     np.testing.assert_allclose(yaws(face.model.pdm, np.stack(points)), turns, atol=0.02)
     assert box_size(np.stack(points)).min() > 50
+
+
+def test_cores_become_devices(monkeypatch):
+    """Unless the user has said how many, or JAX is running: then it says so itself."""
+    told = []
+    monkeypatch.setattr(jax.config, "update", lambda *setting: told.append(setting))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(40)), raising=False)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    use_all_cores(32)
+    use_all_cores(64)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    use_all_cores(32)
+    assert told == [("jax_num_cpu_devices", 32), ("jax_num_cpu_devices", 40)]
+    monkeypatch.undo()
+    devices = jax.local_device_count()
+    use_all_cores(devices + 1)
+    assert jax.local_device_count() == devices
