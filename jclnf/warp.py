@@ -151,8 +151,8 @@ def _pyramid(
 
 
 def _split(
-    positions: Float[Array, "n v u"],
-) -> tuple[Int[Array, "n v u"], Float[Array, "n v u"]]:
+    positions: Float[Array, "*p"],
+) -> tuple[Int[Array, "*p"], Float[Array, "*p"]]:
     """The whole pixel at or below each position, and the fraction above it."""
     whole = jnp.floor(jnp.clip(positions, -_FARTHEST, _FARTHEST))
     return whole.astype(jnp.int32), positions - whole

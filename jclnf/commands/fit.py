@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,9 @@ def add_parser(subparsers: Any) -> None:
         "--starts",
         type=int,
         choices=(1, 11),
-        default=11,
-        help="head rotations to start from, of which the likeliest fit is kept (default: 11; "
-        "1 is faster and enough for faces towards the camera)",
+        help="head rotations to start from, of which the likeliest fit is kept (default: 1 if the "
+        "model has a learned start, as the one that comes with jclnf has, otherwise 11; without a "
+        "learned start, 1 is faster and enough for faces towards the camera)",
     )
 
 
@@ -225,9 +226,12 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
         model = model.prepare(params)
     except (ModelFileError, ParamsError) as e:
         raise CommandError(str(e)) from e
-    fit = jclnf.fit_hypotheses if args.starts > 1 else jclnf.fit
-    if args.starts > 1 and model.early_termination is not None:
-        fit = jclnf.fit_until_accepted
+    starts = args.starts or (11 if model.start is None else 1)
+    fit: Any = jclnf.fit
+    if starts > 1:
+        several = model.early_termination is None
+        fit = jclnf.fit_hypotheses if several else jclnf.fit_until_accepted
+        fit = partial(fit, rotations=jclnf.OPENFACE_ROTATIONS)
 
     def fit_face(grey: np.ndarray, box: Any) -> Any:
         piece = jclnf.crop(grey, box)

@@ -1,7 +1,6 @@
 """`jclnf train`: a model from annotated photographs."""
 
 import argparse
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
 FEWEST = 16
 """Faces under which there is nothing to learn from."""
+MOST_DEVICES = 8
+"""Cores that are used; steps of batches are not shared any further."""
 
 _EPILOG = """\
 data:
@@ -27,7 +28,8 @@ data:
 output:
   MODEL                    the trained model
   MODEL.training/          checkpoints; course.csv with the loss and the error on the faces held
-                           out after each epoch; course.png (with the extra "plots")
+                           out after each epoch; course.png (with the extra "plots"). It may be
+                           removed when the training is done
 A training that was interrupted goes on where it stood when the command is run again.
 
 examples:
@@ -79,6 +81,11 @@ def add_parser(subparsers: Any) -> None:
         "millimetres, x right, y down, z away from the viewer (default: drawn from the shape "
         "model that comes with jclnf)",
     )
+    p.add_argument(
+        "--work",
+        metavar="DIR",
+        help="where the checkpoints and the course are kept (default: MODEL.training)",
+    )
     p.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     p.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -90,26 +97,18 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{out}: a model's file name ends in .safetensors")
     if not 0 < args.held_out < 1 or not args.effort > 0:
         raise CommandError("--held-out lies between 0 and 1, --effort above 0")
-    _use_all_cores()
+    # One device a core, each with one thread: faster than threads within a convolution. It must
+    # be said before JAX is first used.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    from jclnf.runtime import use_all_cores
+
+    use_all_cores(MOST_DEVICES)
     try:
         _train(args, out)
     except JclnfError as error:
         raise CommandError(str(error)) from error
     return OK
-
-
-def _use_all_cores() -> None:
-    """One device a core, each with one thread: faster than threads within a convolution.
-
-    It must come before JAX is first used.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    import jax
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with contextlib.suppress(RuntimeError):  # JAX is in use already
-        jax.config.update("jax_num_cpu_devices", cores or 1)
 
 
 def _train(args: argparse.Namespace, out: Path) -> None:
@@ -139,7 +138,7 @@ def _train(args: argparse.Namespace, out: Path) -> None:
         )
     faces, held_out = (_read(part, args.quiet) for part in parts)
     say(f"{len(faces)} faces to learn from, {len(held_out)} held out")
-    folder = out.with_name(out.name + ".training")
+    folder = Path(args.work) if args.work else out.with_name(out.name + ".training")
     if args.source is not None:
         model = jclnf.load_model(None if args.source == "default" else args.source)
         course = fine_course(len(faces)).adapted(args.effort, args.seed)

@@ -85,8 +85,8 @@ class Plan:
     map_width: float = 1.0
     start: Course = Course(80, batch=64)
     coarse: Course = Course(30)
-    fine: Course = Course(12, rate=1e-3)
-    fit: Course = Course(16, rate=2e-4)
+    fine: Course = Course(7, rate=1e-3)
+    fit: Course = Course(14, rate=2e-4)
 
     def adapted(self, effort: float, seed: int) -> "Plan":
         """The plan with all courses `effort` times as long, and another seed."""
@@ -240,7 +240,7 @@ def assemble(pdm: PDM, start: Weights, trunks: list[Weights], plan: Plan, name: 
         middle=plan.middle,
     )
     defaults = FitParams(
-        regularisation=jnp.linspace(20.0, 10.0, s),
+        regularisation=jnp.linspace(1.0, 0.5, s),
         kernel_width=jnp.linspace(1.5, 1.2, s),
         weight_factor=jnp.ones(s),
         windows=plan.windows,

@@ -1,0 +1,41 @@
+"""Trains the model that comes with jclnf: models/default.safetensors.
+
+    python experiments/training/run.py [FOLDER]
+
+FOLDER keeps the checkpoints (default: default.training beside the models); a run that was cut short
+goes on from them. About an hour on two cores. It is what
+
+    python experiments/training/ict.py ict.npz
+    jclnf train faces/landmarks.csv --split train --shape-prior ict.npz --out default.safetensors
+
+does.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE))
+from common import DATA, REPOSITORY  # noqa: E402
+
+
+def main() -> None:
+    import numpy as np
+    from ict import examples
+
+    from jclnf.cli import main as command
+
+    out = REPOSITORY / "models" / "default.safetensors"
+    prior = Path(os.environ.get("TMPDIR", "/tmp")) / "ict.npz"
+    np.savez(prior, examples=examples())
+    data = DATA / "faces" / "landmarks.csv"
+    arguments = ["train", str(data), "--split", "train", "--shape-prior", str(prior)]
+    if len(sys.argv) > 1:
+        arguments += ["--work", sys.argv[1]]
+    sys.exit(command([*arguments, "--out", str(out)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,400 @@
+"""Training: examples, the loop and its checkpoints, the stages, the command."""
+
+import dataclasses
+import json
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training import drawn, shapes
+
+import jclnf
+from jclnf import warp
+from jclnf.cli import main
+from jclnf.errors import TrainingError
+from jclnf.experts.trunk import SAMPLING, trunk_shapes
+from jclnf.fit import reference_shape
+from jclnf.pdm import PDM, Pose, project
+from jclnf.train.augment import augment
+from jclnf.train.batches import (
+    COARSE,
+    BoxExamples,
+    Disturbance,
+    TrunkExamples,
+    batches,
+    disturbed,
+)
+from jclnf.train.ccnf import experts_of, response_loss, train_ccnf
+from jclnf.train.faces import MIRROR_68, Faces, Posed, cut_out
+from jclnf.train.loop import Course, run_course
+from jclnf.train.networks import map_loss
+from jclnf.train.pipeline import Plan, fine_tune, fit_errors, train_model
+from jclnf.train.shape_model import ShapeModel, learn_shape_model
+
+NOT_AT_ALL = Disturbance((0.0, 0.0, 0.0), 0.0, 0.0, (1.0, 1.0), 0.0)
+SMALL = Plan(
+    modes=4,
+    channels=(4, 8, 8, 8, 8),
+    grid=24,
+    scalings=(0.1, 0.11),
+    middle=(0.0, 0.0),
+    windows=(7, 5),
+    iterations=2,
+    start=Course(2, batch=8),
+    coarse=Course(2, batch=8),
+    fine=Course(1, batch=8),
+    fit=Course(2, batch=8, rate=1e-3),
+)
+
+
+@pytest.fixture(scope="module")
+def faces() -> Faces:
+    return drawn(16)
+
+
+@pytest.fixture(scope="module")
+def model(faces) -> ShapeModel:
+    return learn_shape_model(faces.points, shapes(40, seed=5), MIRROR_68, modes=6, iterations=10)
+
+
+@pytest.fixture(scope="module")
+def posed(faces, model) -> Posed:
+    return Posed.of(faces, model)
+
+
+def pdm_of(model: ShapeModel) -> PDM:
+    return PDM(
+        *(jnp.asarray(a, jnp.float32) for a in (model.mean, model.components, model.eigenvalues))
+    )
+
+
+class TestFaces:
+    def test_mirrored_faces_show_mirrored_pictures(self, faces):
+        both = faces.with_mirrored(MIRROR_68)
+        assert len(both) == 2 * len(faces)
+        for i in (0, 3):
+            mirrored = both.pictures[len(faces) + i]
+            assert (mirrored == faces.pictures[i][:, ::-1]).all()
+            x, y = both.points[len(faces) + i, 0]
+            np.testing.assert_allclose([159 - x, y], faces.points[i, 16])
+
+    @pytest.mark.parametrize("side", [60, 400])
+    def test_cutting_out_keeps_points_on_what_they_mark(self, side):
+        """A bright spot under each point stays under it, also where the face is reduced."""
+        rng = np.random.default_rng(0)
+        points = rng.uniform(0.3, 0.7, (5, 2)) * 2.5 * side
+        points[:2] = [[0.3 * 2.5 * side] * 2, [0.7 * 2.5 * side] * 2]
+        image = np.zeros((round(2.5 * side),) * 2, np.float32)
+        for x, y in points:
+            at = (round(float(x) * 16), round(float(y) * 16))
+            cv2.circle(image, at, max(2, side // 40) * 16, 255.0, -1, cv2.LINE_AA, 4)
+        picture, moved = cut_out(image, points)
+        assert max(picture.shape) <= 2.7 * min(side, 128) + 3
+        for x, y in moved:
+            assert picture[round(float(y)), round(float(x))] > 150
+
+
+class TestExamples:
+    def test_undisturbed_maps_are_where_a_fit_at_the_truth_puts_them(self, posed, model):
+        """The host's geometry is that of the fit."""
+        examples = TrunkExamples(posed, 0.2, 24, (0.0, 6.0), NOT_AT_ALL)
+        pdm = pdm_of(model)
+        for face in range(3):
+            found = examples(face, np.random.default_rng(0))
+            shape = jnp.asarray(posed.latent[face] * np.sqrt(model.eigenvalues), jnp.float32)
+            pose = Pose(
+                jnp.float32(posed.scale[face]),
+                jnp.asarray(posed.matrix[face], jnp.float32),
+                jnp.asarray(posed.translation[face], jnp.float32),
+            )
+            base = project(pdm, pose, shape)
+            frame = 0.2 * (pdm.mean + pdm.components @ shape)[:, :2]
+            to_cells = warp.align(base, frame)
+            truth = jnp.asarray(posed.faces.points[face] - base.mean(0), jnp.float32)
+            expected = warp.apply(to_cells, truth) - 0.2 * np.array([0.0, 6.0]) + 11.5
+            np.testing.assert_allclose(found["points"], expected, atol=2e-3)
+
+    def test_pictures_show_what_the_experts_will_sample(self, posed):
+        from jclnf.train.batches import similarity, warped
+
+        rng = np.random.default_rng(1)
+        state = disturbed(posed, 2, COARSE, rng)
+        to_image = np.linalg.inv(similarity(state.landmarks, 0.2 * state.shape[:, :2]))
+        for zoom in (1.0, 2.0):
+            linear = zoom * to_image / SAMPLING
+            centre = state.landmarks.mean(0)
+            found = warped(posed.faces.pictures[2], centre, linear, 40)
+            expected = warp.sample_square(
+                jnp.asarray(posed.faces.pictures[2], jnp.float32),
+                jnp.asarray(centre, jnp.float32),
+                jnp.asarray([linear[0, 0], linear[1, 0]], jnp.float32),
+                40,
+            )
+            apart = np.abs(found.astype(float) - np.asarray(expected))
+            assert np.corrcoef(found.ravel(), np.asarray(expected).ravel())[0, 1] > 0.97
+            assert np.median(apart) < 6
+
+    def test_boxes_hold_their_points(self, posed):
+        examples = BoxExamples(posed, 160, (1.8, 3.2), changed=False)
+        for face in range(4):
+            made = examples(face, np.random.default_rng(face))
+            points, box = made["points"], made["box"]
+            extent = np.ptp(points, axis=0)
+            np.testing.assert_allclose(box[2:], extent, rtol=1e-4)
+            np.testing.assert_allclose(box[:2] - points.min(0), 0.008 * extent.mean(), atol=0.05)
+            dark = [made["picture"][round(float(y)), round(float(x))] for x, y in points]
+            assert np.median(dark) < 210  # the dots, not the background
+
+    def test_they_follow_from_seed_and_epoch_alone(self, posed):
+        examples = TrunkExamples(posed, 0.2, 24, (0.0, 0.0), COARSE)
+
+        def epoch(number: int, threads: int) -> list:
+            made = batches(examples, len(posed.faces), 4, seed=3, epoch=number, threads=threads)
+            return list(made)
+
+        one, two, other = epoch(0, 1), epoch(0, 3), epoch(1, 2)
+        for a, b in zip(one, two, strict=True):
+            for key in a:
+                np.testing.assert_array_equal(a[key], b[key])
+        assert any((a["points"] != b["points"]).any() for a, b in zip(one, other, strict=True))
+
+    def test_augmented_pictures_are_pictures(self):
+        picture = np.random.default_rng(0).integers(0, 256, (50, 40)).astype(np.uint8)
+        made = [augment(picture, np.random.default_rng(seed)) for seed in range(60)]
+        assert all(p.shape == picture.shape and p.dtype == np.uint8 for p in made)
+        assert sum((p != picture).any() for p in made) > 40
+        np.testing.assert_array_equal(made[3], augment(picture, np.random.default_rng(3)))
+
+
+class TestLoop:
+    def train(self, checkpoint, epochs: int, report=None):
+        """A line through points: the loss is a mean of squares."""
+
+        def make(face, rng):
+            x = rng.normal()
+            return {"x": np.float32(x), "y": np.float32(3 * x + 1 + 0 * face)}
+
+        def objective(w, batch):
+            return jnp.mean((w[0] * batch["x"] + w[1] - batch["y"]) ** 2), batch["x"].mean()
+
+        return run_course(
+            jnp.zeros(2),
+            jnp.zeros(()),
+            objective,
+            optax.sgd(0.05),
+            make,
+            64,
+            Course(epochs, batch=8),
+            name="line",
+            checkpoint=checkpoint,
+            report=report,
+            quiet=True,
+        )
+
+    def test_it_learns(self):
+        learned, _ = self.train(None, 12)
+        np.testing.assert_allclose(learned, [3, 1], atol=0.05)
+
+    def test_an_interrupted_training_goes_on_as_if_it_had_not_been(self, tmp_path):
+        whole, _ = self.train(tmp_path / "a.eqx", 5)
+
+        def interrupt(epoch, *_):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.train(tmp_path / "b.eqx", 5, interrupt)
+        again, _ = self.train(tmp_path / "b.eqx", 5)
+        np.testing.assert_array_equal(whole, again)
+        epochs: list[int] = []
+        self.train(tmp_path / "b.eqx", 5, lambda epoch, *_: epochs.append(epoch))
+        assert epochs == []  # what is finished is not done again
+
+    def test_a_damaged_checkpoint(self, tmp_path):
+        (tmp_path / "c.eqx").write_bytes(b"nothing")
+        with pytest.raises(TrainingError, match=r"c\.eqx"):
+            self.train(tmp_path / "c.eqx", 2)
+
+    def test_fewer_faces_than_a_batch(self):
+        with pytest.raises(TrainingError, match="batch"):
+            run_course(
+                jnp.zeros(2), None, None, optax.sgd(1.0), None, 3, Course(1, batch=8), name="x"
+            )
+
+
+def test_map_loss_against_numpy():
+    rng = np.random.default_rng(0)
+    maps = rng.standard_normal((2, 12, 12, 3)).astype(np.float32)
+    points = rng.uniform(2, 9, (2, 3, 2)).astype(np.float32)
+    points[1, 2] = [-3, 5]  # outside: counts 0
+    y, x = np.mgrid[:12, :12]
+    total = 0.0
+    for b in range(2):
+        for n in range(3):
+            if (b, n) == (1, 2):
+                continue
+            squared = (x - points[b, n, 0]) ** 2 + (y - points[b, n, 1]) ** 2
+            target = np.exp(-squared / (2 * 1.3**2))
+            target /= target.sum()
+            logs = maps[b, ..., n] - np.log(np.exp(maps[b, ..., n]).sum())
+            total -= (target * logs).sum()
+    found = map_loss(1.3)(jnp.asarray(maps), {"points": jnp.asarray(points)})
+    assert float(found) == pytest.approx(total / 6, rel=1e-4)
+
+
+def test_response_loss_is_least_at_the_truth():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:9, :9]
+    points = rng.uniform(2, 6, (4, 2))
+    right = np.exp(-((x - points[:, :1, None]) ** 2 + (y - points[:, 1:, None]) ** 2) / 2)
+    losses = [
+        float(response_loss(jnp.asarray(np.roll(right, shift, 2)), jnp.asarray(points)))
+        for shift in (-1, 0, 1)
+    ]
+    assert losses[1] < min(losses[0], losses[2]) - 0.1
+
+
+@pytest.mark.slow
+def test_ccnf_experts_learn(posed):
+    """Trained experts put their peaks nearer to the truth than untrained ones."""
+    mirrored = Posed.of(posed.faces.with_mirrored(MIRROR_68), posed.model)
+    slight = Disturbance((0.02, 0.02, 0.02), 3.0, 0.01, (1.0, 1.0), 0.1)
+    course = Course(8, batch=8, rate=3e-2)
+    untrained = train_ccnf(mirrored, 0.3, 7, slight, Course(0, batch=8), quiet=True)
+    trained = train_ccnf(mirrored, 0.3, 7, slight, course, quiet=True)
+    errors = []
+    for learned in (untrained, trained):
+        experts = experts_of([learned], (0.3,), (7,))
+        fitted = jclnf.Model(
+            pdm_of(posed.model),
+            experts,
+            jclnf.FitParams([1.0], [1.0], [0.0], (7,), 3),
+        )
+        total = 0.0
+        for face in range(8):
+            rng = np.random.default_rng(face)
+            state = disturbed(posed, face, slight, rng)
+            base = jnp.asarray(state.landmarks, jnp.float32)
+            shape = jnp.asarray(posed.latent[face] * np.sqrt(posed.model.eigenvalues), jnp.float32)
+            to_reference = warp.align(base, reference_shape(fitted, shape, jnp.int32(0)))
+            responses = experts.respond(
+                jnp.asarray(posed.faces.pictures[face], jnp.float32),
+                base,
+                warp.invert(to_reference),
+                jnp.int32(0),
+                jnp.int32(1),
+                7,
+                arithmetic=jclnf.Arithmetic(),
+            )
+            truth = warp.apply(
+                to_reference, jnp.asarray(posed.faces.points[face], jnp.float32) - base
+            )
+            peaks = jclnf.meanshift.peak(responses) - 3.0
+            total += float(jnp.linalg.norm(peaks - truth, axis=1).mean())
+        errors.append(total / 8)
+    assert errors[1] < 0.6 * errors[0]
+
+
+@pytest.mark.slow
+def test_from_faces_to_a_model_and_further(tmp_path, faces):
+    """All stages, at a small size; the model is one that can be stored, loaded and trained on."""
+    said: list[str] = []
+    work = tmp_path / "work"
+    arguments = (faces, drawn(4, seed=9), shapes(40, seed=5), MIRROR_68, work, SMALL)
+    trained = train_model(*arguments, name="small", quiet=True, say=said.append)
+    assert len(said) == 3
+    stages = [line.split(",")[0] for line in (work / "course.csv").read_text().split()]
+    assert stages == ["stage", "start", "start", "trunk0", "trunk0", "trunk1", "fit", "fit"]
+
+    again = train_model(*arguments, name="small", quiet=True)
+    for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(TrainingError, match="another training"):
+        train_model(*arguments[:5], dataclasses.replace(SMALL, iterations=3), quiet=True)
+
+    jclnf.save_model(trained, tmp_path / "small.safetensors")
+    loaded = jclnf.load_model(tmp_path / "small.safetensors")
+    box = np.array([40, 40, 80, 80], np.float32)
+    image = faces.pictures[0].astype(np.float32)
+    np.testing.assert_allclose(
+        jclnf.fit(loaded, image, box).landmarks, jclnf.fit(trained, image, box).landmarks
+    )
+
+    course = Course(3, batch=8, rate=1e-3)
+    tuned = fine_tune(
+        loaded, faces, drawn(4, seed=9), MIRROR_68, tmp_path / "t", course, quiet=True
+    )
+    posed = Posed.of(faces, learn_shape_model(faces.points, shapes(40), MIRROR_68, modes=6))
+    made = [
+        BoxExamples(posed, 160, (2.0, 2.0), False)(i, np.random.default_rng(i)) for i in range(8)
+    ]
+    examples = {key: np.stack([example[key] for example in made]) for key in made[0]}
+    assert fit_errors(tuned, examples).mean() < fit_errors(loaded, examples).mean()
+
+
+def write_data(folder, faces: Faces):
+    """The faces as files of the CSV format."""
+    folder.mkdir()
+    (folder / "images").mkdir()
+    names = [f"{axis}_{i}" for i in range(68) for axis in "xy"]
+    lines = [",".join(["image", "identity", *names])]
+    for i, (picture, points) in enumerate(zip(faces.pictures, faces.points, strict=True)):
+        cv2.imwrite(str(folder / "images" / f"{i}.png"), picture)
+        lines.append(
+            ",".join([f"{i}.png", f"person{i // 2}", *(f"{v:.3f}" for v in points.ravel())])
+        )
+    (folder / "landmarks.csv").write_text("\n".join(lines) + "\n")
+    return folder / "landmarks.csv"
+
+
+class TestCommand:
+    def test_too_few_faces(self, tmp_path, capsys):
+        data = write_data(tmp_path / "data", drawn(4))
+        assert main(["train", str(data), "--out", str(tmp_path / "m.safetensors")]) == 2
+        assert "too few" in capsys.readouterr().err
+
+    def test_no_data(self, tmp_path, capsys):
+        out = str(tmp_path / "m.safetensors")
+        assert main(["train", str(tmp_path / "none.csv"), "--out", out]) == 2
+        assert "none.csv" in capsys.readouterr().err
+
+    def test_a_wrong_name_for_the_model(self, tmp_path, capsys):
+        assert main(["train", str(tmp_path), "--out", str(tmp_path / "m.pt")]) == 2
+        assert ".safetensors" in capsys.readouterr().err
+
+    def test_a_shape_prior_of_other_landmarks(self, tmp_path, capsys):
+        data = write_data(tmp_path / "data", drawn(16))
+        np.savez(tmp_path / "prior.npz", examples=np.zeros((5, 20, 3)))
+        options = ["--shape-prior", str(tmp_path / "prior.npz"), "--quiet"]
+        assert main(["train", str(data), "--out", str(tmp_path / "m.safetensors"), *options]) == 2
+        assert "68, 3" in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_fine_tuning_writes_a_model_and_its_course(self, tmp_path, faces, capsys):
+        small = train_model(
+            faces, drawn(4, seed=9), shapes(40), MIRROR_68, tmp_path / "w", SMALL, quiet=True
+        )
+        jclnf.save_model(small, tmp_path / "small.safetensors")
+        data = write_data(tmp_path / "data", drawn(18, seed=3))
+        out = tmp_path / "tuned.safetensors"
+        options = ["--from", str(tmp_path / "small.safetensors"), "--effort", "0.1"]
+        assert main(["train", str(data), "--out", str(out), *options]) == 0
+        assert "held out" in capsys.readouterr().out
+        tuned = jclnf.load_model(out)
+        assert tuned.name == "tuned"
+        before, after = small.experts.kernels, tuned.experts.kernels
+        assert any((np.asarray(before[k]) != np.asarray(after[k])).any() for k in before)
+        folder = tmp_path / "tuned.safetensors.training"
+        assert (folder / "course.csv").read_text().count("\n") > 1
+        assert (folder / "course.png").stat().st_size > 2000
+        assert json.loads((folder / "training.json").read_text())["faces"] > 10
+
+
+def test_the_trunk_fits_its_description():
+    """The widths that stand for a trunk are read off its arrays."""
+    described = trunk_shapes(68, (1, 2, 3, 4, 5))
+    assert described["maps"] == (1, 5, 4 * 68)
+    assert described["coarse_up"] == (1, 4, 3)
