@@ -362,7 +362,7 @@ def test_both_sides_have_faces():
         assert train
         assert held
     for fraction, who in ((0.5, "aa"), (0.0, "ab"), (1.0, "ab"), (np.nan, "ab"), (0.5, "")):
-        with pytest.raises(ValueError, match=r"fraction|identities"):
+        with pytest.raises(AnnotationError, match=r"fraction|identities"):
             split_by_identity(faces(*who), fraction, 0)
 
 

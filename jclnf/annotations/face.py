@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jclnf.errors import AnnotationError
+
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedFace:
@@ -46,14 +48,14 @@ def split_by_identity(
         The faces to train on and those held out, both in the given order.
 
     Raises:
-        ValueError: a fraction out of range, or fewer than two identities.
+        AnnotationError: a fraction out of range, or fewer than two identities.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction is {fraction}; it must be over 0 and under 1")
+        raise AnnotationError(f"fraction is {fraction}; it must be over 0 and under 1")
     keys = [(face.identity, "" if face.identity else str(face.image)) for face in faces]
     identities = sorted(set(keys))
     if len(identities) < 2:
-        raise ValueError(f"{len(identities)} identities cannot be split")
+        raise AnnotationError(f"{len(identities)} identities cannot be split")
     count = min(max(1, round(fraction * len(identities))), len(identities) - 1)
     chosen = np.random.default_rng(seed).permutation(len(identities))[:count]
     held = {identities[i] for i in chosen}
