@@ -170,7 +170,7 @@ class TestExamples:
 
 
 class TestLoop:
-    def train(self, checkpoint, epochs: int, report=None):
+    def train(self, checkpoint, epochs: int, report=None, count: int = 64):
         """A line through points: the loss is a mean of squares."""
 
         def make(face, rng):
@@ -186,7 +186,7 @@ class TestLoop:
             objective,
             optax.sgd(0.05),
             make,
-            64,
+            count,
             Course(epochs, batch=8),
             name="line",
             checkpoint=checkpoint,
@@ -220,9 +220,7 @@ class TestLoop:
 
     def test_fewer_faces_than_a_batch(self):
         with pytest.raises(TrainingError, match="batch"):
-            run_course(
-                jnp.zeros(2), None, None, optax.sgd(1.0), None, 3, Course(1, batch=8), name="x"
-            )
+            self.train(None, 1, count=3)
 
 
 def test_map_loss_against_numpy():
