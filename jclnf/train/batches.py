@@ -18,6 +18,11 @@ from jclnf.start import MARGIN, SIZE
 from jclnf.train.augment import augment
 from jclnf.train.faces import Posed
 
+_TURN = 0.22
+"""Standard deviation of turns in the picture, radians."""
+_STRETCH = 0.03
+"""Standard deviation of stretches, in parts of the length."""
+
 Example = dict[str, np.ndarray]
 Maker = Callable[[int, np.random.Generator], Example]
 """Makes an example of the face of an index."""
@@ -150,10 +155,9 @@ class BoxExamples:
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (size, size) uint8, `box` (4,) and `points` (n, 2) in its pixels."""
         points = self.posed.faces.points[face]
-        angle = rng.normal(0, 0.22) if self.changed else 0.0
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        turned = points @ turn.T
-        low, high = turned.min(0), turned.max(0)
+        change = _turned_and_stretched(rng) if self.changed else np.eye(2)
+        moved = points @ change.T
+        low, high = moved.min(0), moved.max(0)
         extent = high - low
         # Boxes of other sources are tight in their own way: to the lower right, or larger.
         low = low + 0.008 * extent.mean()
@@ -163,13 +167,23 @@ class BoxExamples:
             low = low + far * rng.normal(0, 0.03, 2) * extent
         step = rng.uniform(*self.margin) * extent.mean() / self.size
         centre = low + extent / 2
-        picture = warped(self.posed.faces.pictures[face], turn.T @ centre, step * turn.T, self.size)
+        back = np.linalg.inv(change)
+        picture = warped(self.posed.faces.pictures[face], back @ centre, step * back, self.size)
         corner = (self.size - 1) / 2 - extent / step / 2
         return {
             "picture": augment(picture, rng) if self.changed else picture,
             "box": np.concatenate([corner, extent / step]).astype(np.float32),
-            "points": ((turned - centre) / step + (self.size - 1) / 2).astype(np.float32),
+            "points": ((moved - centre) / step + (self.size - 1) / 2).astype(np.float32),
         }
+
+
+def _turned_and_stretched(rng: np.random.Generator) -> np.ndarray:
+    """A random linear map `(2, 2)`: a turn in the picture, and a little stretch along some axes,
+    as if it were another person's face."""
+    angle = rng.normal(0, _TURN)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    a, b = rng.normal(0, _STRETCH, 2)
+    return turn @ np.array([[1 + a, b], [b, 1 - a]])
 
 
 def euler_matrix(euler: np.ndarray) -> np.ndarray:
