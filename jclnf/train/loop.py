@@ -9,8 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array
 from tqdm import tqdm
 
@@ -116,28 +115,36 @@ def run_course(
     devices = devices[: max(n for n in range(1, len(devices) + 1) if course.batch % n == 0)]
     mesh = jax.make_mesh((len(devices),), ("examples",), devices=devices)
 
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("examples"))
+    one = SingleDeviceSharding(devices[0])
+
     def on_one_device(learned: Any, batch: Batch) -> Any:
         (value, seen), gradient = jax.value_and_grad(objective, has_aux=True)(learned, batch)
-        return lax.pmean((value, seen, gradient), "examples")
+        return jax.tree.map(lambda array: array[None], (value, seen, gradient))
 
-    gradients = jax.shard_map(
-        on_one_device,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("examples")),
-        out_specs=PartitionSpec(),
-        check_vma=False,
+    # Each device returns its own gradients, and the first adds them up. As a collective of the
+    # program itself that can stop for ever on a CPU: the devices share one pool of threads, and
+    # one that waits for another holds a thread which the other may need.
+    parts = jax.jit(
+        jax.shard_map(
+            on_one_device,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec("examples")),
+            out_specs=PartitionSpec("examples"),
+            check_vma=False,
+        )
     )
 
     @jax.jit
-    def step(state: _State, batch: Batch) -> tuple[_State, Array]:
-        value, seen, gradient = gradients(state.learned, batch)
+    def move(state: _State, parts: Any) -> tuple[_State, Array]:
+        value, seen, gradient = jax.tree.map(lambda array: array.mean(0), parts)
         updates, after = optimiser.update(gradient, state.optimiser, state.learned)
         kept = jax.tree.map(lambda a, b: _MEMORY * a + (1 - _MEMORY) * b, state.averages, seen)
         moved = optax.apply_updates(state.learned, updates)
         return _State(moved, kept, after, state.epoch), value
 
-    split = NamedSharding(mesh, PartitionSpec("examples"))
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    state = jax.device_put(state, one)
     for epoch in range(int(state.epoch), course.epochs):
         made = batches(make, count, course.batch, seed=course.seed, epoch=epoch)
         bar = tqdm(
@@ -145,7 +152,9 @@ def run_course(
         )
         losses = []
         for batch in bar:
-            state, value = step(state, jax.device_put(batch, split))
+            learned = jax.device_put(state.learned, everywhere)
+            found = parts(learned, jax.device_put(batch, split))
+            state, value = move(state, jax.device_put(found, one))
             losses.append(value)
         mean = float(jnp.mean(jnp.stack(losses)))
         if not jnp.isfinite(mean):
