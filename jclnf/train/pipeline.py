@@ -83,12 +83,12 @@ class Plan:
     scalings: tuple[float, ...] = (0.22,)
     middle: tuple[float, float] = (0.0, 6.0)
     windows: tuple[int, ...] = (15,)
-    iterations: int = 3
+    iterations: int = 2
     map_width: float = 1.0
     start: Course = Course(80, batch=64)
-    coarse: Course = Course(30)
+    coarse: Course = Course(36)
     fine: Course = Course(7, rate=1e-3)
-    fit: Course = Course(14, rate=2e-4)
+    fit: Course = Course(12, rate=2e-4)
 
     def adapted(self, effort: float, seed: int) -> "Plan":
         """The plan with all courses `effort` times as long, and another seed."""
