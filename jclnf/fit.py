@@ -4,6 +4,7 @@ Sources: Saragih, Lucey, Cohn (IJCV 2011); Baltrusaitis, Robinson, Morency (ICCV
 the schedule over scales, "OpenFace: an open source facial behavior analysis toolkit" (WACV 2016).
 """
 
+import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
@@ -13,9 +14,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jclnf import meanshift, rlms, warp
+from jclnf import implicit, meanshift, rlms, warp
 from jclnf.model import Model
-from jclnf.params import FitParams, as_dtype
+from jclnf.params import EXACT, FitParams, as_dtype
 from jclnf.pdm import PDM, Pose, project, shape3d, update
 from jclnf.result import FitResult, FitStatus, Trace
 
@@ -49,23 +50,10 @@ def fit_from(
         settled=jnp.array(False),
         too_small=jnp.array(False),
     )
-    state, traces = start, []
-    used = [k for k, window in enumerate(params.windows) if window]
-    for window, scales in itertools.groupby(used, key=params.windows.__getitem__):
-
-        def one_scale(
-            state: _State, scale: Int[Array, ""], window: int = window
-        ) -> tuple[_State, dict[str, Array]]:
-            return _fit_scale(model, image, params, state, scale, window)
-
-        group = jnp.array(list(scales))
-        if len(group) > 1:
-            state, trace = lax.scan(one_scale, state, group)
-        else:
-            # Without a loop: XLA's convolutions are ten times slower in one, backwards.
-            state, trace = one_scale(state, group[0])
-            trace = jax.tree.map(lambda array: array[None], trace)
-        traces.append(trace)
+    if params.derivatives == "implicit":
+        state, trace = _with_implicit_derivatives(model, image, params, start)
+    else:
+        state, trace = _fit_scales(model, image, params, start, _used(params))
     landmarks = project(model.pdm, state.pose, state.shape)
     return FitResult(
         landmarks=landmarks,
@@ -82,7 +70,7 @@ def fit_from(
             start,
             state,
         ),
-        trace=Trace(**jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)),
+        trace=Trace(**trace),
     )
 
 
@@ -118,6 +106,82 @@ class _Pass(NamedTuple):
     likelihood: Float[Array, ""]
     landmark_likelihood: Float[Array, " n"]
     movement: Float[Array, ""]
+
+
+def _used(params: FitParams) -> list[int]:
+    """The scales that are fitted."""
+    return [scale for scale, window in enumerate(params.windows) if window]
+
+
+def _fit_scales(
+    model: Model,
+    image: Real[Array, "h w"],
+    params: FitParams,
+    state: _State,
+    scales: list[int],
+) -> tuple[_State, dict[str, Array]]:
+    """The given scales, one after the other."""
+    traces = []
+    for window, group in itertools.groupby(scales, key=params.windows.__getitem__):
+
+        def one_scale(
+            state: _State, scale: Int[Array, ""], window: int = window
+        ) -> tuple[_State, dict[str, Array]]:
+            return _fit_scale(model, image, params, state, scale, window)
+
+        if params.derivatives == "rematerialised":
+            one_scale = jax.checkpoint(one_scale)
+        alike = jnp.array(list(group))
+        if len(alike) > 1:
+            state, trace = lax.scan(one_scale, state, alike)
+        else:
+            # Without a loop: XLA's convolutions are ten times slower in one, backwards.
+            state, trace = one_scale(state, alike[0])
+            trace = jax.tree.map(lambda array: array[None], trace)
+        traces.append(trace)
+    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+
+
+def _with_implicit_derivatives(
+    model: Model, image: Real[Array, "h w"], params: FitParams, start: _State
+) -> tuple[_State, dict[str, Array]]:
+    """All scales without derivatives, and then those of the point where the last one ended."""
+    *earlier, last = _used(params)
+    held, pixels, settings, before = lax.stop_gradient((model, image, params, start))
+    traces = []
+    if earlier:
+        before, trace = _fit_scales(held, pixels, settings, before, earlier)
+        traces.append(trace)
+    after, trace = _fit_scales(held, pixels, settings, before, [last])
+    traces.append(trace)
+    scale, window = jnp.array(last), params.windows[last]
+    view = held.experts.nearest_view(scale, before.pose.rotation)
+    # The windows stay where they are: only what the experts say in them changes.
+    standing = dataclasses.replace(model, pdm=held.pdm)
+    maps = response_maps(standing, image, params, before.pose, before.shape, scale, view, window)
+    products = rlms.mode_products(model.pdm, maps.weights)
+    strength = params.regularisation[scale]
+    # A kernel that is read from a table has no slope.
+    params = params.replace(arithmetic=EXACT)
+
+    def balance(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
+        shifts, _ = _shifts(maps, params, scale, project(pdm, pose, shape))
+        in_image = warp.apply(maps.to_image, shifts)
+        weights = maps.weights
+        return rlms.normal_equations(pdm, pose, shape, in_image, weights, products, strength)[1]
+
+    pose, shape = implicit.fixed_point(model.pdm, balance, after.pose, after.shape)
+    _, offsets = _shifts(maps, params, scale, project(model.pdm, pose, shape))
+    each = _likelihoods(maps, params, scale, offsets)
+    likelihood = model_likelihood(each, maps.visible)
+    moved = after._replace(
+        pose=pose,
+        shape=shape,
+        likelihood=implicit.with_derivative(after.likelihood, likelihood),
+        landmark_likelihood=implicit.with_derivative(after.landmark_likelihood, each),
+    )
+    trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+    return _select(after.too_small, after, moved), trace
 
 
 def _fit_scale(
@@ -215,16 +279,10 @@ def _iterate(
 ) -> tuple[_Pass, dict[str, Array]]:
     """One pass: `params.iterations` steps over the same maps, or fewer if they may stop early."""
     products = None if rigid else rlms.mode_products(pdm, maps.weights)
-    width = params.kernel_width[scale]
-    middle = (maps.responses.shape[-1] - 1) / 2
 
     def iteration(carry: _Pass, _: None) -> tuple[_Pass, dict[str, Array]]:
         landmarks = project(pdm, carry.pose, carry.shape)
-        offsets = warp.apply(maps.to_reference, landmarks - maps.base) + middle
-        shifts = meanshift.mean_shift(
-            maps.responses, offsets, width, tabulated=params.arithmetic.tabulated_kernel
-        )
-        shifts = jnp.where(maps.visible[:, None], shifts, 0.0)
+        shifts, offsets = _shifts(maps, params, scale, landmarks)
         in_image = warp.apply(maps.to_image, shifts)
         if products is None:
             delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
@@ -235,8 +293,7 @@ def _iterate(
                 pdm, carry.pose, carry.shape, in_image, maps.weights, products, strength
             )
         pose, shape = update(pdm, carry.pose, carry.shape, delta)
-        each = meanshift.landmark_likelihood(maps.responses, offsets, width)
-        each = jnp.where(maps.visible, each, 0.0)
+        each = _likelihoods(maps, params, scale, offsets)
         after = _Pass(
             pose=pose,
             shape=shape,
@@ -259,6 +316,29 @@ def _iterate(
         return _select(stopped, carry, after), _select(stopped, nothing, trace)
 
     return lax.scan(iteration, carry, None, length=params.iterations)
+
+
+def _shifts(
+    maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
+) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
+    """Mean shifts of the landmarks, and their offsets in the maps, both in map pixels."""
+    middle = (maps.responses.shape[-1] - 1) / 2
+    offsets = warp.apply(maps.to_reference, landmarks - maps.base) + middle
+    shifts = meanshift.mean_shift(
+        maps.responses,
+        offsets,
+        params.kernel_width[scale],
+        tabulated=params.arithmetic.tabulated_kernel,
+    )
+    return jnp.where(maps.visible[:, None], shifts, 0.0), offsets
+
+
+def _likelihoods(
+    maps: _Maps, params: FitParams, scale: Int[Array, ""], offsets: Float[Array, "n 2"]
+) -> Float[Array, " n"]:
+    """The likelihood of each landmark at its offset in the maps; 0 for invisible ones."""
+    each = meanshift.landmark_likelihood(maps.responses, offsets, params.kernel_width[scale])
+    return jnp.where(maps.visible, each, 0.0)
 
 
 def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Float[Array, ""]:

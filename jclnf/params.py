@@ -61,6 +61,9 @@ OPENFACE = Arithmetic(
 )
 ARITHMETICS = {"exact": EXACT, "openface": OPENFACE}
 
+DERIVATIVES = ("unrolled", "rematerialised", "implicit")
+"""The ways to take derivatives of a fit, see `FitParams.derivatives`."""
+
 
 class FitParams(eqx.Module):
     """Settings of a fit, `s` scales.
@@ -86,6 +89,18 @@ class FitParams(eqx.Module):
     all coordinates of all landmarks)."""
     parts: bool = eqx.field(static=True, default=False)
     """Whether the model's part models refine the fitted face, see `jclnf.parts`."""
+    derivatives: str = eqx.field(static=True, default="unrolled")
+    """How derivatives of a fit are taken, one of `DERIVATIVES`; the fit itself is the same.
+
+    - `"unrolled"`: through every iteration of every scale. Exact; keeps everything that they
+      computed.
+    - `"rematerialised"`: the same numbers, but only where each scale begins is kept, and what
+      happened in it is computed again. A fraction of the memory; on a CPU faster as well.
+    - `"implicit"`: from the implicit function theorem where the last scale ended, its windows held
+      where they stand (see `jclnf.implicit`). Costs least, whatever the number of iterations.
+      Valid where the last pass has converged. By what acts through earlier scales alone (their
+      settings and experts, the box, the start rotation) it is zero.
+    """
 
     def __check_init__(self) -> None:
         scales = len(self.windows)
@@ -102,6 +117,10 @@ class FitParams(eqx.Module):
                 raise ParamsError(f"{name} is {np.asarray(values).tolist()}; it must be positive")
         if any(window < 0 or window == 1 for window in self.windows) or not any(self.windows):
             raise ParamsError(f"windows {self.windows}: sides must be 0 (left out) or at least 2")
+        if self.derivatives not in DERIVATIVES:
+            raise ParamsError(
+                f"derivatives {self.derivatives!r}: they are one of {', '.join(DERIVATIVES)}"
+            )
         if self.iterations < 1:
             raise ParamsError(f"iterations is {self.iterations}; it must be at least 1")
 

@@ -109,9 +109,11 @@ def _fit_alike(
     )
     large = result.pose.scale > LARGEST_UPSAMPLING * parts[0].model.scalings[0]
 
+    same = {"arithmetic": params.arithmetic, "derivatives": params.derivatives}
+
     def one(inputs: Any) -> PartResult:
         (pdm, experts, settings), points, present = inputs
-        model = Model(pdm, experts, settings.replace(arithmetic=params.arithmetic))
+        model = Model(pdm, experts, settings.replace(**same))
         pose, shape = fit_points(pdm, points, present)
         pose, shape = lax.cond(
             large,

@@ -114,12 +114,20 @@ def update(
     pdm: PDM, pose: Pose, shape: Float[Array, " m"], delta: Float[Array, " 6+m"]
 ) -> tuple[Pose, Float[Array, " m"]]:
     """Apply an update in the coordinates of `jacobian`; the shape is clamped, the pose is not."""
+    moved, free = displaced(pose, shape, delta)
+    return moved, clamp(pdm, free)
+
+
+def displaced(
+    pose: Pose, shape: Float[Array, " m"], delta: Float[Array, " 6+m"]
+) -> tuple[Pose, Float[Array, " m"]]:
+    """Pose and shape after a step in the coordinates of `jacobian`, nothing clamped."""
     moved = Pose(
         scale=pose.scale + delta[0],
         matrix=retract(pose.matrix, delta[1:4]),
         translation=pose.translation + delta[4:6],
     )
-    return moved, clamp(pdm, shape + delta[6:])
+    return moved, shape + delta[6:]
 
 
 def pose_from_box(pdm: PDM, box: Float[Array, "4"], rotation: Float[Array, "3"]) -> Pose:

@@ -80,6 +80,20 @@ def nonrigid_step(
         products: `mode_products(pdm, weights)`.
         regularisation: the prior's strength `r`.
     """
+    return _solve(*normal_equations(pdm, pose, shape, shifts, weights, products, regularisation))
+
+
+def normal_equations(
+    pdm: PDM,
+    pose: Pose,
+    shape: Float[Array, " m"],
+    shifts: Float[Array, "n 2"],
+    weights: Float[Array, " n"],
+    products: Float[Array, "3 3 m m"],
+    regularisation: Float[Array, ""],
+) -> tuple[Float[Array, "6+m 6+m"], Float[Array, " 6+m"]]:
+    """Both sides of `nonrigid_step`: its matrix and its right side, which vanishes where the fit
+    stands still."""
     m = shape.shape[0]
     modes = pdm.components.reshape(-1, m)
     axes = pose.scale * pose.matrix[:2]
@@ -91,8 +105,7 @@ def nonrigid_step(
     rigid = jnp.einsum("nak,nai->ki", against, columns)
     flexible = jnp.einsum("cd,cdij->ij", axes.T @ axes, products) + jnp.diag(prior)
     normal = jnp.block([[rigid[:6], with_modes[:6]], [with_modes[:6].T, flexible]])
-    right = jnp.concatenate([rigid[6], with_modes[6] - prior * shape])
-    return _solve(normal, right)
+    return normal, jnp.concatenate([rigid[6], with_modes[6] - prior * shape])
 
 
 def _solve(normal: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:

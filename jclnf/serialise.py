@@ -31,6 +31,9 @@ EXPERT_KINDS: dict[str, type[PatchExperts]] = {
 }
 """Kinds of experts that can be stored, by the name that stands for them in a file."""
 
+_NEWER = ("derivatives",)
+"""Fields that files of an earlier jclnf may lack; they have defaults."""
+
 DEFAULT_MODEL = "default.safetensors"
 
 
@@ -259,6 +262,8 @@ def _put_together(
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         name = f"{prefix}.{field.name}"
+        if field.name in _NEWER and field.name not in static:
+            continue
         if field.name == "arithmetic":
             values[field.name] = Arithmetic(**static[field.name])
         elif field.metadata.get("static", False):

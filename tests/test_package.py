@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "jclnf"
 LAYERS = [
     {"errors", "runtime", "rotation", "warp", "mapping", "convnet"},
     {"pdm", "params", "meanshift"},
-    {"rlms", "experts", "validator", "start"},
+    {"rlms", "experts", "validator", "start", "implicit"},
     {"model", "result", "from_points"},
     {"fit"},
     {"parts"},
