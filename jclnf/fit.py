@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jclnf import implicit, meanshift, rlms, warp
+from jclnf import implicit, meanshift, rlms, uncertainty, warp
 from jclnf.model import Model
 from jclnf.params import EXACT, FitParams, as_dtype
 from jclnf.pdm import PDM, Pose, project, shape3d, update
@@ -49,6 +49,7 @@ def fit_from(
         visible=jnp.ones(model.pdm.n_landmarks, bool),
         settled=jnp.array(False),
         too_small=jnp.array(False),
+        measured=_nothing_measured(model.pdm) if params.uncertainty else None,
     )
     if params.derivatives == "implicit":
         state, trace = _with_implicit_derivatives(model, image, params, start)
@@ -71,6 +72,7 @@ def fit_from(
             state,
         ),
         trace=Trace(**trace),
+        covariance=_covariance(model, state),
     )
 
 
@@ -84,6 +86,14 @@ class _State(NamedTuple):
     visible: Bool[Array, " n"]
     settled: Bool[Array, ""]
     too_small: Bool[Array, ""]
+    measured: "_Measured | None"
+
+
+class _Measured(NamedTuple):
+    """What the covariance of landmarks is taken from: the last responses and their frame."""
+
+    responses: Float[Array, "n 2 2"]
+    to_image: Float[Array, "2"]
 
 
 class _Maps(NamedTuple):
@@ -106,6 +116,21 @@ class _Pass(NamedTuple):
     likelihood: Float[Array, ""]
     landmark_likelihood: Float[Array, " n"]
     movement: Float[Array, ""]
+
+
+def _nothing_measured(pdm: PDM) -> _Measured:
+    n, dtype = pdm.n_landmarks, pdm.mean.dtype
+    return _Measured(jnp.zeros((n, 2, 2), dtype), jnp.array([1.0, 0.0], dtype))
+
+
+def _covariance(model: Model, state: _State) -> Float[Array, "n 2 2"] | None:
+    if state.measured is None:
+        return None
+    calibration = uncertainty.uncalibrated() if model.uncertainty is None else model.uncertainty
+    calibration = as_dtype(calibration, model.pdm.mean.dtype)
+    responses, to_image = state.measured
+    at = (model.pdm, state.pose, state.shape)
+    return uncertainty.landmark_covariance(*at, responses, state.visible, to_image, calibration)
 
 
 def _used(params: FitParams) -> list[int]:
@@ -213,6 +238,9 @@ def _fit_scale(
         visible=maps.visible,
         settled=carry.movement < params.tolerance,
         too_small=carry.pose.scale < SMALLEST_SCALE,
+        measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
+        if params.uncertainty
+        else None,
     )
     middle = (window - 1) / 2
     trace = {name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid} | {

@@ -63,7 +63,7 @@ def with_derivative(value: Any, like: Any) -> Any:
 
 
 def _inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """The inverse of a matrix; on a CPU those of a batch one after the other, see `rlms._solve`."""
+    """The inverse of a matrix; on a CPU those of a batch one after the other, see `rlms.solve`."""
     return lax.platform_dependent(matrix, cpu=_inverse_in_turn, default=jnp.linalg.inv)
 
 

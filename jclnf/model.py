@@ -13,6 +13,7 @@ from jclnf.experts import PatchExperts
 from jclnf.params import FitParams
 from jclnf.pdm import PDM
 from jclnf.start import LearnedStart
+from jclnf.uncertainty import Uncertainty
 from jclnf.validator import Validator
 
 
@@ -54,6 +55,9 @@ class Model(eqx.Module):
     """What a fit has its confidence from."""
     start: LearnedStart | None = None
     """Where a fit starts that is told no head rotation; without, at the frontal mean shape."""
+    uncertainty: Uncertainty | None = None
+    """What the covariances of its landmarks are calibrated by; without, they are only roughly of
+    the right size."""
     early_termination: EarlyTermination | None = None
     """When one of several start rotations is so good that the others are not needed."""
 

@@ -89,6 +89,8 @@ class FitParams(eqx.Module):
     all coordinates of all landmarks)."""
     parts: bool = eqx.field(static=True, default=False)
     """Whether the model's part models refine the fitted face, see `jclnf.parts`."""
+    uncertainty: bool = eqx.field(static=True, default=False)
+    """Whether a fit says how far each landmark may be off, see `FitResult.covariance`."""
     derivatives: str = eqx.field(static=True, default="unrolled")
     """How derivatives of a fit are taken, one of `DERIVATIVES`; the fit itself is the same.
 

@@ -123,6 +123,11 @@ class FitResult(eqx.Module):
     """How far the face is to be trusted, 0 to 1 (see `jclnf.validator`), 0 if the fit failed; None
     if the model has no validator."""
 
+    covariance: Float[Array, "n 2 2"] | None = None
+    """Covariance of each landmark's position (x, y), square pixels: how far it may be off, as a
+    Gaussian (see `jclnf.uncertainty`). Not of parts. None unless `FitParams.uncertainty` asks for
+    it."""
+
     @property
     def ok(self) -> Bool[ArrayLike, ""]:
         """Whether the status is one of a fit to be used, see `FitStatus.ok`."""

@@ -53,7 +53,7 @@ def rigid_step(
     columns = rigid_jacobian(pdm, pose, shape)
     weighted = columns * weights[:, None, None]
     normal = jnp.einsum("nai,naj->ij", weighted, columns)
-    return _solve(normal, jnp.einsum("nai,na->i", weighted, shifts))
+    return solve(normal, jnp.einsum("nai,na->i", weighted, shifts))
 
 
 def nonrigid_step(
@@ -80,7 +80,7 @@ def nonrigid_step(
         products: `mode_products(pdm, weights)`.
         regularisation: the prior's strength `r`.
     """
-    return _solve(*normal_equations(pdm, pose, shape, shifts, weights, products, regularisation))
+    return solve(*normal_equations(pdm, pose, shape, shifts, weights, products, regularisation))
 
 
 def normal_equations(
@@ -108,7 +108,7 @@ def normal_equations(
     return normal, jnp.concatenate([rigid[6], with_modes[6] - prior * shape])
 
 
-def _solve(normal: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
+def solve(normal: Float[Array, "d d"], right: Float[Array, "d *k"]) -> Float[Array, "d *k"]:
     """Solve a symmetric positive definite system by its Cholesky factor.
 
     On a CPU the systems of a batch are solved one after the other. jaxlib would hand them to the
@@ -127,7 +127,9 @@ def _solve(normal: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Arra
     return lax.platform_dependent(normal, right, cpu=in_turn, default=_cholesky_solve)
 
 
-def _cholesky_solve(normal: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
+def _cholesky_solve(
+    normal: Float[Array, "d d"], right: Float[Array, "d *k"]
+) -> Float[Array, "d *k"]:
     return jsp.cho_solve(jsp.cho_factor(normal, lower=True), right)
 
 

@@ -20,6 +20,7 @@ from jclnf.model import EarlyTermination, Model, Part
 from jclnf.params import Arithmetic, FitParams
 from jclnf.pdm import PDM
 from jclnf.start import LearnedStart
+from jclnf.uncertainty import Uncertainty
 from jclnf.validator import LAYERS, Validator, View
 
 FORMAT_VERSION = 1
@@ -31,7 +32,7 @@ EXPERT_KINDS: dict[str, type[PatchExperts]] = {
 }
 """Kinds of experts that can be stored, by the name that stands for them in a file."""
 
-_NEWER = ("derivatives",)
+_NEWER = ("uncertainty", "derivatives")
 """Fields that files of an earlier jclnf may lack; they have defaults."""
 
 DEFAULT_MODEL = "default.safetensors"
@@ -63,6 +64,8 @@ def save_model(model: Model, path: str | Path) -> None:
         header["validator"] = _describe_validator(model.validator, tensors)
     if model.start is not None:
         header["start"] = _take_apart(model.start, "start", tensors)
+    if model.uncertainty is not None:
+        header["uncertainty"] = _take_apart(model.uncertainty, "uncertainty", tensors)
     if model.early_termination is not None:
         rule = _take_apart(model.early_termination, "early_termination", tensors)
         header["early_termination"] = rule
@@ -75,8 +78,8 @@ def save_model(model: Model, path: str | Path) -> None:
 def _describe(
     model: Model, path: str | Path, prefix: str, tensors: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Put a model's arrays into `tensors`, but those of its parts, its validator, its start and its
-    rule for early termination; return the rest of it."""
+    """Put a model's arrays into `tensors`, but those of its parts, its validator, its start, its
+    calibration and its rule for early termination; return the rest of it."""
     kinds = [name for name, kind in EXPERT_KINDS.items() if type(model.experts) is kind]
     if not kinds:
         raise ModelFileError(
@@ -211,13 +214,22 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     start = None
     if "start" in header:
         start = _put_together(LearnedStart, "start", header["start"], tensors)
+    calibration = None
+    if "uncertainty" in header:
+        static = header["uncertainty"]
+        calibration = _put_together(Uncertainty, "uncertainty", static, tensors)
     rule = None
     if "early_termination" in header:
         static = header["early_termination"]
         rule = _put_together(EarlyTermination, "early_termination", static, tensors)
     model = _model(header, "", tensors)
     return dataclasses.replace(
-        model, parts=parts, validator=validator, start=start, early_termination=rule
+        model,
+        parts=parts,
+        validator=validator,
+        start=start,
+        uncertainty=calibration,
+        early_termination=rule,
     )
 
 

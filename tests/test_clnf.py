@@ -99,7 +99,7 @@ def test_a_batch_over_two_devices_is_the_batch_over_one():
 
 @pytest.mark.slow
 def test_vmapped_fits_on_two_devices_do_not_wait_for_each_other(shared):
-    """jaxlib's batched factorisations do, for ever, with as few threads; see `rlms._solve`."""
+    """jaxlib's batched factorisations do, for ever, with as few threads; see `rlms.solve`."""
     script = """
         import sys
         import jax
