@@ -10,6 +10,8 @@ Conventions, everywhere:
 - Functions take one face; batches come from `jax.vmap` or `fit_batch`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
 from jclnf.batch import fit_batch
 from jclnf.clnf import CLNF
@@ -36,6 +38,10 @@ from jclnf.runtime import enable_compilation_cache
 from jclnf.serialise import load_model, save_model
 from jclnf.validator import Validator
 
+if TYPE_CHECKING:
+    from jclnf.train.loop import Course
+    from jclnf.train.tune import Tuned, tune
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -46,6 +52,7 @@ __all__ = [
     "AnnotationError",
     "Arithmetic",
     "BoxError",
+    "Course",
     "Crop",
     "EarlyTermination",
     "Evaluation",
@@ -61,6 +68,7 @@ __all__ = [
     "PartResult",
     "Pose",
     "Trace",
+    "Tuned",
     "Validator",
     "crop",
     "enable_compilation_cache",
@@ -76,4 +84,14 @@ __all__ = [
     "read_annotations",
     "save_model",
     "split_by_identity",
+    "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What training needs (Optax, mostly) is imported when it is asked for.
+    if name in ("Course", "Tuned", "tune"):
+        from jclnf.train import loop, tune
+
+        return {"Course": loop.Course, "Tuned": tune.Tuned, "tune": tune.tune}[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

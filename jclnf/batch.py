@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jclnf.crop import crop
+from jclnf.crop import Crop, crop
 from jclnf.errors import BoxError, JclnfError
 from jclnf.face import check_inputs
 from jclnf.hypotheses import best_of, rotations_array
@@ -51,22 +51,7 @@ def fit_batch(
             face that is meant.
     """
     params = model.defaults if params is None else params
-    boxes = np.asarray(boxes, np.float32)
-    if len(images) == 0 or boxes.shape != (len(images), 4):
-        raise BoxError(
-            f"{len(images)} images need as many boxes, (b, 4) with b > 0, not {boxes.shape}"
-        )
-    crops = []
-    for index, (image, box) in enumerate(zip(images, boxes, strict=True)):
-        try:
-            crops.append(crop(image, box))
-        except JclnfError as error:
-            raise type(error)(f"face {index}: {error}") from None
-    size = max(piece.image.shape[0] for piece in crops)
-    crops = [
-        piece if piece.image.shape[0] == size else crop(image, box, sizes=(size,))
-        for piece, image, box in zip(crops, images, boxes, strict=True)
-    ]
+    crops = crops_of_one_size(images, boxes)
     check_inputs(model, crops[0].image, crops[0].box, params)
     # Every device gets the same number of faces: the last one is repeated to fill up.
     extra = -len(crops) % jax.local_device_count()
@@ -81,6 +66,30 @@ def fit_batch(
     result = jax.tree.map(lambda array: array[: len(crops)], jax.device_get(result))
     offsets = np.stack([piece.offset for piece in crops])
     return jax.vmap(FitResult.shifted)(result, offsets)
+
+
+def crops_of_one_size(images: Sequence[np.ndarray] | np.ndarray, boxes: Any) -> list[Crop]:
+    """The crop of each face (see `jclnf.crop`), all as large as the largest.
+
+    Raises:
+        ImageError, BoxError: as `jclnf.crop`, with the index of the face that is meant.
+    """
+    boxes = np.asarray(boxes, np.float32)
+    if len(images) == 0 or boxes.shape != (len(images), 4):
+        raise BoxError(
+            f"{len(images)} images need as many boxes, (b, 4) with b > 0, not {boxes.shape}"
+        )
+    crops = []
+    for index, (image, box) in enumerate(zip(images, boxes, strict=True)):
+        try:
+            crops.append(crop(image, box))
+        except JclnfError as error:
+            raise type(error)(f"face {index}: {error}") from None
+    size = max(piece.image.shape[0] for piece in crops)
+    return [
+        piece if piece.image.shape[0] == size else crop(image, box, sizes=(size,))
+        for piece, image, box in zip(crops, images, boxes, strict=True)
+    ]
 
 
 def replicate(tree: Any) -> Any:

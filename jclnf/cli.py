@@ -15,10 +15,11 @@ from jclnf.commands import (
     fit,
     models,
     train,
+    tune,
 )
 from jclnf.commands import eval as evaluate
 
-COMMANDS = (fit, evaluate, train, models)
+COMMANDS = (fit, evaluate, train, tune, models)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -187,8 +187,8 @@ def main() -> None:
         f"the other half, both ways. Share of landmarks that the ellipse holds; distances in % of "
         f"the eye distance.\n\n{table(head, rows)}\n\n"
         f"Rank correlation of a face's expected and actual mean error: {rank:.2f}. The tenth of "
-        f"the faces that is expected to be worst has a mean error of {errors[worst].mean():.2f} %, the "
-        f"tenth expected to be best {errors[best].mean():.2f} %.\n\n"
+        f"the faces that is expected to be worst has a mean error of {errors[worst].mean():.2f} %, "
+        f"the tenth expected to be best {errors[best].mean():.2f} %.\n\n"
         "Calibration (inflation, residual, spread, floor): "
         + "; ".join(f"{k} {', '.join(f'{x:.3g}' for x in v)}" for k, v in settings.items())
         + "."

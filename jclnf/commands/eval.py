@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         faces = read_annotations(args.data, split=args.split)
     except AnnotationError as e:
         raise CommandError(str(e)) from e
-    boxes, source = _boxes(args, faces)
+    boxes, source = start_boxes(args.boxes, faces)
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -123,9 +123,9 @@ def run(args: argparse.Namespace) -> int:
     return INCOMPLETE if fits.problems else OK
 
 
-def _boxes(args: argparse.Namespace, faces: Sequence[AnnotatedFace]) -> tuple[list[Any], str]:
+def start_boxes(file: str | None, faces: Sequence[AnnotatedFace]) -> tuple[list[Any], str]:
     """The start boxes, None where there is none, and in words where they come from."""
-    if args.boxes is None:
+    if file is None:
         from jclnf.evaluation import start_box
 
         own = sum(face.box is not None for face in faces)
@@ -136,7 +136,7 @@ def _boxes(args: argparse.Namespace, faces: Sequence[AnnotatedFace]) -> tuple[li
     from jclnf.table import BoxTable
 
     try:
-        table = BoxTable(args.boxes)
+        table = BoxTable(file)
     except BoxError as e:
         raise CommandError(str(e)) from e
     annotated = Counter(face.image for face in faces)
@@ -144,7 +144,7 @@ def _boxes(args: argparse.Namespace, faces: Sequence[AnnotatedFace]) -> tuple[li
     for image, found in left.items():
         if found and len(found) != annotated[image]:
             raise CommandError(
-                f"{args.boxes}: {len(found)} boxes of {image}, in which {annotated[image]} faces "
+                f"{file}: {len(found)} boxes of {image}, in which {annotated[image]} faces "
                 "are annotated: give as many, in the same order"
             )
     numbered = _numbers(faces)
@@ -152,7 +152,7 @@ def _boxes(args: argparse.Namespace, faces: Sequence[AnnotatedFace]) -> tuple[li
         left[face.image][number] if left[face.image] else None
         for face, number in zip(faces, numbered, strict=True)
     ]
-    return boxes, args.boxes
+    return boxes, file
 
 
 def _numbers(faces: Sequence[AnnotatedFace]) -> list[int]:

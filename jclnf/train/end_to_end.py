@@ -7,6 +7,7 @@ of each scale, each landmark's weight, and how much a spread response counts.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -118,13 +119,29 @@ def train_end_to_end(
 
 
 def fit_loss(model: Model, example: Batch) -> Float[Array, ""]:
-    """Mean distance of a fit's landmarks from the truth, in hundredths of the eye distance
-    (taken from the face's size, so that any scheme of landmarks will do)."""
+    """The `distance` of a fit's landmarks from the truth."""
     image = example["picture"].astype(jnp.float32)
     truth = example["points"]
     assert model.start is not None
     pose, shape = lax.stop_gradient(model.start(model.pdm, image, example["box"]))
     fitted = fit_from(model, image, pose, shape, model.defaults).landmarks
-    distance = jnp.sqrt(jnp.sum((fitted - truth) ** 2, axis=-1) + 1e-3).mean()
-    extent = truth.max(0) - truth.min(0)
-    return 100 * distance / (EYE_DISTANCE * jnp.sqrt(extent[0] * extent[1]))
+    return distance(fitted, truth)
+
+
+def distance(
+    landmarks: Float[Array, "n 2"], truth: Float[Array, "n 2"], offset: Any = 0.0
+) -> Float[Array, ""]:
+    """Mean distance of landmarks from the truth, in hundredths of the eye distance (taken from the
+    face's size, so that any scheme of landmarks will do).
+
+    Args:
+        landmarks, truth: pixels; a landmark whose truth is NaN does not count.
+        offset: `(n, 2)` in face sizes, added to the landmarks.
+    """
+    known = jnp.isfinite(truth).all(-1, keepdims=True)
+    low = jnp.where(known, truth, jnp.inf).min(0)
+    high = jnp.where(known, truth, -jnp.inf).max(0)
+    size = jnp.sqrt(jnp.prod(high - low))
+    apart = jnp.where(known, landmarks + size * offset - truth, 0.0)
+    distances = jnp.where(known[:, 0], jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-3), 0.0)
+    return 100 * distances.sum() / known.sum() / (EYE_DISTANCE * size)

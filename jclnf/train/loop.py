@@ -51,7 +51,7 @@ class Course:
 
     def schedule(self, count: int) -> Callable[[Any], Any]:
         """The learning rate of each step."""
-        total = self.steps(count) * self.epochs
+        total = max(1, self.steps(count) * self.epochs)
         return optax.warmup_cosine_decay_schedule(0.0, self.rate, min(200, total // 10), total)
 
 
@@ -73,7 +73,7 @@ def run_course(
     *,
     name: str,
     checkpoint: Path | None = None,
-    report: Callable[[int, float, Any, Any], None] | None = None,
+    report: Callable[[int, float, Any, Any], bool | None] | None = None,
     quiet: bool = False,
 ) -> tuple[Any, Any]:
     """Minimise an objective over epochs of examples made on the host.
@@ -89,7 +89,7 @@ def run_course(
         name: what is trained, for the progress bar.
         checkpoint: file to go on from if it is there, and to write after each epoch.
         report: called after each epoch with its number, the mean loss, and what was learned and
-            averaged so far.
+            averaged so far; it may return True to end the training.
         quiet: no progress bar.
 
     Returns:
@@ -164,6 +164,7 @@ def run_course(
             partial = checkpoint.with_suffix(".part")
             eqx.tree_serialise_leaves(partial, state)
             partial.replace(checkpoint)
-        if report is not None:
-            report(epoch, mean, *jax.device_get((state.learned, state.averages)))
+        far = jax.device_get((state.learned, state.averages))
+        if report is not None and report(epoch, mean, *far):
+            break
     return jax.device_get((state.learned, state.averages))

@@ -1,0 +1,301 @@
+"""Tuning by gradient descent through the fit."""
+
+import dataclasses
+import json
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from synthetic import default_params, planted
+
+import jclnf
+from jclnf.errors import TrainingError
+from jclnf.train.end_to_end import distance
+from jclnf.train.leaves import Leaves
+
+COURSE = jclnf.Course(epochs=3, batch=4, rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def face():
+    return planted(views=1)
+
+
+@pytest.fixture(scope="module")
+def faces(face):
+    """The planted face from boxes that are off; its truth is where good settings end."""
+    rng = np.random.default_rng(0)
+    count = 12
+    boxes = face.box + rng.normal(0, 3, (count, 4)) * [1, 1, 0.6, 0.6]
+    truth = np.tile(face.landmarks, (count, 1, 1))
+    return [face.image] * count, boxes.astype(np.float32), truth
+
+
+def spoilt(**changes):
+    """Settings that keep the fit near its start."""
+    bad = {"regularisation": jnp.array([3000.0, 3000.0]), "kernel_width": jnp.array([0.4, 0.4])}
+    return default_params(iterations=3, **(bad | changes))
+
+
+def test_leaves_are_chosen_by_their_names(face):
+    tree = {"params": default_params(), "model": face.model}
+    assert set(Leaves(tree, "params").names) == {
+        "params.regularisation",
+        "params.kernel_width",
+        "params.weight_factor",
+        "model.experts.confidence",
+    }
+    experts = Leaves(tree, "experts").names
+    assert {"model.experts.weights", "model.experts.bias", "model.experts.beta"} <= set(experts)
+    left_out = ("centres", "components", "confidence", "visible")
+    assert not any(part in name for name in experts for part in left_out)
+    pdm = {"model.pdm.mean", "model.pdm.components", "model.pdm.eigenvalues"}
+    assert set(Leaves(tree, "pdm").names) == pdm
+    everything = set(Leaves(tree, "all").names)
+    assert everything == pdm | set(experts) | set(Leaves(tree, "params").names)
+    assert Leaves(tree, ["model.pdm.mean"]).names == ("model.pdm.mean",)
+    with pytest.raises(jclnf.ParamsError, match=r"'model\.start'; there are .*model\.pdm\.mean"):
+        Leaves(tree, "model.start")
+    prepared = {"params": default_params(), "model": face.model.prepare()}
+    with pytest.raises(jclnf.ParamsError, match="as it was loaded"):
+        Leaves(prepared, "params")
+
+
+def test_bounds_are_held_and_nothing_changes_by_itself(face):
+    params = default_params(weight_factor=jnp.array([0.0, 0.7]))
+    tree = {"params": params, "model": face.model}
+    leaves = Leaves(tree, "all", {"params.kernel_width": (0.5, 4.0)})
+    free = leaves.free()
+    assert all(np.isfinite(array).all() for array in free.values())
+    same = leaves.put_into(tree, free)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for far in (-50.0, 50.0):
+        moved = leaves.put_into(tree, {name: array + far for name, array in free.items()})
+        width, factor = moved["params"].kernel_width, moved["params"].weight_factor
+        assert (width >= 0.5).all()
+        assert (width <= 4.0).all()
+        assert (moved["params"].regularisation > 0).all()
+        assert factor[0] == 0
+        assert factor[1] > 0
+        assert (moved["model"].pdm.eigenvalues > 0).all()
+    with pytest.raises(jclnf.ParamsError, match="outside its bounds"):
+        Leaves(tree, "params", {"params.kernel_width": (2.0, 4.0)})
+    with pytest.raises(jclnf.ParamsError, match="not tuned"):
+        Leaves(tree, "pdm", {"params.kernel_width": (0.5, 4.0)})
+
+
+def test_unknown_landmarks_do_not_count():
+    truth = np.array([[0.0, 0], [10, 0], [0, 10], [10, 10]])
+    found = jnp.asarray(truth + [[1.0, 0], [0, 0], [0, 0], [0, 0]])
+    full = distance(found, jnp.asarray(truth))
+    without = distance(found, jnp.asarray(np.where(np.arange(4)[:, None] == 0, np.nan, truth)))
+    assert full > 2 * without
+    slope = jax.grad(lambda f: distance(f, jnp.asarray(truth).at[0].set(jnp.nan)))(found)
+    assert np.isfinite(slope).all()
+    assert not slope[0].any()
+    shifted = distance(found, jnp.asarray(truth) + 0.5, jnp.full((4, 2), 0.05))
+    np.testing.assert_allclose(shifted, full, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_spoilt_settings_are_found_again(face, faces):
+    images, boxes, truth = faces
+    tuned = jclnf.tune(
+        face.model, images, boxes, truth, spoilt(), validation=0.25, course=COURSE, quiet=True
+    )
+    good = default_params(iterations=3)
+    errors = [
+        np.mean(
+            [
+                np.linalg.norm(jclnf.fit(face.model, i, b, p).landmarks - t, axis=1).mean()
+                for i, b, t in zip(*faces, strict=True)
+            ]
+        )
+        for p in (spoilt(), good, tuned.params)
+    ]
+    assert tuned.epoch > 0
+    assert tuned.course[tuned.epoch]["validation"] < 0.7 * tuned.course[0]["validation"]
+    assert errors[2] < 0.65 * errors[0]
+    # Nothing that was not chosen has moved; a weight factor of 0 keeps the landmarks alike.
+    for name in ("weights", "bias", "alpha", "beta", "visible", "confidence"):
+        np.testing.assert_array_equal(
+            getattr(tuned.model.experts, name), getattr(face.model.experts, name)
+        )
+    assert not tuned.offset.any()
+    np.testing.assert_array_equal(tuned.params.weight_factor, 0)
+    assert tuned.model.defaults is tuned.params
+
+
+@pytest.mark.slow
+def test_an_interrupted_tuning_goes_on_and_a_finished_one_stays(face, faces, tmp_path):
+    def run(file, epochs=3, stop_after=None, **changes):
+        class Stopped(Exception):
+            pass
+
+        def report(epoch, *_):
+            if epoch == stop_after:
+                raise Stopped
+
+        try:
+            return jclnf.tune(
+                face.model,
+                *faces,
+                spoilt(),
+                what=["params.kernel_width"],
+                validation=0.25,
+                course=dataclasses.replace(COURSE, epochs=epochs),
+                checkpoint=tmp_path / file,
+                report=report,
+                quiet=True,
+                **changes,
+            )
+        except Stopped:
+            return None
+
+    whole = run("whole.eqx")
+    assert run("parts.eqx", stop_after=1) is None
+    parts = run("parts.eqx")
+    assert [line["epoch"] for line in parts.course] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(parts.params.kernel_width, whole.params.kernel_width)
+    assert parts.course[1:] == whole.course[1:]
+    again = run("parts.eqx")
+    assert again.course[1:] == parts.course[1:]
+    np.testing.assert_array_equal(again.params.kernel_width, parts.params.kernel_width)
+    (tmp_path / "parts.json").write_text("{")
+    with pytest.raises(TrainingError, match="remove it"):
+        run("parts.eqx")
+
+
+@pytest.mark.slow
+def test_it_ends_without_progress_and_gives_back_the_best(face, faces):
+    """Steps that are far too large make it worse: the model is as it was."""
+    course = dataclasses.replace(COURSE, epochs=20, rate=1.0)
+    tuned = jclnf.tune(
+        face.model,
+        *faces,
+        default_params(iterations=3),
+        what=["model.pdm.mean"],
+        validation=0.25,
+        course=course,
+        patience=2,
+        quiet=True,
+    )
+    assert len(tuned.course) < 20
+    best = min(tuned.course, key=lambda line: line["validation"])
+    assert tuned.epoch == best["epoch"] == len(tuned.course) - 3
+    if tuned.epoch == 0:
+        np.testing.assert_allclose(tuned.model.pdm.mean, face.model.pdm.mean, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
+    images, boxes, truth = faces
+    size = float(np.sqrt(np.prod(np.ptp(truth[0], axis=0))))
+    shift = np.zeros((20, 2))
+    shift[:5] = [0.02, -0.015]
+    tuned = jclnf.tune(
+        face.model,
+        images,
+        boxes,
+        truth + shift * size,
+        default_params(iterations=3),
+        what=["params.kernel_width"],
+        validation=0.25,
+        offset=True,
+        course=jclnf.Course(epochs=12, batch=4, rate=2e-3),
+        quiet=True,
+    )
+    np.testing.assert_allclose(tuned.offset[:5], shift[:5], atol=0.006)
+    assert np.abs(tuned.offset[5:]).mean() < 0.004
+
+
+def test_unusable_input_is_named(face, faces):
+    images, boxes, truth = faces
+    with pytest.raises(jclnf.BoxError, match="12 images need as many boxes"):
+        jclnf.tune(face.model, images, boxes[:3], truth)
+    with pytest.raises(jclnf.AnnotationError, match=r"\(12, 20, 2\) for this model"):
+        jclnf.tune(face.model, images, boxes, truth[:, :5])
+    unknown = truth.copy()
+    unknown[4] = np.nan
+    with pytest.raises(jclnf.AnnotationError, match="face 4: fewer than two"):
+        jclnf.tune(face.model, images, boxes, unknown)
+    outside = boxes.copy()
+    outside[7, 0] = 5000
+    with pytest.raises(jclnf.BoxError, match="face 7: "):
+        jclnf.tune(face.model, images, outside, truth)
+    with pytest.raises(TrainingError, match="a part lies between"):
+        jclnf.tune(face.model, images, boxes, truth, validation=1.5)
+    with pytest.raises(TrainingError, match="fewer than a batch"):
+        jclnf.tune(face.model, images, boxes, truth, course=jclnf.Course(1, batch=64), quiet=True)
+
+
+@pytest.mark.slow
+class TestCommand:
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory, face):
+        """The planted face in twelve pictures of six people, from a file of boxes that are off."""
+        data = tmp_path_factory.mktemp("data")
+        rng = np.random.default_rng(1)
+        n = len(face.landmarks)
+        names = [f"{axis}_{i}" for i in range(n) for axis in "xy"]
+        rows, boxes = ["image,identity," + ",".join(names)], ["image,x,y,w,h"]
+        for k in range(12):
+            cv2.imwrite(str(data / f"{k}.png"), face.image.astype(np.uint8))
+            points = ",".join(f"{v:.3f}" for v in face.landmarks.ravel())
+            rows.append(f"{k}.png,p{k // 2},{points}")
+            box = face.box + rng.normal(0, 3, 4) * [1, 1, 0.6, 0.6]
+            boxes.append(f"{k}.png," + ",".join(f"{v:.2f}" for v in box))
+        (data / "landmarks.csv").write_text("\n".join(rows) + "\n")
+        (data / "boxes.csv").write_text("\n".join(boxes) + "\n")
+        jclnf.save_model(
+            dataclasses.replace(face.model, defaults=spoilt()), data / "spoilt.safetensors"
+        )
+        return data
+
+    def run(self, folder, *more):
+        from jclnf.cli import main
+
+        return main(
+            [
+                "tune",
+                str(folder / "landmarks.csv"),
+                "--model",
+                str(folder / "spoilt.safetensors"),
+                "--boxes",
+                str(folder / "boxes.csv"),
+                "--held-out",
+                "0.3",
+                "--epochs",
+                "2",
+                *more,
+            ]
+        )
+
+    def test_it_writes_a_better_model(self, folder, tmp_path, capsys):
+        out = tmp_path / "tuned.safetensors"
+        assert self.run(folder, "--out", str(out), "--what", "params", "--offset") == 0
+        text = capsys.readouterr().out
+        assert "held out:" in text
+        assert "course.csv" in text
+        tuned = jclnf.load_model(out)
+        assert tuned.name == "tuned"
+        assert (np.asarray(tuned.defaults.regularisation) < 3000).all()
+        lines = (tmp_path / "tuned.safetensors.tuning" / "course.csv").read_text().split()
+        errors = [float(line.split(",")[2]) for line in lines[1:]]
+        assert len(errors) == 3
+        assert min(errors[1:]) < errors[0]
+        assert np.loadtxt(
+            tmp_path / "tuned.safetensors.tuning" / "offset.csv", delimiter=","
+        ).shape == (20, 2)
+        history = tmp_path / "tuned.safetensors.tuning" / "tuning.json"
+        assert len(json.loads(history.read_text())) == 3
+
+    def test_wrong_usage_is_one_line(self, folder, tmp_path, capsys):
+        assert self.run(folder, "--out", "model.npz") == 2
+        assert self.run(folder, "--out", str(tmp_path / "m.safetensors"), "--held-out", "7") == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 2
+        assert "ends in .safetensors" in error
