@@ -47,6 +47,7 @@ SMALL = Plan(
     coarse=Course(2, batch=8),
     fine=Course(1, batch=8),
     fit=Course(2, batch=8, rate=1e-3),
+    fits=2,
 )
 
 
@@ -305,7 +306,8 @@ def test_from_faces_to_a_model_and_further(tmp_path, faces):
     trained = train_model(*arguments, name="small", quiet=True, say=said.append)
     assert len(said) == 3
     stages = [line.split(",")[0] for line in (work / "course.csv").read_text().split()]
-    assert stages == ["stage", "start", "start", "trunk0", "trunk0", "trunk1", "fit", "fit"]
+    expected = ["start"] * 2 + ["trunk0"] * 2 + ["trunk1"] + ["fit0"] * 2 + ["fit1"] * 2
+    assert stages == ["stage", *expected]
 
     again = train_model(*arguments, name="small", quiet=True)
     for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(again), strict=True):

@@ -14,7 +14,7 @@ from common import DATA, Row, model_file, pivot, table, write_results  # noqa: E
 import jclnf  # noqa: E402
 from jclnf.curves import draw_curves  # noqa: E402
 from jclnf.evaluation import CHUNK  # noqa: E402
-from jclnf.metrics import MEASURES, Statistics, Summary, face_errors  # noqa: E402
+from jclnf.metrics import MEASURES, Statistics, Summary, face_errors, summarise  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
 from jclnf.serialise import DEFAULT_MODEL, bundled_models  # noqa: E402
 from jclnf.table import BoxTable  # noqa: E402
@@ -118,14 +118,18 @@ def main() -> None:
     faces = jclnf.read_annotations(DATA / "faces", split="val")
     table_of_boxes = BoxTable(DATA / "faces" / "val_boxes.csv")
     boxes = [table_of_boxes.boxes(face.image)[0] for face in faces]
-    found: dict[str, Summary] = {}
-    errors = {}
+    evaluations: dict[str, jclnf.Evaluation] = {}
     for name, model, params, rotations in methods(args.models):
         fits = jclnf.evaluate(model, faces, params, boxes=boxes, rotations=rotations)
         if fits.problems:
             raise SystemExit("\n".join(fits.problems.values()))
-        found[name] = fits.summary()
-        errors[name] = face_errors(fits.landmarks, fits.truth)["all_eye"]
+        evaluations[name] = fits
+    # The same yaw for all: of one model's shape, the last one's.
+    yaw = next(reversed(evaluations.values())).yaw
+    found = {name: summarise(e.landmarks, e.truth, yaw) for name, e in evaluations.items()}
+    errors = {
+        name: face_errors(e.landmarks, e.truth)["all_eye"] for name, e in evaluations.items()
+    }
 
     (HERE / "curves.png").write_bytes(
         draw_curves(errors, limit=15, label="mean error of a face / outer eye distance")
@@ -156,7 +160,7 @@ OpenFace C++ and MediaPipe were measured once, with those programs.
 
 {sets_table("yaw, degrees", {name: summary.yaw for name, summary in found.items()})}
 
-The yaw is that of the model's shape fitted to the annotation."""
+The yaw is that of the last method's shape model fitted to the annotation."""
     if rows:
         body += f"\n\n## Distance to the figures of OpenFace's C++\n\n{pivot(rows)}"
     numbers = {

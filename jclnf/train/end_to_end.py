@@ -5,7 +5,7 @@ of each scale, each landmark's weight, and how much a spread response counts.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,16 @@ def train_end_to_end(
         quiet=quiet,
     )
     return learned.put_into(model)
+
+
+def averaged(models: Sequence[Model]) -> Model:
+    """The model with the mean of what several trainings from one beginning have learned.
+
+    Its errors on other people are smaller than those of each of them, at the cost of one (Wortsman
+    et al., "Model soups", ICML 2022).
+    """
+    learned = [Learned.of(model) for model in models]
+    return jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *learned).put_into(models[0])
 
 
 def fit_loss(model: Model, example: Batch) -> Float[Array, ""]:

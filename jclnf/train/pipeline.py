@@ -36,7 +36,7 @@ from jclnf.train.batches import (
     Maker,
     TrunkExamples,
 )
-from jclnf.train.end_to_end import EYE_DISTANCE, train_end_to_end
+from jclnf.train.end_to_end import EYE_DISTANCE, averaged, train_end_to_end
 from jclnf.train.faces import Faces, Posed
 from jclnf.train.loop import Course
 from jclnf.train.networks import (
@@ -75,6 +75,7 @@ class Plan:
         fine: course of each later scale's trunk, from the one before. One scale is enough: a second
             doubles the time of a fit for a hundredth of the error.
         fit: course of the whole fit.
+        fits: how many times the whole fit is trained, with as many seeds; the weights are averaged.
     """
 
     modes: int = 34
@@ -89,6 +90,7 @@ class Plan:
     coarse: Course = Course(36)
     fine: Course = Course(7, rate=1e-3)
     fit: Course = Course(12, rate=2e-4)
+    fits: int = 3
 
     def adapted(self, effort: float, seed: int) -> "Plan":
         """The plan with all courses `effort` times as long, and another seed."""
@@ -186,7 +188,15 @@ def train_model(
     whole = assemble(pdm, start, [folded(*trained) for trained in trunks], plan, name)
     # Kept to compare with.
     save_model(whole, folder / "before_fit.safetensors")
-    return through_the_fit(workshop, whole, posed, watched, plan.fit, quiet, say)
+    held = _made(BoxExamples(watched, FIT_PICTURE, FIT_MARGIN), len(watched.faces))
+    say(f"before training through the fit, held out: {_summary(fit_errors(whole, held))}")
+    trained = []
+    for k in range(plan.fits):
+        course = dataclasses.replace(plan.fit, seed=plan.fit.seed + k)
+        trained.append(_through_the_fit(workshop, whole, posed, held, course, f"fit{k}", quiet))
+    model = averaged(trained)
+    say(f"after it: {_summary(fit_errors(model, held))}")
+    return model
 
 
 def fine_tune(
@@ -222,7 +232,12 @@ def fine_tune(
     pdm = jax.device_get(model.pdm)
     shapes = ShapeModel(pdm.mean, pdm.components, pdm.eigenvalues, 1.5, [])
     posed = Posed.of(faces.with_mirrored(mirror), shapes)
-    return through_the_fit(workshop, model, posed, Posed.of(held_out, shapes), course, quiet, say)
+    watched = Posed.of(held_out, shapes)
+    held = _made(BoxExamples(watched, FIT_PICTURE, FIT_MARGIN), len(held_out))
+    say(f"before, held out: {_summary(fit_errors(model, held))}")
+    model = _through_the_fit(workshop, model, posed, held, course, "fit", quiet)
+    say(f"after: {_summary(fit_errors(model, held))}")
+    return model
 
 
 def fine_course(count: int) -> Course:
@@ -254,34 +269,27 @@ def assemble(pdm: PDM, start: Weights, trunks: list[Weights], plan: Plan, name: 
     return Model(pdm, experts, defaults, name, start=LearnedStart(kernels))
 
 
-def through_the_fit(
+def _through_the_fit(
     workshop: Workshop,
     model: Model,
     posed: Posed,
-    watched: Posed,
+    held: Example,
     course: Course,
+    stage: str,
     quiet: bool,
-    say: Callable[[str], None],
 ) -> Model:
-    """Train a model end to end; also what fine-tuning consists of."""
-    held = _made(BoxExamples(watched, FIT_PICTURE, FIT_MARGIN), len(watched.faces))
-    before = fit_errors(model, held)
-    say(f"before training through the fit, held out: {_summary(before)}")
-
     def report(epoch: int, loss: float, model: Model) -> None:
-        workshop.note("fit", epoch, loss, float(fit_errors(model, held).mean()))
+        workshop.note(stage, epoch, loss, float(fit_errors(model, held).mean()))
 
-    model = train_end_to_end(
+    return train_end_to_end(
         model,
         BoxExamples(posed, FIT_PICTURE, FIT_MARGIN),
         len(posed.faces),
         course,
-        checkpoint=workshop.checkpoint("fit"),
+        checkpoint=workshop.checkpoint(stage),
         report=report,
         quiet=quiet,
     )
-    say(f"after it: {_summary(fit_errors(model, held))}")
-    return model
 
 
 def fit_errors(model: Model, examples: Example, chunk: int = 16) -> np.ndarray:
