@@ -127,9 +127,7 @@ def main() -> None:
     # The same yaw for all: of one model's shape, the last one's.
     yaw = next(reversed(evaluations.values())).yaw
     found = {name: summarise(e.landmarks, e.truth, yaw) for name, e in evaluations.items()}
-    errors = {
-        name: face_errors(e.landmarks, e.truth)["all_eye"] for name, e in evaluations.items()
-    }
+    errors = {name: face_errors(e.landmarks, e.truth)["all_eye"] for name, e in evaluations.items()}
 
     (HERE / "curves.png").write_bytes(
         draw_curves(errors, limit=15, label="mean error of a face / outer eye distance")

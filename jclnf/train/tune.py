@@ -45,8 +45,8 @@ class Tuned(NamedTuple):
     model: Model
     """The tuned model; its `defaults` are the tuned settings."""
     offset: np.ndarray
-    """`(n, 2)` from where the model puts each landmark to where the data have it, in face sizes; zeros
-    if it was not learned."""
+    """`(n, 2)` from where the model puts each landmark to where the data have it, in face sizes;
+    zeros if it was not learned."""
     course: list[dict[str, float]]
     """`epoch`, `loss` and `validation` (% of the eye distance) of each epoch; the first, 0, is
     before the tuning."""
