@@ -194,9 +194,9 @@ def train_model(
     for k in range(plan.fits):
         course = dataclasses.replace(plan.fit, seed=plan.fit.seed + k)
         trained.append(_through_the_fit(workshop, whole, posed, held, course, f"fit{k}", quiet))
-    model = averaged(trained)
-    say(f"after it: {_summary(fit_errors(model, held))}")
-    return model
+    final = averaged(trained)
+    say(f"after it: {_summary(fit_errors(final, held))}")
+    return final
 
 
 def fine_tune(
