@@ -93,7 +93,9 @@ def train_end_to_end(
     rate = course.schedule(count)
     # The few numbers that are not weights of the network take larger steps.
     kinds = {"kernels": optax.adam(rate), "settings": optax.adam(lambda step: 20 * rate(step))}
-    labels = Learned("kernels", *["settings"] * 4)  # type: ignore[arg-type]
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, _: "kernels" if path[0].name == "kernels" else "settings", Learned.of(model)
+    )
     optimiser = optax.chain(
         optax.zero_nans(), optax.clip_by_global_norm(1.0), optax.partition(kinds, labels)
     )

@@ -19,7 +19,7 @@ from jclnf.train.batches import Maker, batches
 _MEMORY = 0.98
 """Part of the running averages that a step keeps."""
 
-Batch = dict[str, Array]
+Batch = dict[str, Any]
 Objective = Callable[[Any, Batch], tuple[Array, Any]]
 """From what is learned and a batch: the loss, and what running averages are to be kept of."""
 
@@ -164,7 +164,6 @@ def run_course(
             partial = checkpoint.with_suffix(".part")
             eqx.tree_serialise_leaves(partial, state)
             partial.replace(checkpoint)
-        far = jax.device_get((state.learned, state.averages))
-        if report is not None and report(epoch, mean, *far):
+        if report is not None and report(epoch, mean, state.learned, state.averages):
             break
-    return jax.device_get((state.learned, state.averages))
+    return state.learned, state.averages

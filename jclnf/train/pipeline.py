@@ -303,11 +303,11 @@ def fit_errors(model: Model, examples: Example, chunk: int = 16) -> np.ndarray:
 
 
 @eqx.filter_jit
-def _fitted(model: Model, pictures: np.ndarray, boxes: np.ndarray) -> Array:
+def _fitted(model: Model, pictures: Any, boxes: Any) -> Array:
     return jax.vmap(lambda picture, box: fit(model, picture, box).landmarks)(pictures, boxes)
 
 
-def _errors(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def _errors(landmarks: Any, truth: Any) -> np.ndarray:
     """As `fit_loss` measures them."""
     size = np.sqrt(np.ptp(truth, axis=1).prod(axis=1))
     distances = np.linalg.norm(landmarks - truth, axis=-1).mean(axis=1)
@@ -357,7 +357,8 @@ def _learned_start(
 
     def report(epoch: int, loss: float, weights: Weights) -> None:
         found = landmarks(start_codes(weights, held["picture"]), held["box"])
-        workshop.note("start", epoch, loss, _errors(np.asarray(found), held["points"]).mean())
+        error = float(_errors(np.asarray(found), held["points"]).mean())
+        workshop.note("start", epoch, loss, error)
 
     trained = train_network(
         start_network,
