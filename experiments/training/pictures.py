@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import matplotlib
+import numpy as np
 import skimage.data
 
 HERE = Path(__file__).resolve().parent
@@ -15,7 +16,7 @@ import jclnf  # noqa: E402
 from jclnf.detect import HaarDetector  # noqa: E402
 from jclnf.plots import draw_overlay  # noqa: E402
 
-HEIGHT = 420
+SIDE = 360
 
 
 def main() -> None:
@@ -30,10 +31,14 @@ def main() -> None:
         box = HaarDetector()(grey)[0]
         piece = jclnf.crop(grey, box)
         result = jclnf.fit(model, piece.image, piece.box).shifted(piece.offset)
-        drawn = draw_overlay(picture, result.landmarks)
-        zoom = HEIGHT / drawn.shape[0]
-        small = cv2.resize(drawn, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
-        cv2.imwrite(str(HERE / f"{name}.png"), small)
+        x, y, w, h = box
+        half = 1.1 * max(w, h)
+        low = np.maximum([x + w / 2 - half, y + h / 2 - half], 0).astype(int)
+        part = picture[low[1] : low[1] + int(2 * half), low[0] : low[0] + int(2 * half)]
+        zoom = SIDE / max(part.shape)
+        shown = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+        points = (np.asarray(result.landmarks) - low + 0.5) * zoom - 0.5
+        cv2.imwrite(str(HERE / f"{name}.png"), draw_overlay(shown, points))
 
 
 if __name__ == "__main__":
