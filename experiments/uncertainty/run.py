@@ -23,10 +23,11 @@ import optax  # noqa: E402
 from common import DATA, REPOSITORY, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
+from jclnf.batch import crops_of_one_size  # noqa: E402
 from jclnf.images import read_image  # noqa: E402
 from jclnf.uncertainty import Uncertainty  # noqa: E402
 
-SPREADS, FLOORS = (0.25, 0.5, 1.0, 2.0, 4.0), (0.02, 0.05, 0.12, 0.3, 0.8, 2.0)
+SPREADS, FLOORS = (1.0, 2.0, 4.0, 8.0, 16.0), (0.005, 0.02, 0.08, 0.3, 1.2)
 """Values of two of the numbers that are tried."""
 SHARES = (0.5, 0.9, 0.95)
 FREEDOM = 4.0
@@ -131,9 +132,9 @@ def main() -> None:
     with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
         boxes = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
     val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    pieces = [
-        jclnf.crop(read_image(face.image), boxes[face.image.name], sizes=(256,)) for face in val
-    ]
+    pieces = crops_of_one_size(
+        [read_image(face.image) for face in val], [boxes[face.image.name] for face in val]
+    )
     truth = np.stack([face.landmarks for face in val])
     found, covariances = fits_of(model, pieces)
     faces = Faces(

@@ -161,13 +161,12 @@ def run_list(args: argparse.Namespace) -> int:
         if missing:
             state = f"incomplete, {len(missing)} files missing, such as {missing[0].name}"
         rows.append((main.stem.removeprefix("main_"), state, _size(files), str(main)))
-    if not rows:
-        print("No models are installed. `jclnf models install openface --help` tells how.")
-        return OK
     for name, state, size, path in rows:
         print(printable(f"{name:<16} {state:<10} {size:>9}  {path}"))
     if installed_mains():
         print(f"OpenFace's models: {manifest.licence} ({models_folder(manifest.version)}).")
+    else:
+        print("OpenFace's models are not installed: see `jclnf models install openface --help`.")
     return OK
 
 
