@@ -458,7 +458,14 @@ def test_real_interrupt(tmp_path, astronaut, model):
     )
     arguments = ("--boxes", "boxes.csv", "--starts", "1", "--iterations", "1", "--model", model)
     with process(
-        "fit", ".", *arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        "fit",
+        ".",
+        *arguments,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell has jobs in the background ignore Ctrl-C, and what they start as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as p:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and p.poll() is None:
