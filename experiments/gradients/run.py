@@ -12,7 +12,6 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +217,6 @@ def check_implicit(model: jclnf.Model, picked: list[Face]) -> list[dict[str, Any
     return lines
 
 
-def all_at_once(function: Callable[[Any], Any], batch: Any) -> Any:
-    return jax.vmap(function)(batch)
-
-
 def costs(model: jclnf.Model, name: str) -> dict[str, Any]:
     """Time and temporary memory of a batch: forward, and value and gradient by all experts."""
     picked = some_faces(BATCH)
@@ -237,9 +232,8 @@ def costs(model: jclnf.Model, name: str) -> dict[str, Any]:
             pose, shape = jax.lax.stop_gradient(place(changed, *face, None))
             return fit_from(changed, face[0], pose, shape, params).landmarks
 
-        # Gradients of convolutions are ten times slower in a loop.
-        mapped = map_faces if isinstance(model.experts, CCNF) else all_at_once
-        return mapped(one, (images, boxes))
+        side_by_side = not isinstance(model.experts, CCNF)
+        return map_faces(one, (images, boxes), side_by_side=side_by_side)
 
     def loss(floats: Any, images: Any, boxes: Any, how: str) -> Any:
         return jnp.mean((fits(floats, images, boxes, how) - 100.0) ** 2)

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.batch import crops_of_one_size
+from jclnf.early_termination import likelihood_of
 from jclnf.errors import AnnotationError, TrainingError
 from jclnf.experts import CCNF
 from jclnf.face import place
@@ -187,13 +188,7 @@ def _losses(tree: Any, offset: Any, batch: Any) -> Float[Array, " b"]:
         landmarks = fit_from(model, image, start, shape, params).landmarks
         return distance(landmarks, face["points"], offset)
 
-    # In a loop the gradients of convolutions take ten times as long; fields are faster in one.
-    mapped = map_faces if isinstance(tree["model"].experts, CCNF) else _all_at_once
-    return mapped(one, batch)
-
-
-def _all_at_once(function: Callable[[Any], Any], batch: Any) -> Any:
-    return jax.vmap(function)(batch)
+    return map_faces(one, batch, side_by_side=not isinstance(tree["model"].experts, CCNF))
 
 
 def _optimiser(
@@ -268,10 +263,9 @@ def _with_starts(tree: Any, data: _Data, rotations: Any) -> _Data:
             def fitted(rotation: Array) -> Array:
                 pose = pose_from_box(model.pdm, face["box"], rotation)
                 shape = model.pdm.mean_shape()
-                return fit_from(model, face["picture"], pose, shape, params).likelihood
+                return likelihood_of(fit_from(model, face["picture"], pose, shape, params))
 
-            likelihoods = map_faces(fitted, rotations)
-            return rotations[jnp.argmax(jnp.where(jnp.isnan(likelihoods), -jnp.inf, likelihoods))]
+            return rotations[jnp.argmax(map_faces(fitted, rotations))]
 
         return map_faces(one, faces)
 
