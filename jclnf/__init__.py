@@ -36,6 +36,7 @@ from jclnf.pdm import PDM, Pose
 from jclnf.result import FitResult, FitStatus, PartResult, Trace
 from jclnf.runtime import enable_compilation_cache
 from jclnf.serialise import load_model, save_model
+from jclnf.track import TrackParams, TrackState, track, track_frame
 from jclnf.validator import Validator
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ __all__ = [
     "PartResult",
     "Pose",
     "Trace",
+    "TrackParams",
+    "TrackState",
     "Tuned",
     "Validator",
     "crop",
@@ -84,6 +87,8 @@ __all__ = [
     "read_annotations",
     "save_model",
     "split_by_identity",
+    "track",
+    "track_frame",
     "tune",
 ]
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"parts"},
     {"face"},
     {"early_termination"},
-    {"hypotheses"},
+    {"hypotheses", "track"},
     {"crop", "images", "table", "plots", "detect", "openface", "serialise", "batch", "clnf"},
     {"annotations", "metrics", "curves"},
     {"evaluation"},
