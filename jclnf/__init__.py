@@ -37,6 +37,7 @@ from jclnf.result import FitResult, FitStatus, PartResult, Trace
 from jclnf.runtime import enable_compilation_cache
 from jclnf.serialise import load_model, save_model
 from jclnf.track import TrackParams, TrackState, track, track_frame
+from jclnf.tracker import TrackedFace, Tracker
 from jclnf.validator import Validator
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ __all__ = [
     "Trace",
     "TrackParams",
     "TrackState",
+    "TrackedFace",
+    "Tracker",
     "Tuned",
     "Validator",
     "crop",

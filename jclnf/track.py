@@ -200,6 +200,18 @@ def found(
     return without_trace(best_of(model, image, box, params.rotations, params.detection))
 
 
+def follow(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    state: TrackState,
+    settings: FitParams,
+) -> tuple[TrackState, FitResult]:
+    """What `track_frame` does with one of its two settings, whether the face was seen or not."""
+    result = fit_from(model, image, state.pose, state.shape, settings)
+    result = finish(model, image, without_trace(result), settings)
+    return state.next(result), result
+
+
 def _step(
     models: _Prepared, image: Real[Array, "h w"], state: TrackState, params: TrackParams
 ) -> tuple[TrackState, FitResult]:

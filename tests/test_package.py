@@ -25,6 +25,7 @@ LAYERS = [
     {"early_termination"},
     {"hypotheses", "track"},
     {"crop", "images", "table", "plots", "detect", "openface", "serialise", "batch", "clnf"},
+    {"overlap", "tracker"},
     {"annotations", "metrics", "curves"},
     {"evaluation"},
     {"train"},
