@@ -140,7 +140,7 @@ def crop(
 
 
 def region(
-    box: Sequence[float],
+    box: Sequence[float] | np.ndarray,
     shape: Sequence[int],
     beside: float,
     above: float,

@@ -55,22 +55,23 @@ class TrackParams(eqx.Module):
         A face that was seen in the frame before is fitted without the model's coarsest scale, and
         without any finer than the third, if that leaves a scale.
         """
-        return _with_rotations(model, model.defaults, model.start is None)
+        return _with_small_windows(model.defaults, several_starts=model.start is None)
 
     @staticmethod
     def openface(model: Model, *, arithmetic: str | Arithmetic = "openface") -> "TrackParams":
         """OpenFace's settings for videos, in its arithmetic unless told otherwise."""
-        return _with_rotations(model, FitParams.openface(model, arithmetic=arithmetic), True)
+        detection = FitParams.openface(model, arithmetic=arithmetic)
+        return _with_small_windows(detection, several_starts=True)
 
 
-def _with_rotations(model: Model, detection: FitParams, several: bool) -> TrackParams:
+def _with_small_windows(detection: FitParams, *, several_starts: bool) -> TrackParams:
     small = tuple(
         min(narrow, window)
         for narrow, window in zip(TRACKING_WINDOWS, detection.windows, strict=False)
     )
     small += (0,) * (len(detection.windows) - len(small))
     tracking = detection.replace(windows=small) if any(small) else detection
-    rotations = np.asarray(OPENFACE_ROTATIONS, np.float32) if several else None
+    rotations = jnp.array(OPENFACE_ROTATIONS, jnp.float32) if several_starts else None
     return TrackParams(detection, tracking, rotations)
 
 
@@ -83,7 +84,7 @@ class TrackState(eqx.Module):
     seen: Bool[Array, ""]
     """Whether the face was fitted with success in the last frame."""
     failures: Int[Array, ""]
-    """Frames in a row, up to the last one, in which the face was not seen."""
+    """Frames in a row, up to the last one, in which the face was followed and not seen."""
 
     @staticmethod
     def after(result: FitResult) -> "TrackState":
@@ -92,7 +93,7 @@ class TrackState(eqx.Module):
             pose=result.pose,
             shape=result.shape,
             seen=jnp.asarray(result.success),
-            failures=jnp.where(result.success, 0, 1).astype(jnp.int32),
+            failures=jnp.int32(0),
         )
 
     def next(self, result: FitResult) -> "TrackState":
@@ -176,7 +177,7 @@ class _Prepared(eqx.Module):
 @eqx.filter_jit
 def _track(
     model: Model,
-    frames: Real[Array, "t h w"],
+    frames: Real[Array, "t h w"] | np.ndarray,
     start: TrackState | Float[Array, "4"],
     params: TrackParams,
 ) -> tuple[TrackState, FitResult]:
@@ -213,7 +214,10 @@ def follow(
 
 
 def _step(
-    models: _Prepared, image: Real[Array, "h w"], state: TrackState, params: TrackParams
+    models: _Prepared,
+    image: Real[Array, "h w"] | np.ndarray,
+    state: TrackState,
+    params: TrackParams,
 ) -> tuple[TrackState, FitResult]:
     def fitted(model: Model, settings: FitParams) -> FitResult:
         return without_trace(fit_from(model, image, state.pose, state.shape, settings))

@@ -6,7 +6,7 @@ behavior analysis toolkit" (WACV 2016), section 3.1. Several faces, and their nu
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ MARGIN = 0.75
 """What a crop holds on each side of a face's landmarks, in larger sides of the box around them:
 the areas that are read, and how far landmarks may move in a frame."""
 SIDES = tuple(sorted({*BUCKETS, *(3 * side // 2 for side in BUCKETS)}))
-"""Sides of crops in pixels. Closer than for single images: each frame pays for what is too large."""
+"""Sides of crops in pixels; more than for single images: each frame pays for what is too large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +184,8 @@ class Tracker:
         if given is not None and len(given):
             self._use(given.reshape(-1, 4), grey, faces)
         self._end_duplicates(faces)
-        self._give_up(faces)
         self._idle = 0 if self._tracks else self._idle + 1
+        self._give_up()
         self._frame += 1
         return [faces[track.id] for track in self._tracks]
 
@@ -196,9 +196,9 @@ class Tracker:
         faces = {}
         for track, fit in zip(self._tracks, fits, strict=True):
             track.state, result = jax.device_get(fit)
-            if bool(result.ok):
-                track.box = extent(result.landmarks)
-            faces[track.id] = _face(track.id, result, detected=False)
+            face = faces[track.id] = _face(track.id, result, detected=False)
+            if result.ok:
+                track.box = face.box
         return faces
 
     def _wants_detection(self) -> bool:
@@ -229,30 +229,25 @@ class Tracker:
             taken.add(column)
             state, result = jax.device_get(self._fits.find(grey, free[column]))
             if result.success:
-                self._set(track, state, result, faces)
+                face = faces[track.id] = _face(track.id, result, detected=True)
+                track.state, track.box = state, face.box
         for column, box in enumerate(free):
             if column in taken:
                 continue
             if self.max_faces is not None and len(self._tracks) >= self.max_faces:
                 break
             state, result = jax.device_get(self._fits.find(grey, box))
-            usable = bool(result.success) or (self.single and bool(result.ok))
-            if usable and not self._known(extent(result.landmarks), faces):
-                track = _Track(self._new_id(extent(result.landmarks)), state, box)
+            around = extent(np.asarray(result.landmarks))
+            if (result.success or (self.single and result.ok)) and not self._known(around, faces):
+                track = _Track(self._new_id(around), state, around)
+                faces[track.id] = _face(track.id, result, detected=True)
                 self._tracks = sorted([*self._tracks, track], key=lambda track: track.id)
-                self._set(track, state, result, faces)
-
-    def _set(
-        self, track: _Track, state: TrackState, result: FitResult, faces: dict[int, TrackedFace]
-    ) -> None:
-        track.state, track.box = state, extent(result.landmarks)
-        faces[track.id] = _face(track.id, result, detected=True)
 
     def _known(self, box: np.ndarray, faces: dict[int, TrackedFace]) -> bool:
         """Whether a box is a face that was seen in this frame."""
         seen = (face for face in faces.values() if face.success)
         return any(
-            overlap(box, face.box) >= SAME_FACE or shows(box, face.result.landmarks)
+            overlap(box, face.box) >= SAME_FACE or shows(box, np.asarray(face.result.landmarks))
             for face in seen
         )
 
@@ -289,11 +284,13 @@ class Tracker:
             else:
                 kept.append(track)
 
-    def _give_up(self, faces: dict[int, TrackedFace]) -> None:
+    def _give_up(self) -> None:
         for track in list(self._tracks):
             # The first frame in which a face was not seen does not count.
             if int(track.state.failures) - 1 > self.give_up_after:
                 self._end(track)
+                # The schedule of searches goes on with the count of failures, as OpenFace's does.
+                self._idle = int(track.state.failures)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next frames depend on, in arrays of plain types, as for a file.
@@ -376,7 +373,7 @@ class _Fits:
         return self._find(self._leaves, piece, offset, box.astype(np.float32))
 
 
-def _piece(grey: np.ndarray, box: Sequence[float], beside: float) -> tuple[np.ndarray, np.ndarray]:
+def _piece(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray, np.ndarray]:
     """The crop around a box, and its offset in the frame."""
     x0, y0, side = region(box, grey.shape, beside, beside, SIDES)
     return cut(grey, x0, y0, side), np.array([x0, y0], np.float32)
@@ -416,7 +413,7 @@ def _face(number: int, result: FitResult, *, detected: bool) -> TrackedFace:
         result=result,
         success=bool(result.success),
         confidence=None if result.confidence is None else float(result.confidence),
-        box=extent(result.landmarks),
+        box=extent(np.asarray(result.landmarks)),
         detected=detected,
     )
 
