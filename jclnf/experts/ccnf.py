@@ -260,9 +260,7 @@ def patch_contrast(
 
 def patch_statistics(
     areas: Float[Array, "n a a"], window: int
-) -> tuple[
-    Float[Array, "n p positions"], Float[Array, "n positions"], Float[Array, "n positions"]
-]:
+) -> tuple[Float[Array, "n p positions"], Float[Array, "n positions"], Float[Array, "n positions"]]:
     """The patches of each area, less the area's mean, as columns; the mean that is left in each;
     and one over the norm of each less its mean, 0 as in `patch_contrast`."""
     n, side, _ = areas.shape
