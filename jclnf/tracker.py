@@ -332,10 +332,8 @@ class Tracker:
             _Track(
                 int(arrays["ids"][i]),
                 TrackState(
-                    Pose(*(arrays[name][i] for name in ("scale", "matrix", "translation"))),
-                    arrays["shape"][i],
-                    arrays["seen"][i],
-                    arrays["failures"][i],
+                    Pose(*(jnp.array(arrays[n][i]) for n in ("scale", "matrix", "translation"))),
+                    *(jnp.array(arrays[name][i]) for name in ("shape", "seen", "failures")),
                 ),
                 arrays["boxes"][i],
             )

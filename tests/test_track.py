@@ -26,7 +26,7 @@ def case() -> Planted:
 @pytest.fixture(scope="module")
 def params(case: Planted) -> TrackParams:
     settings = case.model.defaults
-    return TrackParams(settings, settings.replace(windows=(0, 7)))
+    return TrackParams(settings, settings.replace(windows=(7, 7)))
 
 
 @pytest.fixture(scope="module")

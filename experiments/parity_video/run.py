@@ -25,6 +25,14 @@ CLIPS = ("default.wmv", "changeLighting.wmv", "subj01_timepoint01.mp4")
 LONGEST = CLIPS[2]
 INNER = slice(17, 68)
 OUTER_EYES = (36, 45)
+GROUPS = {
+    "brows": slice(0, 10),
+    "bridge of the nose": slice(10, 14),
+    "nostrils": slice(14, 19),
+    "eyes": slice(19, 31),
+    "mouth": slice(31, 51),
+}
+"""Inner landmarks."""
 
 
 class Course(NamedTuple):
@@ -142,11 +150,17 @@ def accuracy_rows(where: str, landmarks: np.ndarray, reference: np.ndarray) -> l
     size = 100 * np.linalg.norm(off, axis=-1).mean()
     fixed = 100 * np.linalg.norm(constant, axis=-1).mean()
     rest = 100 * np.linalg.norm(off - constant, axis=-1).mean()
+    lengths = 100 * np.linalg.norm(constant, axis=-1)
+    groups = [
+        Row(f"of it the same in all frames, {name}", where, n, lengths[at].mean(), unit="%")
+        for name, at in GROUPS.items()
+    ]
     # The reference is written to 0.1 px, which is jitter too.
     rounded = np.round(landmarks, 1)
     return [
         Row("distance, inner landmarks", where, n, size, 3.0, unit="% of the eye distance"),
         Row("of it the same in all frames, by landmark", where, n, fixed, unit="%"),
+        *groups,
         Row("the rest", where, n, rest, unit="%"),
         Row("jitter", where, n, jitter(rounded), jitter(reference), unit="px"),
         Row("jitter of inner landmarks", where, n, jitter(rounded[:, INNER]), unit="px"),
