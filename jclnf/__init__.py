@@ -19,6 +19,7 @@ from jclnf.crop import Crop, crop
 from jclnf.errors import (
     AnnotationError,
     BoxError,
+    DetectorError,
     ImageError,
     JclnfError,
     ModelFileError,
@@ -54,6 +55,7 @@ __all__ = [
     "BoxError",
     "Course",
     "Crop",
+    "DetectorError",
     "EarlyTermination",
     "Evaluation",
     "FitParams",
