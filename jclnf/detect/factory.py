@@ -37,6 +37,14 @@ def make_detector(spec: str = "haar") -> Detector:
         from jclnf.detect.haar import HaarDetector
 
         return HaarDetector()
+    if kind == "mtcnn" and (rest or not colon):
+        from jclnf.detect.mtcnn import MtcnnDetector
+
+        return MtcnnDetector(rest or None)
+    if kind == "yunet" and rest:
+        from jclnf.detect.yunet import YuNetDetector
+
+        return YuNetDetector(rest)
     if kind in ("haar", "mtcnn", "yunet", "boxes") or not (kind and rest):
         raise DetectorError(f"{spec!r} is no detector; there are {DETECTORS}")
     return _own(spec, kind, rest)
