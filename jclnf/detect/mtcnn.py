@@ -7,6 +7,7 @@ whole numbers where it does so, and corrected from what the networks mean to the
 
 import os
 
+import jax.numpy as jnp
 import numpy as np
 
 from jclnf.detect.base import check_picture
@@ -15,8 +16,8 @@ from jclnf.errors import DetectorError
 from jclnf.openface.mtcnn import INPUT_SIDES, read_mtcnn
 
 CORRECTION = (-0.0075, 0.2459, 1.0323, 0.7751)
-"""(a, b, c, d): from the networks' box to the face outline by x + a w, y + b h, c w, d h; OpenFace's
-own numbers."""
+"""(a, b, c, d): from the networks' box to the face outline by x + a w, y + b h, c w, d h, as
+OpenFace has it."""
 
 THRESHOLDS = (0.6, 0.7, 0.7)
 """Probability that a box must have to pass each of the networks."""
@@ -207,7 +208,7 @@ def _refine(
         batch = np.zeros((_at_least(len(some), _BATCHES), side, side, 3), np.float32)
         for i, box in enumerate(some):
             batch[i] = _cut(rgb, box, side)
-        answer = faces(network, batch, np.array([side, side]))
+        answer = faces(network, jnp.asarray(batch), jnp.array([side, side]))
         answers.append(np.asarray(answer, np.float64).reshape(len(batch), 5)[: len(some)])
     found = np.concatenate(answers)
     keep = found[:, 0] >= least
@@ -238,7 +239,8 @@ def _over_picture(network: Network, picture: np.ndarray) -> np.ndarray:
         return np.zeros((0, 0, 5))
     padded = np.zeros((_at_least(height, _SIDES), _at_least(width, _SIDES), 3), np.float32)
     padded[:height, :width] = picture
-    answer = np.asarray(faces(network, padded[None], np.array([height, width]))[0], np.float64)
+    size = jnp.array([height, width])
+    answer = np.asarray(faces(network, jnp.asarray(padded[None]), size)[0], np.float64)
     # ceil: the pooling's last window reaches over the border of an odd picture.
     return answer[: -(-(height - _CELL) // _STEP) + 1, : -(-(width - _CELL) // _STEP) + 1]
 

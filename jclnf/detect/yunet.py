@@ -110,4 +110,4 @@ class YuNetDetector:
 
 def _reason(error: Exception) -> str:
     """Return what an error of OpenCV's says, without its tale of files and lines."""
-    return str(error).strip().splitlines()[-1]
+    return str(getattr(error, "err", "") or error).strip()

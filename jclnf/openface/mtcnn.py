@@ -202,9 +202,10 @@ def _connect(
             elif inputs == np.prod(shape):
                 # In the file the maps are flattened column by column.
                 maps, height, width = shape
-                turned = arrays["weights"].reshape(maps, width, height, outputs)
-                turned = turned.transpose(2, 1, 0, 3).reshape(inputs, outputs)
-                layer = LayerArrays("Dense", {**arrays, "weights": turned})
+                weights = arrays["weights"].reshape(maps, width, height, outputs)
+                weights = weights.transpose(2, 1, 0, 3)
+                arrays["weights"] = weights.reshape(inputs, outputs)
+                layer = LayerArrays("Dense", {**arrays})
                 shape = (outputs,)
             else:
                 problem = f"takes {inputs} numbers, not {shape}"
