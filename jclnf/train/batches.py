@@ -15,7 +15,8 @@ import numpy as np
 
 from jclnf.experts.trunk import SAMPLING
 from jclnf.start import MARGIN, SIZE
-from jclnf.train.augment import augment
+from jclnf.train.augment import augment, grey
+from jclnf.train.deform import perhaps_deformed
 from jclnf.train.faces import Posed
 
 _TURN = 0.22
@@ -82,10 +83,21 @@ class State(NamedTuple):
     landmarks: np.ndarray
 
 
-def disturbed(posed: Posed, face: int, by: Disturbance, rng: np.random.Generator) -> State:
-    """The true state of a face, disturbed: some faces are far off, most are near."""
+def disturbed(
+    posed: Posed,
+    face: int,
+    by: Disturbance,
+    rng: np.random.Generator,
+    latent: np.ndarray | None = None,
+) -> State:
+    """The true state of a face, disturbed: some faces are far off, most are near.
+
+    Args:
+        latent: the shape parameters if they are not the face's own, see `deformed`.
+    """
     model = posed.model
-    scale, latent = posed.scale[face], posed.latent[face]
+    scale = posed.scale[face]
+    latent = posed.latent[face] if latent is None else latent
     far = rng.choice([0.4, 1.0, 1.7], p=[0.35, 0.45, 0.2])
     matrix = posed.matrix[face] @ euler_matrix(far * rng.normal(size=3) * by.turn)
     translation = posed.translation[face] + far * scale * rng.normal(0, by.shift, 2)
@@ -116,22 +128,22 @@ class TrunkExamples:
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (SAMPLING grid, SAMPLING grid) uint8, `points` (n, 2) in cells of the map."""
         posed = self.posed
-        state = disturbed(posed, face, self.disturbance, rng)
+        whole, truth, latent = perhaps_deformed(posed, face, rng)
+        state = disturbed(posed, face, self.disturbance, rng, latent)
         base = state.landmarks
         to_cells = similarity(base, self.scaling * state.shape[:, :2])
         middle = self.scaling * np.asarray(self.middle)
         centroid = base.mean(0)
         to_image = np.linalg.inv(to_cells)
         picture = warped(
-            posed.faces.pictures[face],
+            whole,
             centroid + to_image @ middle,
             to_image / SAMPLING,
             SAMPLING * self.grid,
         )
-        truth = posed.faces.points[face]
         points = (truth - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
         return {
-            "picture": augment(picture, rng),
+            "picture": augment(grey(picture, rng), rng),
             "points": points.astype(np.float32),
         }
 
@@ -154,7 +166,10 @@ class BoxExamples:
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (size, size) uint8, `box` (4,) and `points` (n, 2) in its pixels."""
-        points = self.posed.faces.points[face]
+        faces = self.posed.faces
+        whole, points = faces.pictures[face], faces.points[face]
+        if self.changed:
+            whole, points, _ = perhaps_deformed(self.posed, face, rng)
         change = _turned_and_stretched(rng) if self.changed else np.eye(2)
         moved = points @ change.T
         low, high = moved.min(0), moved.max(0)
@@ -168,10 +183,10 @@ class BoxExamples:
         step = rng.uniform(*self.margin) * extent.mean() / self.size
         centre = low + extent / 2
         back = np.linalg.inv(change)
-        picture = warped(self.posed.faces.pictures[face], back @ centre, step * back, self.size)
+        picture = warped(whole, back @ centre, step * back, self.size)
         corner = (self.size - 1) / 2 - extent / step / 2
         return {
-            "picture": augment(picture, rng) if self.changed else picture,
+            "picture": augment(grey(picture, rng), rng) if self.changed else grey(picture),
             "box": np.concatenate([corner, extent / step]).astype(np.float32),
             "points": ((moved - centre) / step + (self.size - 1) / 2).astype(np.float32),
         }
@@ -211,7 +226,7 @@ def warped(
     """What `jclnf.warp.sample_square` reads, nearly: reduced by powers of two where it is large."""
     step = np.sqrt(abs(np.linalg.det(to_picture)))
     while step > 1.5:
-        rows, columns = (n // 2 * 2 for n in picture.shape)
+        rows, columns = (n // 2 * 2 for n in picture.shape[:2])
         picture = cv2.resize(
             picture[:rows, :columns], (columns // 2, rows // 2), interpolation=cv2.INTER_AREA
         )
