@@ -15,8 +15,8 @@ import numpy as np
 
 from jclnf.experts.trunk import SAMPLING
 from jclnf.start import MARGIN, SIZE
-from jclnf.train.augment import augment, grey
-from jclnf.train.deform import perhaps_deformed
+from jclnf.train.augment import augment
+from jclnf.train.deform import changed, unchanged
 from jclnf.train.faces import Posed
 
 _TURN = 0.22
@@ -93,7 +93,7 @@ def disturbed(
     """The true state of a face, disturbed: some faces are far off, most are near.
 
     Args:
-        latent: the shape parameters if they are not the face's own, see `deformed`.
+        latent: the shape parameters if they are not the face's own, see `jclnf.train.deform.bent`.
     """
     model = posed.model
     scale = posed.scale[face]
@@ -117,6 +117,7 @@ class TrunkExamples:
         grid: side of the maps in cells.
         middle: centre of the maps from the landmarks' centroid, millimetres.
         disturbance: how far from the truth the maps are placed.
+        changed: whether faces are deformed and pictures augmented.
     """
 
     posed: Posed
@@ -124,26 +125,27 @@ class TrunkExamples:
     grid: int
     middle: tuple[float, float]
     disturbance: Disturbance
+    changed: bool = True
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (SAMPLING grid, SAMPLING grid) uint8, `points` (n, 2) in cells of the map."""
         posed = self.posed
-        whole, truth, latent = perhaps_deformed(posed, face, rng)
-        state = disturbed(posed, face, self.disturbance, rng, latent)
+        shown = changed(posed, face, rng) if self.changed else unchanged(posed, face)
+        state = disturbed(posed, face, self.disturbance, rng, shown.latent)
         base = state.landmarks
         to_cells = similarity(base, self.scaling * state.shape[:, :2])
         middle = self.scaling * np.asarray(self.middle)
         centroid = base.mean(0)
         to_image = np.linalg.inv(to_cells)
         picture = warped(
-            whole,
+            shown.picture,
             centroid + to_image @ middle,
             to_image / SAMPLING,
             SAMPLING * self.grid,
         )
-        points = (truth - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
+        points = (shown.points - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
         return {
-            "picture": augment(grey(picture, rng), rng),
+            "picture": augment(picture, rng) if self.changed else picture,
             "points": points.astype(np.float32),
         }
 
@@ -166,12 +168,10 @@ class BoxExamples:
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (size, size) uint8, `box` (4,) and `points` (n, 2) in its pixels."""
-        faces = self.posed.faces
-        whole, points = faces.pictures[face], faces.points[face]
-        if self.changed:
-            whole, points, _ = perhaps_deformed(self.posed, face, rng)
+        posed = self.posed
+        shown = changed(posed, face, rng) if self.changed else unchanged(posed, face)
         change = _turned_and_stretched(rng) if self.changed else np.eye(2)
-        moved = points @ change.T
+        moved = shown.points @ change.T
         low, high = moved.min(0), moved.max(0)
         extent = high - low
         # Boxes of other sources are tight in their own way: to the lower right, or larger.
@@ -183,10 +183,10 @@ class BoxExamples:
         step = rng.uniform(*self.margin) * extent.mean() / self.size
         centre = low + extent / 2
         back = np.linalg.inv(change)
-        picture = warped(whole, back @ centre, step * back, self.size)
+        picture = warped(shown.picture, back @ centre, step * back, self.size)
         corner = (self.size - 1) / 2 - extent / step / 2
         return {
-            "picture": augment(grey(picture, rng), rng) if self.changed else grey(picture),
+            "picture": augment(picture, rng) if self.changed else picture,
             "box": np.concatenate([corner, extent / step]).astype(np.float32),
             "points": ((moved - centre) / step + (self.size - 1) / 2).astype(np.float32),
         }

@@ -1,10 +1,11 @@
-"""Faces of other people, made of those that there are: pictures bent to other shapes."""
+"""Faces of other people, made of those that there are: bent to other shapes, in other greys."""
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from jclnf.train.augment import grey
 from jclnf.train.faces import Posed
 
 REACH = 0.22
@@ -16,76 +17,81 @@ NODES = 28
 LARGEST = 0.08
 """Farthest that a landmark is moved, in sizes of the face: farther, the picture would fold."""
 PART = 0.6
-"""Part of the faces that `perhaps_deformed` changes."""
+"""Part of the faces that `changed` bends."""
 STRENGTHS = (0.2, 0.8)
 """By how much it does, at least and at most."""
 
 
-class Deformed(NamedTuple):
-    """A face, bent or not: its picture, landmarks `(n, 2)` there, and shape parameters `(m,)` in
-    their standard deviations."""
+class Shown(NamedTuple):
+    """A face as it is shown in training: a grey picture, landmarks `(n, 2)` there, and shape
+    parameters `(m,)` in their standard deviations."""
 
     picture: np.ndarray
     points: np.ndarray
     latent: np.ndarray
 
 
-def perhaps_deformed(posed: Posed, face: int, rng: np.random.Generator) -> Deformed:
-    """A face as it is, or bent by a random `STRENGTHS`."""
-    if rng.random() < PART:
-        return deformed(posed, face, rng.uniform(*STRENGTHS), rng)
-    faces = posed.faces
-    return Deformed(faces.pictures[face], faces.points[face], posed.latent[face])
+def unchanged(posed: Posed, face: int) -> Shown:
+    """A face as it is."""
+    picture = grey(posed.faces.pictures[face])
+    return Shown(picture, posed.faces.points[face], posed.latent[face])
 
 
-def deformed(posed: Posed, face: int, strength: float, rng: np.random.Generator) -> Deformed:
-    """A face's picture bent to another shape of the shape model, and its landmarks there.
+def changed(posed: Posed, face: int, rng: np.random.Generator) -> Shown:
+    """A face in a random mixture of colours, perhaps bent by a random strength."""
+    picture = grey(posed.faces.pictures[face], rng)
+    shown = Shown(picture, posed.faces.points[face], posed.latent[face])
+    return bent(posed, face, shown, rng.uniform(*STRENGTHS), rng) if rng.random() < PART else shown
 
-    The bend is a sum of Gaussians at the landmarks that takes each one to where the changed shape
-    has it, and nothing far from the face: Bookstein, "Principal warps" (PAMI 1989), with a
-    function of limited reach.
+
+def bent(posed: Posed, face: int, shown: Shown, strength: float, rng: np.random.Generator) -> Shown:
+    """A face bent to another shape of the shape model.
+
+    The bend is a sum of Gaussians at the landmarks that takes each one nearly to where the changed
+    shape has it, and nothing far from the face: as Bookstein, "Principal warps" (PAMI 1989), with
+    functions of limited reach.
 
     Args:
-        posed: the faces.
-        face: which one.
+        posed, face: the pose and the shape model to bend it by.
+        shown: the face as it was.
         strength: standard deviation of the change of each shape parameter, in its own.
-
-    Returns:
-        The face; its picture is as large as it was.
     """
-    picture, points = posed.faces.pictures[face], posed.faces.points[face]
-    model = posed.model
+    model, points = posed.model, shown.points
     change = strength * rng.normal(size=len(model.eigenvalues))
     displacement = model.components @ (change * np.sqrt(model.eigenvalues))
     move = posed.scale[face] * displacement @ posed.matrix[face][:2].T
     size = float(np.sqrt(np.ptp(points, axis=0).prod()))
     farthest = np.linalg.norm(move, axis=1).max()
     part = min(1.0, LARGEST * size / max(farthest, 1e-6))
-    move = part * move
-    target = points + move
-    values = _bumps(target, target, REACH * size)
-    weights = np.linalg.solve(values + SLACK * np.eye(len(target)), -move)
+    centres, reach = points + part * move, REACH * size
+    values = _bumps(centres[:, None, 0] - centres[:, 0], reach)
+    values *= _bumps(centres[:, None, 1] - centres[:, 1], reach)
+    # To where in the picture each pixel of the bent one looks: back.
+    weights = np.linalg.solve(values + SLACK * np.eye(len(centres)), -part * move)
 
-    height, width = picture.shape[:2]
+    height, width = shown.picture.shape
     columns, rows = np.linspace(0, width - 1, NODES), np.linspace(0, height - 1, NODES)
-    nodes = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
-    bend = _bumps(nodes, target, REACH * size) @ weights
-    bend = bend.reshape(NODES, NODES, 2).astype(np.float32)
-    matrix = np.array([[(NODES - 1) / (width - 1), 0, 0], [0, (NODES - 1) / (height - 1), 0]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    dense = cv2.warpAffine(
-        bend, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    along_x, along_y = (
+        _bumps(nodes[:, None] - c, reach)
+        for nodes, c in zip((columns, rows), centres.T, strict=True)
     )
-    at = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
-    at += dense
-    bent = cv2.remap(picture, at[..., 0], at[..., 1], cv2.INTER_LINEAR)
+    bend = np.stack([along_y * w @ along_x.T for w in weights.T], axis=-1)
+    looks = (bend + np.stack(np.meshgrid(columns, rows), axis=-1)).astype(np.float32)
+    to_nodes = np.array([[(NODES - 1) / (width - 1), 0, 0], [0, (NODES - 1) / (height - 1), 0]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    looks = cv2.warpAffine(
+        looks, to_nodes, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
+    picture = cv2.remap(shown.picture, looks, None, cv2.INTER_LINEAR)
+    moved = centres
     for _ in range(3):
-        # Where a landmark has come to is the point whose bend leads back to it.
-        target = points - _bumps(target, points + move, REACH * size) @ weights
-    return Deformed(bent, target, posed.latent[face] + part * change)
+        # Where a landmark has come to is the point that looks back to it.
+        at = _bumps(moved[:, None, 0] - centres[:, 0], reach)
+        at *= _bumps(moved[:, None, 1] - centres[:, 1], reach)
+        moved = points - at @ weights
+    return Shown(picture, moved, shown.latent + part * change)
 
 
-def _bumps(at: np.ndarray, centres: np.ndarray, reach: float) -> np.ndarray:
-    """Values at points `(p, 2)` of Gaussians around centres `(c, 2)`: `(p, c)`."""
-    squares = (at**2).sum(1)[:, None] + (centres**2).sum(1) - 2 * at @ centres.T
-    return np.exp(-np.maximum(squares, 0.0) / (2 * reach**2))
+def _bumps(distances: np.ndarray, reach: float) -> np.ndarray:
+    """A Gaussian of the distances along one axis."""
+    return np.exp(-(distances**2) / (2 * reach**2))
