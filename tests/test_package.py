@@ -14,10 +14,10 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "jclnf"
 
 LAYERS = [
-    {"errors", "runtime", "rotation", "warp", "mapping", "convnet"},
+    {"errors", "runtime", "rotation", "warp", "mapping", "convnet", "camera"},
     {"pdm", "params", "meanshift"},
     {"rlms", "experts", "validator", "start", "implicit"},
-    {"uncertainty"},
+    {"uncertainty", "head_pose", "gaze"},
     {"model", "result", "from_points"},
     {"fit"},
     {"parts"},

@@ -82,7 +82,7 @@ def bent(posed: Posed, face: int, shown: Shown, strength: float, rng: np.random.
     looks = cv2.warpAffine(
         looks, to_nodes, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
     )
-    picture = cv2.remap(shown.picture, looks, None, cv2.INTER_LINEAR)
+    picture = cv2.remap(shown.picture, looks[..., 0], looks[..., 1], cv2.INTER_LINEAR)
     moved = centres
     for _ in range(3):
         # Where a landmark has come to is the point that looks back to it.
