@@ -39,6 +39,8 @@ from jclnf.pdm import PDM, Pose
 from jclnf.result import FitResult, FitStatus, PartResult, Trace
 from jclnf.runtime import enable_compilation_cache
 from jclnf.serialise import load_model, save_model
+from jclnf.track import TrackParams, TrackState, track, track_frame
+from jclnf.tracker import TrackedFace, Tracker
 from jclnf.validator import Validator
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ __all__ = [
     "PartResult",
     "Pose",
     "Trace",
+    "TrackParams",
+    "TrackState",
+    "TrackedFace",
+    "Tracker",
     "Tuned",
     "Validator",
     "crop",
@@ -93,6 +99,8 @@ __all__ = [
     "read_annotations",
     "save_model",
     "split_by_identity",
+    "track",
+    "track_frame",
     "tune",
 ]
 
