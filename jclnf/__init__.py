@@ -20,6 +20,7 @@ from jclnf.crop import Crop, crop
 from jclnf.errors import (
     AnnotationError,
     BoxError,
+    DetectorError,
     ImageError,
     JclnfError,
     ModelFileError,
@@ -60,6 +61,7 @@ __all__ = [
     "Camera",
     "Course",
     "Crop",
+    "DetectorError",
     "EarlyTermination",
     "Evaluation",
     "FitParams",

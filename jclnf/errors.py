@@ -35,6 +35,10 @@ class BoxError(JclnfError):
     """A face box is empty, not finite, too large, or outside its image."""
 
 
+class DetectorError(JclnfError):
+    """There is no such face detector, or what one returned are no boxes."""
+
+
 class ParamsError(JclnfError):
     """Fit settings that contradict each other or the model."""
 

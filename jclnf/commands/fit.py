@@ -39,6 +39,7 @@ examples:
   jclnf fit photo.jpg --model OpenFace/model/main_clnf_general.txt
   jclnf fit holiday/ portraits/*.jpg --out results --one
   jclnf fit patient.png --box 310 122 240 251
+  jclnf fit crowd.jpg --detector mtcnn:OpenFace/model
   jclnf fit frames/ --boxes boxes.csv --starts 1 --no-overlay --quiet
 """
 
@@ -80,6 +81,14 @@ def add_parser(subparsers: Any) -> None:
         "--boxes",
         metavar="CSV",
         help="a file with the columns image, x, y, w, h and one row a face",
+    )
+    faces.add_argument(
+        "--detector",
+        metavar="NAME",
+        default="haar",
+        help="what finds them: haar (OpenCV's cascades, the default); mtcnn (OpenFace's networks, "
+        "where its models are installed) or mtcnn:PATH (its model folder); yunet:FILE.onnx "
+        "(OpenCV's network); module:function (your own)",
     )
 
     openface = p.add_argument_group("OpenFace's models only")
@@ -197,15 +206,15 @@ def _box_source(args: argparse.Namespace) -> Boxes:
 
         return listed
 
-    from jclnf.detect import HaarDetector
+    from jclnf.detect import find_faces, make_detector
 
     try:
-        detector = HaarDetector()
+        detector = make_detector(args.detector)
     except JclnfError as e:
         raise CommandError(str(e)) from e
 
     def detected(photo: Photo) -> Any:
-        found = detector(photo.grey)
+        found = find_faces(detector, photo)
         if len(found) == 0:
             raise BoxError("no face found; if there is one, give its box as --box X Y W H")
         return found[:1] if args.one else found
@@ -282,7 +291,7 @@ def _fit_image(
         return False
     try:
         found = boxes(photo)
-    except BoxError as e:
+    except JclnfError as e:
         complain(f"{image}: {e}")
         return False
     done, drawn = True, []

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jclnf.errors import ImageError, JclnfError
+from jclnf.detect.base import check_picture
+from jclnf.errors import JclnfError
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
 
@@ -68,11 +69,7 @@ class HaarDetector:
         Raises:
             ImageError: `grey` is not of that shape and type.
         """
-        if not isinstance(grey, np.ndarray) or grey.dtype != np.uint8 or grey.ndim != 2:
-            what = f"{getattr(grey, 'dtype', type(grey).__name__)} {getattr(grey, 'shape', '')}"
-            raise ImageError(f"image: detection takes a grey uint8 array (h, w), got {what}")
-        if grey.size == 0:
-            raise ImageError(f"image: no pixels, shape {grey.shape}")
+        grey = check_picture(grey, colour=False)
         found = self._search(grey, self.max_side, self.min_face, (0.0,))
         if len(found[0]) == 0:
             found = self._search(grey, _SECOND_SIDE, _SECOND_MIN_FACE, _SECOND_DEGREES)
