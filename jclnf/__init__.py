@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
 from jclnf.batch import fit_batch
 from jclnf.clnf import CLNF
+from jclnf.confidence import Confidence
 from jclnf.crop import Crop, crop
 from jclnf.errors import (
     AnnotationError,
@@ -52,6 +53,7 @@ __all__ = [
     "AnnotationError",
     "Arithmetic",
     "BoxError",
+    "Confidence",
     "Course",
     "Crop",
     "EarlyTermination",

@@ -82,8 +82,8 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
     """A fit's course and outcome in plain NumPy and Python values.
 
     Returns:
-        `converged`, `status` (a `FitStatus`), `message`; `success`, `confidence` (None if the model
-        has no validator), `parts` (see `FitResult`); `iterations` performed in all;
+        `converged`, `status` (a `FitStatus`), `message`; `success`, `confidence` and `landmark_confidence`
+        (None if the model has none), `parts` (see `FitResult`); `iterations` performed in all;
         `likelihood`, `landmark_likelihood`, `visible`; `scale` (px/mm), `rotation` (pitch, yaw,
         roll), `translation`, `shape`, `landmarks3d`; and by fitted scale, as lists of dicts under
         `windows`: `window`, `view`, `peak_offsets` (n, 2) of the response peaks from the centre of
@@ -122,6 +122,7 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
         "message": status.message,
         "success": bool(result.success),
         "confidence": None if result.confidence is None else float(result.confidence),
+        "landmark_confidence": result.landmark_confidence,
         "parts": result.parts,
         "iterations": int(trace.performed.sum()),
         "mean_shift_norm": float(last["mean_shift"][-1]),

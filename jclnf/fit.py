@@ -22,8 +22,6 @@ from jclnf.result import FitResult, FitStatus, Trace
 
 SMALLEST_SCALE = 0.25
 """Pixels per millimetre under which a face is too small to be fitted."""
-LIKELIHOOD_FLOOR = 1e-8
-"""Added to each landmark's response before its logarithm is taken."""
 LARGEST_ZOOM = 3.0
 """A fit that changes the start's scale by more than this factor has diverged."""
 
@@ -371,7 +369,7 @@ def _likelihoods(
 
 def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Float[Array, ""]:
     """Mean of `log(L_i + 1e-8)` over the visible landmarks."""
-    logs = jnp.where(visible, jnp.log(each + LIKELIHOOD_FLOOR), 0.0)
+    logs = jnp.where(visible, jnp.log(each + meanshift.LIKELIHOOD_FLOOR), 0.0)
     return logs.sum() / jnp.maximum(visible.sum(), 1)
 
 
