@@ -32,8 +32,8 @@ _ROTATION = 6
 
 def characteristics(
     pdm: PDM, pose: Pose, shape: Float[Array, " m"], likelihood: Float[Array, " n"]
-) -> Float[Array, " n+6+m"]:
-    """What probabilities are taken from, `q` above.
+) -> Float[Array, " q"]:
+    """What probabilities are taken from: `q` above, `n + 6 + m` numbers.
 
     Args:
         pdm: the shape model.
@@ -49,15 +49,16 @@ def characteristics(
 class Confidence(eqx.Module):
     """What a model's fits have their confidence from, calibrated for the settings it comes with.
 
-    It is differentiable, with kinks where numbers of the hidden layer become 0.
+    Axes: characteristics (`q`), hidden layer (`h`), and the face and each landmark (`r`). It is
+    differentiable, with kinks where numbers of the hidden layer become 0.
     """
 
-    hidden: Float[Array, "n+6+m h"]
+    hidden: Float[Array, "q h"]
     """The hidden layer's weights, the transpose of `A`."""
     hidden_bias: Float[Array, " h"]
-    out: Float[Array, "h 1+n"]
-    """The last layer's weights, the transpose of `B`: the face, then each landmark."""
-    out_bias: Float[Array, " 1+n"]
+    out: Float[Array, "h r"]
+    """The last layer's weights, the transpose of `B`."""
+    out_bias: Float[Array, " r"]
     threshold: Float[Array, ""]
     """A fit of at most this confidence has failed."""
 
@@ -84,7 +85,7 @@ class Confidence(eqx.Module):
         """Number of shape parameters."""
         return self.hidden.shape[0] - _ROTATION - self.n_landmarks
 
-    def evidence(self, given: Float[Array, " n+6+m"]) -> Float[Array, " 1+n"]:
+    def evidence(self, given: Float[Array, " q"]) -> Float[Array, " r"]:
         """Logits of the probabilities of the face and each landmark, from `characteristics`."""
         return jax.nn.relu(given @ self.hidden + self.hidden_bias) @ self.out + self.out_bias
 

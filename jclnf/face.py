@@ -89,26 +89,33 @@ def finish(
     model: Model, image: Real[Array, "h w"] | np.ndarray, result: FitResult, params: FitParams
 ) -> FitResult:
     """A face that was fitted, with its parts (if `params.parts`) and its confidence (if the model
-    says one): what is done once, when it is known which fit is kept."""
+    can tell): what is done once, when it is known which fit is kept."""
     image = jnp.asarray(image)
     if params.parts:
         result = fit_parts(model, image, result, params)
-    each = None
-    if model.validator is not None:
-        face = validator.confidence(model.validator, image, result.landmarks, result.pose.rotation)
-        threshold = jnp.full_like(face, SUCCESS_CONFIDENCE)
-    elif model.confidence is not None:
+    if model.confidence is not None:
         at = (result.pose, result.shape, result.landmark_likelihood)
         face, each = model.confidence(model.pdm, *at)
         each = jnp.where(result.ok, each, 0.0)
-        threshold = model.confidence.threshold
-    else:
-        return result
+        result = _trusted(result, face, model.confidence.threshold, each)
+    if model.validator is not None:
+        face = validator.confidence(model.validator, image, result.landmarks, result.pose.rotation)
+        threshold = jnp.full_like(face, SUCCESS_CONFIDENCE)
+        result = _trusted(result, face, threshold, result.landmark_confidence)
+    return result
+
+
+def _trusted(
+    result: FitResult,
+    face: Float[Array, ""],
+    threshold: Float[Array, ""],
+    landmarks: Float[Array, " n"] | None,
+) -> FitResult:
     return dataclasses.replace(
         result,
         confidence=jnp.where(result.ok, face, 0.0),
         threshold=threshold,
-        landmark_confidence=each,
+        landmark_confidence=landmarks,
     )
 
 

@@ -20,8 +20,6 @@ from jclnf.params import EXACT, FitParams, as_dtype
 from jclnf.pdm import PDM, Pose, project, shape3d, update
 from jclnf.result import FitResult, FitStatus, Trace
 
-SMALLEST_SCALE = 0.25
-"""Pixels per millimetre under which a face is too small to be fitted."""
 LARGEST_ZOOM = 3.0
 """A fit that changes the start's scale by more than this factor has diverged."""
 
@@ -235,7 +233,7 @@ def _fit_scale(
         landmark_likelihood=carry.landmark_likelihood,
         visible=maps.visible,
         settled=carry.movement < params.tolerance,
-        too_small=carry.pose.scale < SMALLEST_SCALE,
+        too_small=carry.pose.scale < model.experts.smallest_scale,
         measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
         if params.uncertainty
         else None,

@@ -39,8 +39,8 @@ _MESSAGES = {
     FitStatus.CONVERGED: "The fit converged.",
     FitStatus.ITERATION_LIMIT: "The fit used all its iterations; it was still moving a little.",
     FitStatus.FACE_TOO_SMALL: (
-        "The face became too small to fit (under 0.25 pixels per millimetre); "
-        "use a larger picture of it, or a better start."
+        "The face became too small to fit: it has too few pixels per millimetre for the model's "
+        "coarsest scale; use a larger picture of it, or a better start."
     ),
     FitStatus.DIVERGED: (
         "The fit left its start: the face moved away by more than its own size, or grew or "
@@ -120,14 +120,14 @@ class FitResult(eqx.Module):
     parts: dict[str, PartResult] = eqx.field(default_factory=dict)
     """The parts of the face by their names, if the fit's settings ask for them."""
     confidence: Float[Array, ""] | None = None
-    """How far the face is to be trusted, 0 to 1, 0 if the fit failed: the probability that the fit
-    is right (see `jclnf.confidence`), or what a validator says (`jclnf.validator`) if the model has
-    one; None if it has neither."""
+    """How far the face is to be trusted, 0 to 1, 0 if the fit failed: the probability that it is
+    right (see `jclnf.confidence`), or what the model's validator says if it has one (see
+    `jclnf.validator`); None if the model has neither."""
     threshold: Float[Array, ""] | None = None
-    """The confidence from which on a fit is a success: the model's own."""
+    """The confidence over which a fit is a success."""
     landmark_confidence: Float[Array, " n"] | None = None
     """The probability that each landmark is off by less than a tenth of the eye distance (see
-    `jclnf.confidence`), 0 if the fit failed; None if the model has none, or a validator."""
+    `jclnf.confidence`), 0 if the fit failed; None if the model cannot tell."""
 
     covariance: Float[Array, "n 2 2"] | None = None
     """Covariance of each landmark's position (x, y), square pixels: how far it may be off, as a

@@ -197,10 +197,8 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
             parts.append((len(part), found))
             if len(parts) > 2 * len(devices):
                 jax.block_until_ready(parts[-2 * len(devices)][1])
-    joined = [
-        np.concatenate(arrays)
-        for arrays in zip(*((np.asarray(a)[:n] for a in found) for n, found in parts), strict=True)
-    ]
+    each = [[np.asarray(array)[:count] for array in found] for count, found in parts]
+    joined = [np.concatenate(arrays) for arrays in zip(*each, strict=True)]
     back = np.argsort(order)
     return Outcome(*(array[back] for array in joined))
 
@@ -350,14 +348,15 @@ def main() -> None:
     before, after = cost(dataclasses.replace(model, confidence=confidence))
     head = ["confidence", "fits", "said, mean", "right"]
     body = (
-        f"{faces.sum()} fits of 495 validation faces and {(~faces).sum()} of what is no face, by a "
-        f"confidence learned on {len(fits.errors)} fits of {len(train)} faces of other people and "
-        f"calibrated on {len(others.errors)} of {len(held)} faces of yet others.\n\n{pivot(rows)}\n\n"
+        f"{faces.sum()} fits of 495 validation faces and {(~faces).sum()} of what is no face, "
+        f"by a confidence learned on {len(fits.errors)} fits of {len(train)} faces of other people and "
+        f"calibrated on {len(others.errors)} of {len(held)} faces of yet others."
+        f"\n\n{pivot(rows)}\n\n"
         "## What is accepted\n\n"
         + table(["", "fits", "right", "right ones accepted", "wrong ones accepted", "mean"], lines)
         + "\n\nErrors of the wrong fits of faces that are accepted: median "
-        f"{np.median(errors[missed]):.1f} %, 90th percentile {np.percentile(errors[missed], 90):.1f} "
-        f"% of the eye distance.\n\n## Reliability of the face's confidence, all fits\n\n"
+        f"{np.median(errors[missed]):.1f} %, 90th percentile "
+        f"{np.percentile(errors[missed], 90):.1f} % of the eye distance.\n\n## Reliability of the face's confidence, all fits\n\n"
         f"{table(head, whole)}\n\nExpected calibration error {whole_error:.4f}; from the boxes as "
         f"given {reliability(trust[usual, 0], right[usual])[1]:.4f}.\n\n"
         f"## Reliability of the landmarks' confidence, fits of faces\n\n{table(head, points)}\n\n"

@@ -98,7 +98,7 @@ def no_face(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture `(h, w)` uint8 of no face: noise of some coarseness and contrast, or what is in
     `picture`, in disorder."""
     height, width = picture.shape
-    tiles = int(rng.integers(3, 7))
+    tiles = int(rng.integers(5, 9))  # a face is larger than two of them
     h, w = height // tiles, width // tiles
     if rng.random() < 0.4 and min(h, w) > 0:
         blocks = picture[: h * tiles, : w * tiles].reshape(tiles, h, tiles, w)
@@ -130,7 +130,7 @@ def made(make: Maker, count: int, each: int, *, seed: int, threads: int = 2) -> 
 class Fits(NamedTuple):
     """Fits, and how far off they were; arrays with a leading axis `b`."""
 
-    given: Float[np.ndarray, "b n+6+m"]
+    given: Float[np.ndarray, "b q"]
     """What a confidence is taken from, see `jclnf.confidence.characteristics`."""
     errors: Float[np.ndarray, "b n"]
     """Distance of each landmark from the truth in % of the eye distance; NaN without a face."""
