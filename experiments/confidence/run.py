@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 def read(annotated: list[jclnf.AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
+    pieces = [cut_out(read_photo(face.image).colour, face.landmarks) for face in annotated]
     return Faces([picture for picture, _ in pieces], np.array([points for _, points in pieces]))
 
 
@@ -348,20 +348,22 @@ def main() -> None:
     before, after = cost(dataclasses.replace(model, confidence=confidence))
     head = ["confidence", "fits", "said, mean", "right"]
     body = (
-        f"{faces.sum()} fits of 495 validation faces and {(~faces).sum()} of what is no face, "
-        f"by a confidence learned on {len(fits.errors)} fits of {len(train)} faces of other people and "
-        f"calibrated on {len(others.errors)} of {len(held)} faces of yet others."
+        f"{faces.sum()} fits of 495 validation faces and {(~faces).sum()} of what is no face, by a "
+        f"confidence learned on {len(fits.errors)} fits of {len(train)} faces of other people "
+        f"and calibrated on {len(others.errors)} of {len(held)} faces of yet others."
         f"\n\n{pivot(rows)}\n\n"
         "## What is accepted\n\n"
         + table(["", "fits", "right", "right ones accepted", "wrong ones accepted", "mean"], lines)
         + "\n\nErrors of the wrong fits of faces that are accepted: median "
         f"{np.median(errors[missed]):.1f} %, 90th percentile "
-        f"{np.percentile(errors[missed], 90):.1f} % of the eye distance.\n\n## Reliability of the face's confidence, all fits\n\n"
+        f"{np.percentile(errors[missed], 90):.1f} % of the eye distance.\n\n"
+        "## Reliability of the face's confidence, all fits\n\n"
         f"{table(head, whole)}\n\nExpected calibration error {whole_error:.4f}; from the boxes as "
         f"given {reliability(trust[usual, 0], right[usual])[1]:.4f}.\n\n"
         f"## Reliability of the landmarks' confidence, fits of faces\n\n{table(head, points)}\n\n"
         f"Expected calibration error {points_error:.4f}; from the boxes as given "
-        f"{usual_points[1]:.4f}, where the area under the ROC is "
+        f"{usual_points[1]:.4f} (said {trust[usual][:, 1:].mean():.3f} on the mean, right "
+        f"{points_right[usual].mean():.3f}), where the area under the ROC is "
         f"{area_under_roc(trust[usual][:, 1:].ravel(), points_right[usual].ravel()):.3f}.\n\n"
         f"## Cost\n\nA fit takes {before:.2f} ms without and {after:.2f} ms with the confidence "
         "(medians of alternating batches of 32, one core, other programs running)."

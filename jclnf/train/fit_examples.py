@@ -18,7 +18,7 @@ from jclnf.metrics import OUTER_EYES
 from jclnf.model import Model
 from jclnf.pdm import Pose, clamp
 from jclnf.rotation import retract
-from jclnf.train.augment import augment
+from jclnf.train.augment import augment, grey
 from jclnf.train.batches import Example, Maker, warped
 from jclnf.train.faces import Faces
 
@@ -26,7 +26,7 @@ PICTURE = 160
 """Side in pixels of the pictures that faces are fitted in."""
 MARGIN = (2.0, 3.2)
 """Their side in mean sides of the box: a range to draw from."""
-KINDS = {"box": 0.42, "start": 0.18, "beside": 0.12, "sized": 0.08, "nothing": 0.2}
+KINDS = {"box": 0.42, "start": 0.18, "beside": 0.1, "sized": 0.14, "nothing": 0.16}
 """Parts of the examples: boxes that are off, a little or so far that no fit finds back; starts of
 wrong pose and shape; boxes beside the face; boxes of quite another size; pictures of no face."""
 
@@ -49,7 +49,7 @@ class FitExamples:
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (PICTURE, PICTURE) uint8; `box` (4,) and `points` (n, 2) in its pixels, NaN
         where there is no face; how far the start is `moved`, and the `seed` of that."""
-        picture, points = self.faces.pictures[face], self.faces.points[face]
+        picture, points = grey(self.faces.pictures[face], rng), self.faces.points[face]
         if rng.random() < 0.5:
             picture = np.ascontiguousarray(picture[:, ::-1])
             points = points[self.mirror] * [-1, 1] + [picture.shape[1] - 1, 0]
