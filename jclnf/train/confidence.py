@@ -5,6 +5,7 @@ pictures. There the model is surer of itself than on faces that it has not seen:
 therefore calibrated on other people.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ COURSE = Course(15, batch=128, rate=1e-3)
 """How long the network learns."""
 HIDDEN = 64
 """Width of its hidden layer."""
-FITS, LEAST_EACH = 15000, 5
-"""Fits to learn from, and how many of each face at least."""
+FITS = 15000
+"""Fits to learn from."""
 CALIBRATED_ON = 2000
 """Fits of other people to calibrate on."""
+_LEAST_EACH = 5  # fits of each face to learn from
 THRESHOLD = 0.5
 """A fit is taken for a success if it is more likely right than wrong."""
 _NOISE = 0.2
@@ -44,12 +46,13 @@ def learn_confidence(
     mirror: np.ndarray,
     course: Course = COURSE,
     *,
+    effort: float = 1.0,
     quiet: bool = False,
 ) -> Confidence:
     """The confidence of a model: `dataclasses.replace(model, confidence=...)` has it.
 
     Its probabilities hold for fits of which about 40 % are right, from starts between good and
-    hopeless (see `FitExamples`).
+    hopeless (see `FitExamples`), with the model's own settings.
 
     Args:
         model: trained; of 68 landmarks, since errors are measured by the outer corners of the eyes.
@@ -57,20 +60,34 @@ def learn_confidence(
         held_out: faces of other people, to calibrate on.
         mirror: `(n,)` index of each landmark's mirror image.
         course: how long and how fast.
+        effort: factor on the numbers of fits, `FITS` and `CALIBRATED_ON`.
         quiet: no progress bar.
-
-    Raises:
-        TrainingError: too few faces.
     """
-    each = max(LEAST_EACH, -(-FITS // len(faces)))
-    fits = _fits_of(model, faces, mirror, each, course.seed)
+    count = max(FITS * effort, _LEAST_EACH * len(faces), 4 * course.batch)
+    fits = _fits_of(model, faces, mirror, count, course.seed)
     learned = train_evidence(fits, course, quiet=quiet)
-    others = -(-CALIBRATED_ON // len(held_out))
-    held = _fits_of(model, held_out, mirror, others, course.seed + 1)
-    return calibrated(learned, held, len(held_out))
+    return adapt_confidence(model, learned, held_out, mirror, effort=effort, seed=course.seed)
 
 
-def _fits_of(model: Model, faces: Faces, mirror: np.ndarray, each: int, seed: int) -> Fits:
+def adapt_confidence(
+    model: Model,
+    learned: Confidence,
+    faces: Faces,
+    mirror: np.ndarray,
+    *,
+    effort: float = 1.0,
+    seed: int = 0,
+) -> Confidence:
+    """A confidence calibrated on a model's fits of faces; arguments as for `learn_confidence`.
+
+    Also for one that a model had before it was trained further, on too few faces to learn it anew.
+    """
+    fits = _fits_of(model, faces, mirror, max(CALIBRATED_ON * effort, len(faces)), seed + 1)
+    return calibrated(learned, fits, len(faces))
+
+
+def _fits_of(model: Model, faces: Faces, mirror: np.ndarray, count: float, seed: int) -> Fits:
+    each = math.ceil(count / len(faces))
     return fits_of(model, made(FitExamples(faces, mirror), len(faces), each, seed=seed))
 
 

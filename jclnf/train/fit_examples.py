@@ -1,7 +1,7 @@
 """Fits of a model to learn its confidence from: right ones, wrong ones, and of what is no face."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -41,10 +41,12 @@ class FitExamples:
     Attributes:
         faces: annotated faces.
         mirror: `(n,)` index of each landmark's mirror image.
+        kinds: parts of the examples, as in `KINDS`; "given" are boxes as a detector gives them.
     """
 
     faces: Faces
     mirror: np.ndarray
+    kinds: Mapping[str, float] = dataclasses.field(default_factory=KINDS.copy)
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (PICTURE, PICTURE) uint8; `box` (4,) and `points` (n, 2) in its pixels, NaN
@@ -53,12 +55,13 @@ class FitExamples:
         if rng.random() < 0.5:
             picture = np.ascontiguousarray(picture[:, ::-1])
             points = points[self.mirror] * [-1, 1] + [picture.shape[1] - 1, 0]
-        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        kind = str(rng.choice(list(self.kinds), p=list(self.kinds.values())))
         low, high = points.min(0), points.max(0)
         if kind == "nothing":
             picture, points = no_face(picture, rng), np.full_like(points, np.nan)
         centre, extent = _box(kind, (low + high) / 2, high - low, rng)
-        turn = rng.normal(0, _TURN) if rng.random() < 0.9 else rng.uniform(-np.pi, np.pi)
+        any_way_up = kind != "given" and rng.random() < 0.1
+        turn = rng.uniform(-np.pi, np.pi) if any_way_up else rng.normal(0, _TURN)
         step = rng.uniform(*MARGIN) * extent.mean() / PICTURE
         change = step * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         pad = max(picture.shape)
@@ -79,8 +82,8 @@ def _box(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centre and extent of a box, from those of the face."""
     side = extent.mean()
-    if kind in ("box", "nothing"):
-        far = rng.uniform() ** 1.5
+    if kind in ("given", "box", "nothing"):
+        far = 0.0 if kind == "given" else rng.uniform() ** 1.5
         centre = centre + side * rng.normal(0, 0.03 + 0.35 * far, 2)
         extent = extent * np.exp(rng.normal(0, 0.05 + 0.3 * far))
         extent = extent * np.exp(rng.normal(0, 0.03 + 0.07 * far, 2))
@@ -107,7 +110,7 @@ def no_face(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.ascontiguousarray(mixed.reshape(h * tiles, w * tiles))
     total = np.zeros((height, width), np.float32)
     for _ in range(int(rng.integers(1, 4))):
-        noise = rng.normal(size=(height, width)).astype(np.float32)
+        noise: np.ndarray = rng.normal(size=(height, width)).astype(np.float32)
         noise = cv2.GaussianBlur(noise, (0, 0), float(np.exp(rng.uniform(-1.2, 3.0))))
         total += np.float32(rng.uniform(0.2, 1.0)) * noise / noise.std()
     contrast = np.exp(rng.uniform(-1.0, 4.3))
@@ -146,7 +149,7 @@ def fits_of(model: Model, examples: Iterable[Example]) -> Fits:
     devices = jax.local_devices()
     models = [jax.device_put(model, device) for device in devices]
     fitted: list[Any] = []
-    for number, (batch, count) in enumerate(_chunks(examples)):
+    for number, (batch, count) in enumerate(chunks(examples)):
         device = number % len(devices)
         found = _fits(models[device], jax.device_put(batch, devices[device]))
         fitted.append((count, found))
@@ -158,7 +161,7 @@ def fits_of(model: Model, examples: Iterable[Example]) -> Fits:
     return Fits(fits.given[finite], fits.errors[finite])
 
 
-def _chunks(examples: Iterable[Example]) -> Iterator[tuple[Example, int]]:
+def chunks(examples: Iterable[Example]) -> Iterator[tuple[Example, int]]:
     """Examples stacked to batches of one size, and how many of each count."""
     part: list[Example] = []
 
