@@ -16,6 +16,7 @@ from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
 from jclnf.batch import fit_batch
 from jclnf.camera import Camera
 from jclnf.clnf import CLNF
+from jclnf.confidence import Confidence
 from jclnf.crop import Crop, crop
 from jclnf.errors import (
     AnnotationError,
@@ -59,6 +60,7 @@ __all__ = [
     "Arithmetic",
     "BoxError",
     "Camera",
+    "Confidence",
     "Course",
     "Crop",
     "DetectorError",

@@ -432,6 +432,8 @@ class TestCommand:
         assert "held out" in capsys.readouterr().out
         tuned = jclnf.load_model(out)
         assert tuned.name == "tuned"
+        assert tuned.confidence.n_landmarks == 68
+        assert float(tuned.uncertainty.residual) > 0
         before, after = small.experts.kernels, tuned.experts.kernels
         assert any((np.asarray(before[k]) != np.asarray(after[k])).any() for k in before)
         folder = tmp_path / "tuned.safetensors.training"
