@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
 from jclnf.batch import fit_batch
+from jclnf.camera import Camera
 from jclnf.clnf import CLNF
+from jclnf.confidence import Confidence
 from jclnf.crop import Crop, crop
 from jclnf.errors import (
     AnnotationError,
@@ -29,6 +31,8 @@ from jclnf.evaluation import Evaluation, evaluate
 from jclnf.face import fit
 from jclnf.fit import fit_from
 from jclnf.from_points import fit_points
+from jclnf.gaze import Gaze, gaze
+from jclnf.head_pose import HeadPose, head_pose, landmarks_in_space
 from jclnf.hypotheses import OPENFACE_ROTATIONS, fit_hypotheses, fit_until_accepted
 from jclnf.model import EarlyTermination, Model, Part
 from jclnf.openface import load_openface
@@ -37,6 +41,8 @@ from jclnf.pdm import PDM, Pose
 from jclnf.result import FitResult, FitStatus, PartResult, Trace
 from jclnf.runtime import enable_compilation_cache
 from jclnf.serialise import load_model, save_model
+from jclnf.track import TrackParams, TrackState, track, track_frame
+from jclnf.tracker import TrackedFace, Tracker
 from jclnf.validator import Validator
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ __all__ = [
     "AnnotationError",
     "Arithmetic",
     "BoxError",
+    "Camera",
+    "Confidence",
     "Course",
     "Crop",
     "DetectorError",
@@ -61,6 +69,8 @@ __all__ = [
     "FitParams",
     "FitResult",
     "FitStatus",
+    "Gaze",
+    "HeadPose",
     "ImageError",
     "JclnfError",
     "Model",
@@ -70,6 +80,10 @@ __all__ = [
     "PartResult",
     "Pose",
     "Trace",
+    "TrackParams",
+    "TrackState",
+    "TrackedFace",
+    "Tracker",
     "Tuned",
     "Validator",
     "crop",
@@ -81,11 +95,16 @@ __all__ = [
     "fit_hypotheses",
     "fit_points",
     "fit_until_accepted",
+    "gaze",
+    "head_pose",
+    "landmarks_in_space",
     "load_model",
     "load_openface",
     "read_annotations",
     "save_model",
     "split_by_identity",
+    "track",
+    "track_frame",
     "tune",
 ]
 

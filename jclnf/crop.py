@@ -131,26 +131,50 @@ def crop(
         raise ValueError(f"sizes must be positive and ascending, got {tuple(sizes)}")
     pixels = check_grey(image)
     x, y, w, h = check_box(box, pixels.shape)
-    rows, columns = pixels.shape
-    # The pixel after the last one that bilinear reading at the region's edge touches.
-    left = max(0, int(np.floor(x - margin * w)))
-    right = min(columns, int(np.ceil(x + w + margin * w)) + 1)
-    top = max(0, int(np.floor(y - margin * h)))
-    bottom = min(rows, int(np.ceil(y + h + margin * h)) + 1)
-    longest = max(right - left, bottom - top)
-    side = next((s for s in sizes if s >= longest), -(-longest // sizes[-1]) * sizes[-1])
-    x0 = _start(left, right, side, columns)
-    y0 = _start(top, bottom, side, rows)
-
-    square = np.zeros((side, side), np.float32)
-    ys = slice(max(0, y0), min(rows, y0 + side))
-    xs = slice(max(0, x0), min(columns, x0 + side))
-    square[ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0] = pixels[ys, xs]
+    x0, y0, side = region((x, y, w, h), pixels.shape, margin * w, margin * h, sizes)
     return Crop(
-        image=square,
+        image=cut(pixels, x0, y0, side).astype(np.float32, copy=False),
         offset=np.array([x0, y0], np.float32),
         box=np.array([x - x0, y - y0, w, h], np.float32),
     )
+
+
+def region(
+    box: Sequence[float] | np.ndarray,
+    shape: Sequence[int],
+    beside: float,
+    above: float,
+    sizes: Sequence[int] = BUCKETS,
+) -> tuple[int, int, int]:
+    """Where `crop` cuts: x and y of the square's first pixel, and its side.
+
+    Args:
+        box: x, y, w, h in pixels, of any place and size.
+        shape: (h, w) of the image.
+        beside: enlargement to the left and to the right of the box, in pixels.
+        above: enlargement above and below it.
+        sizes: as for `crop`.
+    """
+    x, y, w, h = box
+    rows, columns = shape
+    # The pixel after the last one that bilinear reading at the region's edge touches.
+    left = max(0, int(np.floor(x - beside)))
+    right = min(columns, int(np.ceil(x + w + beside)) + 1)
+    top = max(0, int(np.floor(y - above)))
+    bottom = min(rows, int(np.ceil(y + h + above)) + 1)
+    longest = max(right - left, bottom - top)
+    side = next((s for s in sizes if s >= longest), -(-longest // sizes[-1]) * sizes[-1])
+    return _start(left, right, side, columns), _start(top, bottom, side, rows), side
+
+
+def cut(pixels: np.ndarray, x0: int, y0: int, side: int) -> np.ndarray:
+    """The square of an image that begins at pixel (x0, y0), 0 outside the image."""
+    rows, columns = pixels.shape
+    square = np.zeros((side, side), pixels.dtype)
+    ys = slice(max(0, y0), min(rows, y0 + side))
+    xs = slice(max(0, x0), min(columns, x0 + side))
+    square[ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0] = pixels[ys, xs]
+    return square
 
 
 def _start(low: int, high: int, side: int, extent: int) -> int:

@@ -27,6 +27,10 @@ class AnnotationError(JclnfError):
     """
 
 
+class VideoError(JclnfError):
+    """A video cannot be read, or its results cannot be gone on with."""
+
+
 class BoxError(JclnfError):
     """A face box is empty, not finite, too large, or outside its image."""
 

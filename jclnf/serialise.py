@@ -14,6 +14,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from jclnf.confidence import Confidence
 from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts, TrunkExperts
 from jclnf.model import EarlyTermination, Model, Part
@@ -66,6 +67,8 @@ def save_model(model: Model, path: str | Path) -> None:
         header["start"] = _take_apart(model.start, "start", tensors)
     if model.uncertainty is not None:
         header["uncertainty"] = _take_apart(model.uncertainty, "uncertainty", tensors)
+    if model.confidence is not None:
+        header["confidence"] = _take_apart(model.confidence, "confidence", tensors)
     if model.early_termination is not None:
         rule = _take_apart(model.early_termination, "early_termination", tensors)
         header["early_termination"] = rule
@@ -79,7 +82,7 @@ def _describe(
     model: Model, path: str | Path, prefix: str, tensors: dict[str, np.ndarray]
 ) -> dict[str, Any]:
     """Put a model's arrays into `tensors`, but those of its parts, its validator, its start, its
-    calibration and its rule for early termination; return the rest of it."""
+    calibration, its confidence and its rule for early termination; return the rest of it."""
     kinds = [name for name, kind in EXPERT_KINDS.items() if type(model.experts) is kind]
     if not kinds:
         raise ModelFileError(
@@ -218,6 +221,10 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     if "uncertainty" in header:
         static = header["uncertainty"]
         calibration = _put_together(Uncertainty, "uncertainty", static, tensors)
+    confidence = None
+    if "confidence" in header:
+        static = header["confidence"]
+        confidence = _put_together(Confidence, "confidence", static, tensors)
     rule = None
     if "early_termination" in header:
         static = header["early_termination"]
@@ -229,6 +236,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         validator=validator,
         start=start,
         uncertainty=calibration,
+        confidence=confidence,
         early_termination=rule,
     )
 

@@ -39,10 +39,10 @@ class FaceTable:
 
     Every row reaches the file at once, so that whatever ends the program loses nothing that was
     computed. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
-    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model has no
-    validator), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box
-    and `x_0 ..., y_0 ...` the landmarks, in pixels of the upright image, pixel centres at integers;
-    the weak-perspective pose `scale` (pixels per millimetre), `rx, ry, rz` (pitch, yaw, roll in
+    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
+    tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
+    landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
+    `scale` (pixels per millimetre), `rx, ry, rz` (pitch, yaw, roll in
     radians), `tx, ty` (pixels); `p_0 ...` the shape parameters. A number that is not finite is an
     empty field. UTF-8; a file of the same name is replaced.
     """

@@ -14,17 +14,18 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "jclnf"
 
 LAYERS = [
-    {"errors", "runtime", "rotation", "warp", "mapping", "convnet"},
+    {"errors", "runtime", "rotation", "warp", "mapping", "convnet", "camera"},
     {"pdm", "params", "meanshift"},
     {"rlms", "experts", "validator", "start", "implicit"},
-    {"uncertainty"},
+    {"uncertainty", "head_pose", "gaze"},
     {"model", "result", "from_points"},
     {"fit"},
     {"parts"},
     {"face"},
     {"early_termination"},
-    {"hypotheses"},
+    {"hypotheses", "track"},
     {"crop", "images", "table", "plots", "detect", "openface", "serialise", "batch", "clnf"},
+    {"overlap", "tracker"},
     {"annotations", "metrics", "curves"},
     {"evaluation"},
     {"train"},

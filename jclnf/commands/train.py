@@ -118,6 +118,7 @@ def _train(args: argparse.Namespace, out: Path) -> None:
     from jclnf.annotations import read_annotations, split_by_identity
     from jclnf.train.faces import MIRROR_68
     from jclnf.train.pipeline import Plan, fine_course, fine_tune, train_model
+    from jclnf.train.uncertainty import calibrate_uncertainty
 
     def say(text: str) -> None:
         if not args.quiet:
@@ -159,10 +160,34 @@ def _train(args: argparse.Namespace, out: Path) -> None:
             quiet=args.quiet,
             say=say,
         )
-    model = dataclasses.replace(model, name=out.stem)
+    say("learning how far fits are to be trusted")
+    model = dataclasses.replace(
+        model,
+        name=out.stem,
+        confidence=_confidence(model, faces, held_out, args),
+        uncertainty=calibrate_uncertainty(
+            model, held_out, MIRROR_68, effort=min(args.effort, 1.0), seed=args.seed
+        ),
+    )
     jclnf.save_model(model, out)
     say(f"model in {out}, course in {folder / 'course.csv'}")
     _draw_course(folder)
+
+
+def _confidence(model: Any, faces: "Faces", held_out: "Faces", args: argparse.Namespace) -> Any:
+    """The confidence of a trained model: one that it had before, calibrated anew, or a new one."""
+    import dataclasses
+
+    from jclnf.train.confidence import COURSE, adapt_confidence, learn_confidence
+    from jclnf.train.faces import MIRROR_68
+
+    effort, course = min(args.effort, 1.0), dataclasses.replace(COURSE, seed=args.seed)
+    if model.confidence is not None:
+        before = model.confidence
+        return adapt_confidence(model, before, held_out, MIRROR_68, effort=effort, seed=args.seed)
+    return learn_confidence(
+        model, faces, held_out, MIRROR_68, course, effort=effort, quiet=args.quiet
+    )
 
 
 def _read(annotated: "list[AnnotatedFace]", quiet: bool) -> "Faces":
@@ -175,7 +200,7 @@ def _read(annotated: "list[AnnotatedFace]", quiet: bool) -> "Faces":
     pictures, points = [], []
     for face in tqdm(annotated, desc="reading", disable=quiet):
         try:
-            picture, moved = cut_out(read_photo(face.image).grey, face.landmarks)
+            picture, moved = cut_out(read_photo(face.image).colour, face.landmarks)
         except JclnfError as error:
             complain(str(error))
             continue

@@ -16,6 +16,7 @@ import numpy as np
 from jclnf.experts.trunk import SAMPLING
 from jclnf.start import MARGIN, SIZE
 from jclnf.train.augment import augment
+from jclnf.train.deform import changed, unchanged
 from jclnf.train.faces import Posed
 
 _TURN = 0.22
@@ -82,10 +83,21 @@ class State(NamedTuple):
     landmarks: np.ndarray
 
 
-def disturbed(posed: Posed, face: int, by: Disturbance, rng: np.random.Generator) -> State:
-    """The true state of a face, disturbed: some faces are far off, most are near."""
+def disturbed(
+    posed: Posed,
+    face: int,
+    by: Disturbance,
+    rng: np.random.Generator,
+    latent: np.ndarray | None = None,
+) -> State:
+    """The true state of a face, disturbed: some faces are far off, most are near.
+
+    Args:
+        latent: the shape parameters if they are not the face's own, see `jclnf.train.deform.bent`.
+    """
     model = posed.model
-    scale, latent = posed.scale[face], posed.latent[face]
+    scale = posed.scale[face]
+    latent = posed.latent[face] if latent is None else latent
     far = rng.choice([0.4, 1.0, 1.7], p=[0.35, 0.45, 0.2])
     matrix = posed.matrix[face] @ euler_matrix(far * rng.normal(size=3) * by.turn)
     translation = posed.translation[face] + far * scale * rng.normal(0, by.shift, 2)
@@ -105,6 +117,7 @@ class TrunkExamples:
         grid: side of the maps in cells.
         middle: centre of the maps from the landmarks' centroid, millimetres.
         disturbance: how far from the truth the maps are placed.
+        changed: whether faces are deformed and pictures augmented.
     """
 
     posed: Posed
@@ -112,26 +125,27 @@ class TrunkExamples:
     grid: int
     middle: tuple[float, float]
     disturbance: Disturbance
+    changed: bool = True
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (SAMPLING grid, SAMPLING grid) uint8, `points` (n, 2) in cells of the map."""
         posed = self.posed
-        state = disturbed(posed, face, self.disturbance, rng)
+        shown = changed(posed, face, rng) if self.changed else unchanged(posed, face)
+        state = disturbed(posed, face, self.disturbance, rng, shown.latent)
         base = state.landmarks
         to_cells = similarity(base, self.scaling * state.shape[:, :2])
         middle = self.scaling * np.asarray(self.middle)
         centroid = base.mean(0)
         to_image = np.linalg.inv(to_cells)
         picture = warped(
-            posed.faces.pictures[face],
+            shown.picture,
             centroid + to_image @ middle,
             to_image / SAMPLING,
             SAMPLING * self.grid,
         )
-        truth = posed.faces.points[face]
-        points = (truth - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
+        points = (shown.points - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
         return {
-            "picture": augment(picture, rng),
+            "picture": augment(picture, rng) if self.changed else picture,
             "points": points.astype(np.float32),
         }
 
@@ -154,9 +168,10 @@ class BoxExamples:
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (size, size) uint8, `box` (4,) and `points` (n, 2) in its pixels."""
-        points = self.posed.faces.points[face]
+        posed = self.posed
+        shown = changed(posed, face, rng) if self.changed else unchanged(posed, face)
         change = _turned_and_stretched(rng) if self.changed else np.eye(2)
-        moved = points @ change.T
+        moved = shown.points @ change.T
         low, high = moved.min(0), moved.max(0)
         extent = high - low
         # Boxes of other sources are tight in their own way: to the lower right, or larger.
@@ -168,7 +183,7 @@ class BoxExamples:
         step = rng.uniform(*self.margin) * extent.mean() / self.size
         centre = low + extent / 2
         back = np.linalg.inv(change)
-        picture = warped(self.posed.faces.pictures[face], back @ centre, step * back, self.size)
+        picture = warped(shown.picture, back @ centre, step * back, self.size)
         corner = (self.size - 1) / 2 - extent / step / 2
         return {
             "picture": augment(picture, rng) if self.changed else picture,
@@ -211,7 +226,7 @@ def warped(
     """What `jclnf.warp.sample_square` reads, nearly: reduced by powers of two where it is large."""
     step = np.sqrt(abs(np.linalg.det(to_picture)))
     while step > 1.5:
-        rows, columns = (n // 2 * 2 for n in picture.shape)
+        rows, columns = (n // 2 * 2 for n in picture.shape[:2])
         picture = cv2.resize(
             picture[:rows, :columns], (columns // 2, rows // 2), interpolation=cv2.INTER_AREA
         )

@@ -1,0 +1,48 @@
+"""Boxes that mean the same face: overlap, and the assignment of detections to known faces."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+SAME_FACE = 0.5
+"""Intersection over union from which two boxes are one face."""
+
+
+def extent(landmarks: np.ndarray) -> np.ndarray:
+    """The box (x, y, w, h) around landmarks `(n, 2)`, float64."""
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    return np.concatenate([low, high - low]).astype(np.float64)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Area common to two boxes over that of both together, 0 to 1 (intersection over union)."""
+    low = np.maximum(a[:2], b[:2])
+    high = np.minimum(a[:2] + a[2:], b[:2] + b[2:])
+    common = float(np.prod(np.maximum(high - low, 0.0)))
+    together = float(a[2] * a[3] + b[2] * b[3]) - common
+    return common / together if together > 0 else 0.0
+
+
+def nearness(a: np.ndarray, b: np.ndarray) -> float:
+    """1 for boxes of one centre, 0 for centres that are the larger side of `a` apart or more."""
+    distance = np.hypot(*(a[:2] + a[2:] / 2 - b[:2] - b[2:] / 2))
+    return float(max(0.0, 1 - distance / max(a[2], a[3], 1e-6)))
+
+
+def shows(box: np.ndarray, landmarks: np.ndarray) -> bool:
+    """Whether at least half of the landmarks `(n, 2)` lie in the box."""
+    inside = (landmarks >= box[:2]) & (landmarks <= box[:2] + box[2:])
+    return bool(np.mean(inside.all(axis=1)) >= 0.5)
+
+
+def assign(scores: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Pairs (row, column) of a table of scores, the best first, each row and column once.
+
+    Greedy: the best pair of all, then the best of the rest, as long as scores are positive. For the
+    few faces of a picture that is as good as the best assignment in all.
+    """
+    scores = np.array(scores, np.float64)
+    while scores.size and scores.max() > 0:
+        row, column = np.unravel_index(np.argmax(scores), scores.shape)
+        yield int(row), int(column)
+        scores[row, :] = scores[:, column] = 0.0
