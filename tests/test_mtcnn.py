@@ -225,9 +225,9 @@ def test_absurd_counts(networks, tmp_path):
     file = network_file(networks["RNet"])
     names = {name for name, _ in file.fields} - {"bias", "kernel", "full bias", "full weights"}
     for name in names - {"slopes"}:
-        for offset in file.offsets(name)[:1]:
+        for offset in {file.offsets(name)[0], file.offsets(name)[-1]}:
             true = struct.unpack_from("<i", file.data, offset)[0]
-            for value in {-(2**31), 0, 10**6, 2**31 - 1} - {true}:
+            for value in {-(2**31), 0, 2**31 - 1} - {true}:
                 data = bytearray(file.data)
                 struct.pack_into("<i", data, offset, value)
                 with little_memory(), pytest.raises(ModelFileError, match=r"RNet\.dat, byte"):
