@@ -4,8 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from jclnf.images import IMAGE_SUFFIXES
 
 _OVERLAY = "_overlay.png"
@@ -61,21 +59,3 @@ def overlay_paths(images: Sequence[Path], out: Path) -> list[Path]:
         taken.add(key)
         names.append(path)
     return names
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a picture, `(h, w, 3)` uint8 in OpenCV's order, all or nothing. Raises OSError."""
-    import cv2
-
-    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, all or nothing. Raises OSError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

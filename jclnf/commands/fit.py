@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from jclnf.atomic import write_png
 from jclnf.commands import INCOMPLETE, OK, CommandError, complain, printable
-from jclnf.commands.files import find_images, overlay_paths, write_png
+from jclnf.commands.files import find_images, overlay_paths
 from jclnf.errors import BoxError, JclnfError, ModelFileError, ParamsError
 from jclnf.images import Photo, read_photo
 
@@ -115,13 +116,7 @@ def add_parser(subparsers: Any) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> Any:
     """Describe the options that `fit_params` reads; return their group."""
     fit = parser.add_argument_group("the fit (default: as the model was trained)")
-    fit.add_argument(
-        "--arithmetic",
-        choices=("exact", "openface"),
-        help="openface follows OpenFace's numerical short cuts (default: as the model has it, "
-        "which is exact unless it says otherwise)",
-    )
-    fit.add_argument("--iterations", type=int, metavar="N", help="of each pass at each scale")
+    add_numbers(fit)
     fit.add_argument(
         "--windows",
         type=_windows,
@@ -129,6 +124,17 @@ def add_settings(parser: argparse.ArgumentParser) -> Any:
         help="search window in pixels at each scale, coarse to fine; 0 leaves a scale out",
     )
     return fit
+
+
+def add_numbers(fit: Any) -> None:
+    """Describe arithmetic and iterations to a group of options."""
+    fit.add_argument(
+        "--arithmetic",
+        choices=("exact", "openface"),
+        help="openface follows OpenFace's numerical short cuts (default: as the model has it, "
+        "which is exact unless it says otherwise)",
+    )
+    fit.add_argument("--iterations", type=int, metavar="N", help="of each pass at each scale")
 
 
 def fit_params(args: argparse.Namespace, model: Any) -> Any:

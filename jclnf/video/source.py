@@ -23,7 +23,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 """Endings, in lower case, by which videos are recognised in a folder."""
 
-AHEAD = 16
+AHEAD = 8
 """Frames that are read ahead, at most."""
 FOLDER_RATE = 30.0
 """Frames per second that a folder of pictures is taken to have unless one is given."""
@@ -190,7 +190,7 @@ class PictureFolder:
         except OSError as error:
             raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from None
         self.files = sorted((p for p in files if not p.name.startswith(".")), key=_natural)
-        self.count = len(self.files)
+        self.count: int | None = len(self.files)
         for file in self.files:
             try:
                 picture = read_photo(file).colour
@@ -235,7 +235,7 @@ class Camera:
         self.problems: list[str] = []
         self._capture = _cv2().VideoCapture(number)
         works, picture = self._capture.read() if self._capture.isOpened() else (False, None)
-        if not works:
+        if not works or picture is None:
             raise VideoError(f"camera {number}: there is none, or another program uses it")
         self.size = picture.shape[1], picture.shape[0]
         rate = float(self._capture.get(_cv2().CAP_PROP_FPS))

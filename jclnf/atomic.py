@@ -1,0 +1,24 @@
+"""Files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write a picture, `(h, w, 3)` uint8 in OpenCV's order, all or nothing. Raises OSError."""
+    import cv2
+
+    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, all or nothing. Raises OSError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
