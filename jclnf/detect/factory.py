@@ -77,5 +77,5 @@ def _own(spec: str, module: str, path: str) -> Detector:
                 f"{spec}: cannot be made without arguments ({type(e).__name__}: {e})"
             ) from e
     if not callable(found):
-        raise DetectorError(f"{spec}: is a {type(found).__name__}, which cannot be called")
+        raise DetectorError(f"{spec}: of type {type(found).__name__}, which cannot be called")
     return found
