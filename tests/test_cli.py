@@ -297,10 +297,31 @@ def test_failed_fit_is_a_row_and_exit_code_1(run, astronaut, box, monkeypatch):
     assert Path("fits/a_overlay.png").exists()
 
 
+def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    cv2.imwrite("a.png", astronaut)
+    cv2.imwrite("b.png", np.zeros_like(astronaut))
+    Path("colourful_faces.py").write_text(
+        "class Find:\n"
+        "    wants_colour = True\n"
+        "    def __call__(self, picture):\n"
+        "        blue, _, red = picture.mean(axis=(0, 1))\n"
+        "        return [(92, 79, 77, 75 if red > blue else 1)] if red else [(1, 2, 0, 0)]\n"
+    )
+    code, _, err = run("a.png", "b.png", "--detector", "colourful_faces:Find")
+    assert code == 1
+    (row,) = rows()
+    assert [float(row[f"box_{side}"]) for side in "xywh"] == [92, 79, 77, 75]
+    (line,) = err.splitlines()
+    assert line.startswith("jclnf: b.png: colourful_faces:Find: returned the box 1, 2, 0, 0 with")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--model", "missing.txt"), "missing.txt"),
+        (("--detector", "eyes"), "'eyes' is no detector; there are haar"),
+        (("--detector", "mtcnn:lost"), "lost"),
         (("--model", "a.png"), "a.png"),
         (("--iterations", "0"), "iterations"),
         (("--windows", "11,9"), "windows"),

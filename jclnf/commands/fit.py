@@ -222,7 +222,10 @@ def _box_source(args: argparse.Namespace) -> Boxes:
     def detected(photo: Photo) -> Any:
         found = find_faces(detector, photo)
         if len(found) == 0:
-            raise BoxError("no face found; if there is one, give its box as --box X Y W H")
+            raise BoxError(
+                "no face found; if there is one, give its box as --box X Y W H, or try another "
+                "--detector"
+            )
         return found[:1] if args.one else found
 
     return detected

@@ -83,6 +83,8 @@ def check_boxes(returned: Any, detector: str) -> np.ndarray:
         DetectorError: it cannot be boxes: another shape, not finite, or without a size.
     """
     remedy = "a detector returns x, y, w, h of each face, an array of shape (k, 4)"
+    if returned is None:
+        raise DetectorError(f"{detector}: returned None: {remedy}, and one of length 0 for no face")
     try:
         boxes = np.array(returned, np.float64)
     except (TypeError, ValueError) as e:

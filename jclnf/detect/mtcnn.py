@@ -25,9 +25,10 @@ THRESHOLDS = (0.6, 0.7, 0.7)
 _PYRAMID = 0.709
 _CELL, _STEP = 12, 2
 
-_SIDES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-"""Sides to which the pictures of the pyramid are padded, so that few programs are compiled."""
-_BATCHES = (4, 16, 64)
+_SIDES = (32, 64, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)
+"""Sides of the squares to which the pictures of the pyramid are padded. Few, for a program is
+compiled for each; a picture of 640 pixels has its largest at 128, so padding costs little."""
+_BATCHES = (8, 32)
 """Numbers to which boxes for the later networks are padded; more than the last go in turns."""
 
 _MOST_PROPOSALS = 20_000
@@ -237,7 +238,8 @@ def _over_picture(network: Network, picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     if min(height, width) < _CELL:
         return np.zeros((0, 0, 5))
-    padded = np.zeros((_at_least(height, _SIDES), _at_least(width, _SIDES), 3), np.float32)
+    side = _at_least(max(height, width), _SIDES)
+    padded = np.zeros((side, side, 3), np.float32)
     padded[:height, :width] = picture
     size = jnp.array([height, width])
     answer = np.asarray(faces(network, jnp.asarray(padded[None]), size)[0], np.float64)

@@ -31,6 +31,7 @@ MAX_SIDE = 16
 """Largest side of a kernel and of a pooling window."""
 
 _FLOATS = (5, 6)
+_FLOAT_CODES = {4: 5, 8: 6}
 _MISSING = (
     f"no such file; give OpenFace's model folder, its folder {FOLDER} or the {LIST_FILE} in it"
 )
@@ -158,14 +159,23 @@ def _read_convolution(reader: BinaryReader) -> LayerArrays:
     bias = reader.records(np.dtype("<f4"), outputs, "the biases of a convolution")
     bias = reader.float32(bias, "the biases of a convolution", offset=start)
     start = reader.offset
-    kernels = [_floats(reader, "a kernel", (None, None))]
-    height, width = kernels[0].shape
+    first = reader.matrix("a kernel", (None, None), _FLOATS)
+    height, width = first.shape
     if not all(1 <= side <= MAX_SIDE for side in (height, width)):
         raise reader.error(f"a kernel is {height} x {width}", offset=start)
-    for _ in range(inputs * outputs - 1):
-        kernels.append(_floats(reader, "a kernel", (height, width)))
-    stacked = np.stack(kernels).reshape(inputs, outputs, height, width).transpose(2, 3, 0, 1)
-    return LayerArrays("Convolution", {"kernels": np.ascontiguousarray(stacked), "bias": bias})
+    # There are thousands, all with the same header: they are read at once.
+    header = (height, width, _FLOAT_CODES[first.dtype.itemsize])
+    record = np.dtype([("header", "<i4", 3), ("values", first.dtype, first.shape)])
+    others_at = reader.offset
+    others = reader.records(record, inputs * outputs - 1, "the kernels of a convolution")
+    unlike = np.flatnonzero((others["header"] != header).any(axis=1))
+    if len(unlike):
+        offset = others_at + int(unlike[0]) * record.itemsize
+        raise reader.error(f"a kernel is not {height} x {width} as the first", offset=offset)
+    kernels = np.concatenate([first[None], others["values"]])
+    kernels = reader.float32(kernels, "the kernels of a convolution", offset=start)
+    kernels = kernels.reshape(inputs, outputs, height, width).transpose(2, 3, 0, 1)
+    return LayerArrays("Convolution", {"kernels": np.ascontiguousarray(kernels), "bias": bias})
 
 
 def _connect(
