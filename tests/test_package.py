@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "jclnf"
 LAYERS = [
     {"errors", "runtime", "rotation", "warp", "mapping", "convnet"},
     {"pdm", "params", "meanshift"},
-    {"rlms", "experts", "validator", "start", "implicit"},
+    {"rlms", "experts", "validator", "confidence", "start", "implicit"},
     {"uncertainty"},
     {"model", "result", "from_points"},
     {"fit"},
