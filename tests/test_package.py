@@ -26,7 +26,7 @@ LAYERS = [
         "smoothing",
     },
     {"pdm", "params", "meanshift"},
-    {"rlms", "experts", "validator", "start", "implicit"},
+    {"rlms", "experts", "validator", "confidence", "start", "implicit"},
     {"uncertainty", "head_pose", "gaze"},
     {"model", "result", "from_points"},
     {"fit"},
