@@ -41,6 +41,7 @@ LAYERS = [
     {"train", "video"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 """A module imports from its own layer or those before it, never from a later one."""
 CORE = set().union(*LAYERS[:10]) - {"runtime", "atomic"}
