@@ -150,7 +150,7 @@ def test_a_users_own():
         (":find", "is no detector"),
         ("own_faces:", "is no detector"),
         ("own_faces:lost", "own_faces has no lost; name a function"),
-        ("own_faces:number", "is a int, which cannot be called"),
+        ("own_faces:number", "of type int, which cannot be called"),
         ("own_faces:Needy", "cannot be made without arguments .*path"),
         ("lost_faces:find", "lost_faces cannot be imported .ModuleNotFoundError"),
         ("broken_faces:find", "broken_faces cannot be imported .ZeroDivisionError"),

@@ -14,7 +14,7 @@ from openface_files import little_memory
 from test_openface_hostile import mutate
 
 from jclnf import ModelFileError
-from jclnf.detect import MtcnnDetector, find_faces, mtcnn
+from jclnf.detect import MtcnnDetector, find_faces, make_detector, mtcnn
 from jclnf.detect.mtcnn_networks import faces, make_network
 from jclnf.errors import DetectorError, ImageError
 from jclnf.openface.mtcnn import INPUT_SIDES, read_mtcnn, read_network
@@ -80,6 +80,12 @@ def test_pictures_of_any_size_share_few_programs(listed, monkeypatch):
     assert 3 <= len(shapes) <= 5
     detector.detect(np.zeros((100, 5000, 3), np.uint8))
     assert max(shape[1] for _, shape in shapes) <= 1024
+
+
+def test_named_detector(listed):
+    detector = make_detector(f"mtcnn:{listed.parent}")
+    assert (detector.min_face, detector.wants_colour) == (60.0, True)
+    assert make_detector(f"mtcnn:{listed}", fast=True).max_side < detector.max_side
 
 
 def test_suppression():

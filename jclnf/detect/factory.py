@@ -27,9 +27,9 @@ def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
             - `yunet:FILE.onnx`: OpenCV's network in a file of the user's, see `YuNetDetector`;
             - `module:function`: a `Detector` of the user's own, in a module that Python finds, also
               in the current folder; of a class an object is made, without arguments.
-        fast: For the frames of a video, in which a face is a tenth of the longer side or more:
-            smaller ones are not looked for, which takes a fraction of the time. A detector of the
-            user's own is as it is.
+        fast: For the frames of a video: `haar` looks for no faces under a tenth of the longer side,
+            the networks look at reduced copies of large pictures. A detector of the user's own is
+            as it is.
 
     Raises:
         DetectorError: nothing of that kind, or the user's own cannot be imported.
@@ -43,8 +43,8 @@ def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
     if kind == "mtcnn" and (rest or not colon):
         from jclnf.detect.mtcnn import MtcnnDetector
 
-        # Faces of 60 pixels and more: about a tenth of this.
-        return MtcnnDetector(rest or None, max_side=640 if fast else 4096)
+        # It is quick up to that, and its boxes are then those of OpenFace.
+        return MtcnnDetector(rest or None, max_side=1280 if fast else 4096)
     if kind == "yunet" and rest:
         from jclnf.detect.yunet import YuNetDetector
 
@@ -77,5 +77,5 @@ def _own(spec: str, module: str, path: str) -> Detector:
                 f"{spec}: cannot be made without arguments ({type(e).__name__}: {e})"
             ) from e
     if not callable(found):
-        raise DetectorError(f"{spec}: is a {type(found).__name__}, which cannot be called")
+        raise DetectorError(f"{spec}: of type {type(found).__name__}, which cannot be called")
     return found

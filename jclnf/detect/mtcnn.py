@@ -28,8 +28,8 @@ _CELL, _STEP = 12, 2
 _SIDES = (32, 64, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)
 """Sides of the squares to which the pictures of the pyramid are padded. Few, for a program is
 compiled for each; a picture of 640 pixels has its largest at 128, so padding costs little."""
-_BATCHES = (8, 32)
-"""Numbers to which boxes for the later networks are padded; more than the last go in turns."""
+_BATCH, _REST = 16, 4
+"""Boxes are given to the later networks in batches of 16 and the rest in batches of 4, padded."""
 
 _MOST_PROPOSALS = 20_000
 """Boxes of a level that are looked at, the likeliest: a picture has a few hundred."""
@@ -204,13 +204,16 @@ def _refine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the boxes that a network finds likely, and for each probability and correction."""
     answers = [np.zeros((0, 5))]
-    for start in range(0, len(boxes), _BATCHES[-1]):
-        some = boxes[start : start + _BATCHES[-1]]
-        batch = np.zeros((_at_least(len(some), _BATCHES), side, side, 3), np.float32)
+    start = 0
+    while start < len(boxes):
+        length = _BATCH if len(boxes) - start > _BATCH - _REST else _REST
+        some = boxes[start : start + length]
+        batch = np.zeros((length, side, side, 3), np.float32)
         for i, box in enumerate(some):
             batch[i] = _cut(rgb, box, side)
         answer = faces(network, jnp.asarray(batch), jnp.array([side, side]))
-        answers.append(np.asarray(answer, np.float64).reshape(len(batch), 5)[: len(some)])
+        answers.append(np.asarray(answer, np.float64).reshape(length, 5)[: len(some)])
+        start += length
     found = np.concatenate(answers)
     keep = found[:, 0] >= least
     return boxes[keep], found[keep]
