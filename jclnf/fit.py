@@ -109,8 +109,10 @@ class _Pass(NamedTuple):
 
     pose: Pose
     shape: Float[Array, " m"]
-    likelihood: Float[Array, ""]
-    landmark_likelihood: Float[Array, " n"]
+    landmarks: Float[Array, "n 2"]
+    """Those of pose and shape."""
+    offsets: Float[Array, "n 2"]
+    """In the maps, of the landmarks that the last iteration began with."""
     movement: Float[Array, ""]
 
 
@@ -219,18 +221,19 @@ def _fit_scale(
     carry = _Pass(
         state.pose,
         state.shape,
-        state.likelihood,
-        state.landmark_likelihood,
+        maps.base,
+        jnp.zeros_like(maps.base),
         jnp.full_like(state.likelihood, jnp.inf),
     )
     carry, rigid = _iterate(model.pdm, maps, params, carry, scale, rigid=True)
     carry = carry._replace(movement=jnp.full_like(carry.movement, jnp.inf))
     carry, nonrigid = _iterate(model.pdm, maps, params, carry, scale, rigid=False)
+    each = _likelihoods(maps, params, scale, carry.offsets)
     after = _State(
         pose=carry.pose,
         shape=carry.shape,
-        likelihood=carry.likelihood,
-        landmark_likelihood=carry.landmark_likelihood,
+        likelihood=model_likelihood(each, maps.visible),
+        landmark_likelihood=each,
         visible=maps.visible,
         settled=carry.movement < params.tolerance,
         too_small=carry.pose.scale < model.experts.smallest_scale,
@@ -305,8 +308,7 @@ def _iterate(
     products = None if rigid else rlms.mode_products(pdm, maps.weights)
 
     def iteration(carry: _Pass, _: None) -> tuple[_Pass, dict[str, Array]]:
-        landmarks = project(pdm, carry.pose, carry.shape)
-        shifts, offsets = _shifts(maps, params, scale, landmarks)
+        shifts, offsets = _shifts(maps, params, scale, carry.landmarks)
         in_image = warp.apply(maps.to_image, shifts)
         if products is None:
             delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
@@ -317,20 +319,17 @@ def _iterate(
                 pdm, carry.pose, carry.shape, in_image, maps.weights, products, strength
             )
         pose, shape = update(pdm, carry.pose, carry.shape, delta)
+        landmarks = project(pdm, pose, shape)
+        movement = _norm(landmarks - carry.landmarks)
+        after = _Pass(pose, shape, landmarks, offsets, movement)
+        # Only where the trace is looked at is this computed at all.
         each = _likelihoods(maps, params, scale, offsets)
-        after = _Pass(
-            pose=pose,
-            shape=shape,
-            likelihood=model_likelihood(each, maps.visible),
-            landmark_likelihood=each,
-            movement=_norm(project(pdm, pose, shape) - landmarks),
-        )
         trace = {
             "performed": jnp.array(True),
             "mean_shift": _norm(shifts),
             "update": _norm(delta),
             "movement": after.movement,
-            "likelihood": after.likelihood,
+            "likelihood": model_likelihood(each, maps.visible),
             "peak_offset": jnp.where(maps.visible[:, None], maps.peaks - offsets, 0.0),
         }
         if not params.arithmetic.early_stop:

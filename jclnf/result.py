@@ -135,12 +135,12 @@ class FitResult(eqx.Module):
     it."""
 
     @property
-    def ok(self) -> Bool[ArrayLike, ""]:
+    def ok(self) -> Bool[ArrayLike, "*b"]:
         """Whether the status is one of a fit to be used, see `FitStatus.ok`."""
         return (self.status == FitStatus.CONVERGED) | (self.status == FitStatus.ITERATION_LIMIT)
 
     @property
-    def success(self) -> Bool[ArrayLike, ""]:
+    def success(self) -> Bool[ArrayLike, "*b"]:
         """Whether the fit is ok and, if there is a confidence, it is above the `threshold` (if that
         is not given, `SUCCESS_CONFIDENCE`)."""
         if self.confidence is None:

@@ -333,10 +333,8 @@ class Tracker:
             _Track(
                 int(arrays["ids"][i]),
                 TrackState(
-                    Pose(*(arrays[name][i] for name in ("scale", "matrix", "translation"))),
-                    arrays["shape"][i],
-                    arrays["seen"][i],
-                    arrays["failures"][i],
+                    Pose(*(jnp.array(arrays[n][i]) for n in ("scale", "matrix", "translation"))),
+                    *(jnp.array(arrays[name][i]) for name in ("shape", "seen", "failures")),
                 ),
                 arrays["boxes"][i],
             )
@@ -357,21 +355,29 @@ class _Fits:
         blank = np.zeros((8, 8), np.uint8)
         for settings in (params.tracking, params.detection):
             check_inputs(model, blank, np.ones(4), settings)
-        models = model.prepare(params.tracking), model.prepare(params.detection)
-        leaves, structure = jax.tree.flatten((*models, params))
-        self._leaves = jax.device_put(leaves)
-        self._follow, self._find = _compiled(structure)
+        detection = model.prepare(params.detection)
+        # Each call hands over only what it works with: every array costs the host some time.
+        inputs = {
+            "seen": (model.prepare(params.tracking), params.tracking),
+            "lost": (detection, params.detection),
+            "found": (detection, params),
+        }
+        self._calls = {}
+        for name, tree in inputs.items():
+            leaves, structure = jax.tree.flatten(tree)
+            self._calls[name] = (_compiled(name, structure), jax.device_put(leaves))
 
     def follow(self, grey: np.ndarray, state: TrackState, box: np.ndarray) -> Any:
         """The next state and fit of a face; box: around its landmarks before."""
-        beside = MARGIN * max(box[2:])
-        piece, offset = _piece(grey, box, beside)
-        return self._follow[bool(state.seen)](self._leaves, piece, offset, state)
+        piece, offset = _piece(grey, box, MARGIN * max(box[2:]))
+        compiled, leaves = self._calls["seen" if state.seen else "lost"]
+        return compiled(leaves, piece, offset, state)
 
     def find(self, grey: np.ndarray, box: np.ndarray) -> Any:
         """The state and fit of a face that was just found in a box."""
         piece, offset = _piece(grey, box, max(box[2:]))
-        return self._find(self._leaves, piece, offset, box.astype(np.float32))
+        compiled, leaves = self._calls["found"]
+        return compiled(leaves, piece, offset, box.astype(np.float32))
 
 
 def _piece(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray, np.ndarray]:
@@ -380,27 +386,24 @@ def _piece(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray
     return cut(grey, x0, y0, side), np.array([x0, y0], np.float32)
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(structure: Any) -> tuple[tuple[Any, Any], Any]:
-    """Compiled fits with models and settings of this structure: after a failure, and tracking;
-    and of a face that was just found. All trackers of such models share them."""
+@functools.lru_cache(maxsize=32)
+def _compiled(name: str, structure: Any) -> Any:
+    """A compiled fit with models and settings of this structure; all trackers share it."""
 
-    def next_one(seen: bool, leaves: Any, piece: Any, offset: Any, state: TrackState) -> Any:
-        tracking, detection, params = jax.tree.unflatten(structure, leaves)
-        model, settings = (tracking, params.tracking) if seen else (detection, params.detection)
+    def next_one(leaves: Any, piece: Any, offset: Any, state: TrackState) -> Any:
+        model, settings = jax.tree.unflatten(structure, leaves)
         image = jnp.asarray(piece, state.shape.dtype)
         after, result = follow(model, image, _moved(state, -offset), settings)
         return _moved(after, offset), result.shifted(offset)
 
     def first_one(leaves: Any, piece: Any, offset: Any, box: Any) -> Any:
-        _, detection, params = jax.tree.unflatten(structure, leaves)
+        model, params = jax.tree.unflatten(structure, leaves)
         image = jnp.asarray(piece, box.dtype)
         shift = jnp.concatenate([offset, jnp.zeros_like(offset)])
-        result = found(detection, image, box - shift, params).shifted(offset)
+        result = found(model, image, box - shift, params).shifted(offset)
         return TrackState.after(result), result
 
-    after_failure, tracking = (jax.jit(functools.partial(next_one, seen)) for seen in (False, True))
-    return (after_failure, tracking), jax.jit(first_one)
+    return jax.jit(first_one if name == "found" else next_one)
 
 
 def _moved(state: TrackState, offset: Any) -> TrackState:

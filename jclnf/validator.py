@@ -64,8 +64,12 @@ class MaxPool(Layer):
 
     def __call__(self, maps: Float[Array, "c h w"]) -> Float[Array, "c y x"]:
         """The layer's output."""
-        odd = [(0, 0), *((0, side % 2) for side in maps.shape[1:])]
-        return lax.reduce_window(maps, -jnp.inf, lax.max, (1, 2, 2), (1, 2, 2), odd)
+        # Not `lax.reduce_window`, which takes five times as long on a CPU.
+        _, height, width = maps.shape
+        odd = ((0, 0), (0, height % 2), (0, width % 2))
+        maps = jnp.pad(maps, odd, constant_values=-jnp.inf)
+        rows = jnp.maximum(maps[:, ::2], maps[:, 1::2])
+        return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
 
 class Rectifier(Layer):

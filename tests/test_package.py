@@ -26,7 +26,7 @@ LAYERS = [
         "smoothing",
     },
     {"pdm", "params", "meanshift"},
-    {"rlms", "experts", "validator", "start", "implicit"},
+    {"rlms", "experts", "validator", "confidence", "start", "implicit"},
     {"uncertainty", "head_pose", "gaze"},
     {"model", "result", "from_points"},
     {"fit"},
@@ -41,6 +41,7 @@ LAYERS = [
     {"train", "video"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 """A module imports from its own layer or those before it, never from a later one."""
 CORE = set().union(*LAYERS[:10]) - {"runtime", "atomic"}

@@ -236,8 +236,9 @@ def ccnf_responses(
         covariance: Sigma, as `covariance` gives it.
         window: side `k` of a map.
     """
-    patches, scale = patch_contrast(areas, window)
-    # Scaling the products instead of the patches saves a pass over the patches.
+    patches, _, scale = patch_statistics(areas, window)
+    # Centring the weights and scaling the products saves two passes over the patches.
+    weights = weights - weights.mean(axis=-1, keepdims=True)
     projections = jnp.einsum("nqp,npk->nqk", weights, patches) * scale[:, None]
     neurons = jax.nn.sigmoid(projections + bias[..., None])
     field = jnp.einsum("nq,nqk->nk", gain, neurons).reshape(-1, window, window)
@@ -253,6 +254,15 @@ def patch_contrast(
 
     Where a patch is flat, so that no more than rounding is left of it, the latter is 0.
     """
+    patches, mean, scale = patch_statistics(areas, window)
+    return patches - mean[:, None], scale
+
+
+def patch_statistics(
+    areas: Float[Array, "n a a"], window: int
+) -> tuple[Float[Array, "n p positions"], Float[Array, "n positions"], Float[Array, "n positions"]]:
+    """The patches of each area, less the area's mean, as columns; the mean that is left in each;
+    and one over the norm of each less its mean, 0 as in `patch_contrast`."""
     n, side, _ = areas.shape
     support = side - window + 1
     # Single precision would lose digits to a common grey level.
@@ -262,11 +272,11 @@ def patch_contrast(
     # Without the barrier XLA gathers the patches again for the mean, the norm and the products.
     patches = lax.optimization_barrier(patches.reshape(n, support**2, window**2))
     mean = patches.mean(axis=1)
-    centred = patches - mean[:, None]
-    energy = jnp.sum(centred**2, axis=1)
+    energy = jnp.sum((patches - mean[:, None]) ** 2, axis=1)
     rounding = support**2 * (8 * jnp.finfo(areas.dtype).eps * mean) ** 2
     textured = energy > rounding
-    return centred, jnp.where(textured, lax.rsqrt(jnp.where(textured, energy, 1.0)), 0.0)
+    scale = jnp.where(textured, lax.rsqrt(jnp.where(textured, energy, 1.0)), 0.0)
+    return patches, mean, scale
 
 
 def gains(alpha: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -22,9 +22,9 @@ from jclnf.train.faces import Faces
 from jclnf.train.fit_examples import FitExamples, Fits, fits_of, made
 from jclnf.train.loop import Batch, Course, run_course
 
-COURSE = Course(15, batch=128, rate=1e-3)
+COURSE = Course(30, batch=128, rate=2e-3)
 """How long the network learns."""
-HIDDEN = 64
+HIDDEN = 128
 """Width of its hidden layer."""
 FITS = 15000
 """Fits to learn from."""
@@ -33,7 +33,7 @@ CALIBRATED_ON = 2000
 _LEAST_EACH = 5  # fits of each face to learn from
 THRESHOLD = 0.5
 """A fit is taken for a success if it is more likely right than wrong."""
-_NOISE = 0.2
+_NOISE = 0.1
 """Deviation of what is added to each characteristic, in its own standard deviations."""
 _DECAY = 1e-2
 _NEWTON = 30  # steps; a handful is enough

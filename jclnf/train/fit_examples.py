@@ -92,7 +92,7 @@ def _box(
         centre = centre + apart * side * np.array([np.cos(angle), np.sin(angle)])
         extent = extent * rng.uniform(0.3, 1.2)
     elif kind == "sized":
-        centre = centre + side * rng.uniform(-0.3, 0.3, 2)
+        centre = centre + side * rng.normal(0, 0.15, 2)
         extent = extent * rng.uniform(*((0.2, 0.65) if rng.random() < 0.5 else (1.6, 3.0)))
     return centre, extent
 

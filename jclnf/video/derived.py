@@ -139,6 +139,8 @@ def draw_summary(table: Path, out: Path) -> None:
                     linewidth=0.9,
                 )  # fmt: skip
         axes.set_ylabel(title, fontsize="small")
+        if names == ("confidence",):
+            axes.set_ylim(-0.05, 1.05)
         axes.grid(alpha=0.3)
         if len(series) * len(names) <= 8:
             axes.legend(loc="upper right", fontsize="x-small")

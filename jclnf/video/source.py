@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Frame:
     """`(h, w, 3)` uint8 (blue, green, red), upright; None if it could not be read."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where frames come from."""
 
@@ -231,7 +232,8 @@ class Camera:
         Raises:
             VideoError: there is none.
         """
-        self.name, self.count = f"camera{number}", None
+        self.name = f"camera{number}"
+        self.count: int | None = None
         self.problems: list[str] = []
         self._capture = _cv2().VideoCapture(number)
         works, picture = self._capture.read() if self._capture.isOpened() else (False, None)

@@ -1,0 +1,130 @@
+"""How long a tracker takes for a frame of a video with one face, and where the time goes.
+
+OpenFace's model with its part models and its validator, as its own program for videos has them. The
+frames are decoded beforehand: this is the tracker alone. Run it on an otherwise idle machine; the
+load before it began is recorded.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import cv2  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from common import DATA, OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
+
+import jclnf  # noqa: E402
+from jclnf.fit import fit_from  # noqa: E402
+from jclnf.parts import fit_parts  # noqa: E402
+from jclnf.track import without_trace  # noqa: E402
+from jclnf.validator import confidence  # noqa: E402
+
+CLIP = "default.wmv"
+START = (147.371, 179.350, 190.917, 197.191)
+ALTERNATIONS = 5
+CALIBRATION_REPEATS = 5
+FRAMES_A_SECOND = 100
+
+
+def decoded() -> list[np.ndarray]:
+    """The clip's frames in grey levels."""
+    video, frames = cv2.VideoCapture(str(OPENFACE / "samples" / CLIP)), []
+    while True:
+        there, frame = video.read()
+        if not there:
+            return frames
+        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
+
+
+def milliseconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(work())
+    return 1e3 * (time.perf_counter() - start)
+
+
+def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> dict[str, Any]:
+    """Each stage of a frame as a compiled function of its own, on the whole frame."""
+    settings = jclnf.TrackParams.openface(model).tracking
+    result = face.result
+    whole = jax.jit(
+        lambda model, image, pose, shape: without_trace(
+            fit_from(model, image, pose, shape, settings)
+        )
+    )
+    parts = jax.jit(lambda model, image, result: fit_parts(model, image, result, settings))
+    trust = jax.jit(
+        lambda model, image, result: confidence(
+            model.validator, image, result.landmarks, result.pose.rotation
+        )
+    )
+    return {
+        "face": lambda: whole(model, frame, result.pose, result.shape),
+        "parts": lambda: parts(model, frame, result),
+        "confidence": lambda: trust(model, frame, result),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=100, help="frames that are tracked")
+    count = parser.parse_args().frames
+    load = os.getloadavg()[0]
+    sys.path.insert(0, str(DATA / "bench"))
+    from calibrate import RATIO, unit
+
+    model = jclnf.load_openface(model_file("general"), parts=True, validator=True)
+    params = jclnf.TrackParams.openface(model)
+    tracker = jclnf.Tracker(model, params, single=True)
+    frames = decoded()[:count]
+    (face,) = tracker.step(frames[0], START)
+    tracker.step(frames[1])
+    prepared = jax.device_put(model.prepare(params.detection))
+    works = stages(prepared, frames[1], face)
+    for work in works.values():
+        jax.block_until_ready(work())
+
+    steps: list[float] = []
+    cpu: list[float] = []
+    cpp: list[float] = []
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(ALTERNATIONS):
+        cpp.append(1e3 * RATIO * unit(CALIBRATION_REPEATS))
+        tracker.reset()
+        tracker.step(frames[0], START)
+        for frame in frames[1:]:
+            before = time.process_time()
+            steps.append(milliseconds(lambda frame=frame: tracker.step(frame)[0].result.landmarks))
+            cpu.append(1e3 * (time.process_time() - before))
+        for name, work in works.items():
+            taken[name] += [milliseconds(work) for _ in range(20)]
+    asked = 1e3 / FRAMES_A_SECOND
+    rows = []
+    for where, pick in (("median", np.median), ("fastest tenth", lambda v: np.quantile(v, 0.1))):
+        rows += [
+            Row("a step", where, len(steps), float(pick(steps)), asked, unit="ms"),
+            Row("processor time of a step", where, len(cpu), float(pick(cpu)), unit="ms"),
+            *(
+                Row(f"alone: {name}", where, len(v), float(pick(v)), unit="ms")
+                for name, v in taken.items()
+            ),
+            Row("C++ fit of an image, estimated", where, len(cpp), float(pick(cpp)), unit="ms"),
+        ]
+    body = (
+        f"{CLIP}, {frames[0].shape[1]} x {frames[0].shape[0]} pixels, one face, "
+        f"{len(frames)} frames. Load before it began: {load:.1f}.\n\n" + pivot(rows)
+    )
+    folder = HERE / "video_speed"
+    folder.mkdir(exist_ok=True)
+    write_results(folder, "A tracker's step", body, {"load": load, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
