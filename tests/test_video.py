@@ -201,6 +201,18 @@ class TestResume:
         with pytest.raises(jclnf.JclnfError, match="is damaged"):
             Checkpoint(file, "one").load()
 
+    def test_nothing_is_left_of_files_that_a_killed_run_was_writing(self, clip, whole, capsys):
+        left = [".face.png.77.part", ".face.json.77.part", "face_aligned/.000003_0.png.77.part"]
+        left += ["face.checkpoint", "face.checkpoint.part"]
+        for name in left:
+            (whole / name).write_bytes(b"half")
+        (whole / ".other.png.77.part").write_bytes(b"half")
+        asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
+        assert main(["video", str(clip), "--out", str(whole), "--resume", *asked]) == 0
+        assert "complete already" in capsys.readouterr().out
+        assert [name for name in left if (whole / name).exists()] == []
+        (whole / ".other.png.77.part").unlink()
+
     def test_a_complete_run_is_left_alone(self, clip, whole, capsys):
         before = (whole / "face.csv").stat().st_mtime_ns
         asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]

@@ -3,6 +3,7 @@
 All of it follows from the table and the video, so that a run that is killed here makes it again.
 """
 
+import array
 import csv
 import io
 import itertools
@@ -153,7 +154,8 @@ def draw_summary(table: Path, out: Path) -> None:
 def _series(table: Path) -> dict[int, dict[str, np.ndarray]]:
     """By face the columns of the plot, gaps as NaN, reduced to `_POINTS`."""
     wanted = {name for _, names in PLOTTED for name in names} | {"timestamp"}
-    lists: dict[int, dict[str, list[float]]] = {}
+    # Lists of floats of a video of hours would take 100 MB.
+    lists: dict[int, dict[str, array.array[float]]] = {}
     at: dict[str, int] = {}
     for names, row in rows_of(table):
         at = at or {name: i for i, name in enumerate(names)}
@@ -164,10 +166,12 @@ def _series(table: Path) -> dict[int, dict[str, np.ndarray]]:
             hidden = not seen and name not in ("timestamp", "confidence")
             degrees = name.startswith(("pose_R", "gaze_angle"))
             value = math.degrees(value) if degrees else value
-            face.setdefault(name, []).append(math.nan if hidden else value)
+            column = face.setdefault(name, array.array("d"))
+            column.append(math.nan if hidden else value)
         if {"y_62", "y_66"} <= set(at):
             opening = float(row[at["y_66"]]) - float(row[at["y_62"]])
-            face.setdefault("mouth opening", []).append(opening if seen else math.nan)
+            column = face.setdefault("mouth opening", array.array("d"))
+            column.append(opening if seen else math.nan)
     return {
         face: {name: _reduced(np.array(values)) for name, values in columns.items()}
         for face, columns in lists.items()

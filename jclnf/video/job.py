@@ -80,6 +80,7 @@ def do_video(
         run = Run(settings, model, source, out, stem)
         metadata = out / f"{stem}.json"
         if resume and _complete(metadata, run.checkpoint.digest):
+            run.tidy()
             done.summary = "complete already"
             return done
         metadata.unlink(missing_ok=True)
@@ -101,7 +102,7 @@ def do_video(
             "seconds": round(seconds, 3),
         }
         write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
-        run.checkpoint.remove()
+        run.tidy()
         part = record.seen / record.rows if record.rows else 0.0
         done.summary = (
             f"{record.frames} frames, {record.rows} rows, {100 * part:.1f} % with success"

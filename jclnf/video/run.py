@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jclnf.annotations.pts import pts_text
-from jclnf.atomic import write_png
+from jclnf.atomic import remove_partial, write_png
 from jclnf.camera import Camera
 from jclnf.detect import make_detector
 from jclnf.errors import BoxError
@@ -155,6 +155,14 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         return self.record
+
+    def tidy(self) -> None:
+        """Remove what is not needed once all is complete, files half written by killed runs too."""
+        self.checkpoint.remove()
+        for ending in ("png", "json"):
+            remove_partial(self.out / f"{self.stem}.{ending}")
+        for part in self._aligned.glob(".*.part"):
+            part.unlink(missing_ok=True)
 
     def _used(self, first: int) -> Iterator[Frame]:
         """The frames between the times that the settings give."""
