@@ -219,6 +219,36 @@ class TestResume:
         assert record.frames == COUNT
         assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
 
+    def test_a_table_that_another_run_is_writing_is_left_alone(self, clip, tmp_path, capsys):
+        fcntl = pytest.importorskip("fcntl")
+        with (tmp_path / "face.csv").open("wb") as file:
+            file.write(b"another's")
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert main(["video", str(clip), "--out", str(tmp_path), "--quiet"]) == 1
+        assert "another run is writing it" in capsys.readouterr().err
+        assert (tmp_path / "face.csv").read_bytes() == b"another's"
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+    def test_workers_end_with_the_process_that_began_them(self, tmp_path):
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        for name in ("a.avi", "b.avi"):
+            write_video(folder / name, 10 * frames(100))
+        command = [sys.executable, "-m", "jclnf", "video", str(folder), "--out", str(tmp_path)]
+        command += ["--quiet", "--workers", "2", "--checkpoint-every", "0"]
+        process = subprocess.Popen(command, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*.checkpoint")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        time.sleep(3.0)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        assert not (tmp_path / "a.json").exists()
+
     def test_another_runs_checkpoint_is_refused(self, tmp_path):
         file = tmp_path / "x.checkpoint"
         Checkpoint(file, "one").save({"a": np.arange(3)}, {"frame": 7})

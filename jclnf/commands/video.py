@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jclnf.commands import INCOMPLETE, OK, CommandError, complain, printable
+from jclnf.commands import INCOMPLETE, INTERRUPTED, OK, CommandError, complain, printable
 from jclnf.errors import JclnfError
 
 if TYPE_CHECKING:
@@ -406,10 +406,21 @@ def _begin(settings: "Settings") -> None:
     global _model
     # Ctrl-C goes to all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _model = _prepare(settings, 2)
     except CommandError as error:
         _model = error
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is killed: its files are somebody else's then."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(INTERRUPTED)
 
 
 def _one_in_process(

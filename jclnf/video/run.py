@@ -14,10 +14,10 @@ import numpy as np
 
 import jclnf
 from jclnf.annotations.pts import pts_text
-from jclnf.atomic import remove_partial, write_png
+from jclnf.atomic import lock, remove_partial, write_png
 from jclnf.camera import Camera
 from jclnf.detect import make_detector
-from jclnf.errors import BoxError
+from jclnf.errors import BoxError, VideoError
 from jclnf.gaze import EYES
 from jclnf.model import Model
 from jclnf.openface.table import OpenFaceTable, measure
@@ -123,7 +123,7 @@ class Run:
             told: see `Told`.
 
         Raises:
-            VideoError: as `Checkpoint.load`.
+            VideoError: as `Checkpoint.load`; or another process does this run.
             OSError: the results cannot be written.
         """
         first, offset = 1, 0
@@ -133,8 +133,6 @@ class Run:
             first, offset = numbers["frame"], numbers["offset"]
             self.record = Record(**numbers["record"])
             self._faces.restore(arrays)
-        else:
-            self.checkpoint.remove()
         for wanted, folder in (
             (self.settings.pts, self._pts),
             (self.settings.aligned, self._aligned),
@@ -144,7 +142,11 @@ class Run:
                 # Those of another run would be taken for this one's.
                 for old in () if saved is not None else folder.glob("[0-9]*_[0-9]*.*"):
                     old.unlink(missing_ok=True)
-        with self.path.open("r+b" if saved is not None else "wb") as file:
+        with self.path.open("r+b" if self.path.exists() else "wb") as file:
+            if not lock(file):
+                raise VideoError(f"{self.path}: another run is writing it")
+            if saved is None:
+                self.checkpoint.remove()
             file.truncate(offset)
             file.seek(offset)
             if offset == 0:
