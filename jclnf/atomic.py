@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and by one process."""
 
 import glob
 import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -23,6 +24,24 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Keep this open file to this process until it is closed; False if another one has it.
+
+    Where there are no such locks, everybody gets it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return True
+    return True
 
 
 def remove_partial(path: Path) -> None:

@@ -39,6 +39,7 @@ COUNT = 128
 STEM = "face"
 EVERY = 0.05
 """Seconds between checkpoints: several in a run as short as these."""
+RUNS, WRONG = "runs killed", "results that differ"
 STOPS = 2
 """Times that a run is killed before another one begins."""
 SETTINGS = Settings(
@@ -116,10 +117,10 @@ class Trials:
     Only one run at a time is completed in this process.
     """
 
-    def __init__(self, clip: Path, folder: Path, kills: int, minutes: float) -> None:
+    def __init__(self, clip: Path, folder: Path, kills: int, minutes: float, seed: int) -> None:
         self.clip, self.folder, self.wanted = clip, folder, kills
         self.until = time.monotonic() + 60 * minutes
-        self.random = random.Random(11)
+        self.random = random.Random(seed)
         self.model = load(SETTINGS)
         self.lock = threading.Lock()
         self.stages: Counter[str] = Counter()
@@ -204,6 +205,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time")
     parser.add_argument("--minutes", type=float, default=60, help="no further kills after these")
+    parser.add_argument("--seed", type=int, default=11, help="of the moments")
+    parser.add_argument("--add", action="store_true", help="to the results that there are")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
@@ -213,7 +216,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clip = write_video(folder / f"{STEM}.mp4", frames(COUNT))
-        trials = Trials(clip, folder, args.kills, args.minutes)
+        trials = Trials(clip, folder, args.kills, args.minutes, args.seed)
         threads = [
             threading.Thread(target=trials.work, args=(number,)) for number in range(args.processes)
         ]
@@ -221,14 +224,29 @@ def main() -> None:
             thread.start()
         for thread in threads:
             thread.join()
+    counts = Counter(
+        {
+            RUNS: trials.kills,
+            "of these, for the second time": trials.again,
+            WRONG: len(trials.wrong),
+            **{f"killed: {where}": count for where, count in sorted(trials.stages.items())},
+        }
+    )
+    wrong = trials.wrong
+    if args.add:
+        before = json.loads((HERE / "results.json").read_text())
+        wrong = before["wrong"] + wrong
+        counts.update({row["quantity"]: int(row["measured"]) for row in before["rows"]})
     rows = [
-        Row("runs killed", "all", trials.kills, trials.kills, at_least=200),
-        Row("of these, for the second time", "all", trials.kills, trials.again),
-        Row("results that differ", "all", trials.kills, len(trials.wrong), at_most=0),
-        *(
-            Row(f"killed while {where}", "all", trials.kills, count)
-            for where, count in sorted(trials.stages.items())
-        ),
+        Row(
+            quantity,
+            "all",
+            counts[RUNS],
+            count,
+            at_least=200 if quantity == RUNS else None,
+            at_most=0 if quantity == WRONG else None,
+        )
+        for quantity, count in counts.items()
     ]
     kinds: Any = Counter(Path(name).suffix for name in trials.expected)
     files = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
@@ -236,9 +254,9 @@ def main() -> None:
         f"A clip of {COUNT} frames, in chunks of {CHUNK}; a run took {trials.seconds:.1f} s and "
         f"wrote {len(trials.expected)} files ({files}), all of which are compared.\n\n"
         + pivot(rows)
-        + "".join(f"\n- {line}" for line in trials.wrong)
+        + "".join(f"\n- {line}" for line in wrong)
     )
-    write_results(HERE, "Killed runs", body, {"rows": rows, "wrong": trials.wrong})
+    write_results(HERE, "Killed runs", body, {"rows": rows, "wrong": wrong})
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Checkpoint:
         """The state that was saved last; None if there is none.
 
         Raises:
-            VideoError: it is damaged, or that of a run with other settings, model or video.
+            VideoError: it is damaged, or that of a run that would have had other results.
         """
         if not self.path.exists():
             return None
@@ -50,8 +50,8 @@ class Checkpoint:
             ) from None
         if numbers.pop("digest") != self.digest:
             raise VideoError(
-                f"{self.path}: the run that it was left by had other settings, another model, or "
-                "another video: give the same, or run without --resume to begin again"
+                f"{self.path}: the run that it was left by had other settings, another model, "
+                "video or version of jclnf: give the same, or run without --resume to begin again"
             )
         return arrays, numbers
 

@@ -19,7 +19,7 @@ from jclnf.atomic import write_bytes
 from jclnf.errors import JclnfError, ParamsError
 from jclnf.plots import draw_overlay
 from jclnf.smoothing import OneEuro
-from jclnf.video.source import Ahead, Source
+from jclnf.video.source import Ahead, Frame
 
 KEPT = ("frame", "face_id", "timestamp", "confidence", "success")
 """Columns that are no measurements."""
@@ -51,24 +51,31 @@ def one_euro(text: str) -> OneEuro:
     return OneEuro(*values)
 
 
-def write_smoothed(table: Path, out: Path, smoothing: str) -> None:
+def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> None:
     """The table with all measurements smoothed, each face on its own; what was not seen is as it
-    was, and a face that is seen again begins anew."""
+    was, and a face that is seen again begins anew.
+
+    Args:
+        table: the table.
+        out: the file.
+        smoothing: as `one_euro` takes it.
+        forms: how each column's numbers are written, `OpenFaceTable.forms`.
+    """
+    form = ", ".join(forms[len(KEPT) :])
     filters: dict[str, OneEuro] = {}
     part = out.with_name(f".{out.name}.part")
     with part.open("w", newline="") as file:
         for first, (names, row) in zip(itertools.count(), rows_of(table)):
             if first == 0:
                 file.write(", ".join(names) + "\n")
-                decimals = [len(text.partition(".")[2]) for text in row]
             face = filters.setdefault(row[1], one_euro(smoothing))
-            values = row[len(KEPT) :]
+            values = ", ".join(row[len(KEPT) :])
             if row[4] == "1":
-                smooth = face.step(float(row[2]), np.array(values, float))
-                values = [f"{v:.{d}f}" for v, d in zip(smooth, decimals[len(KEPT) :], strict=True)]
+                smooth = face.step(float(row[2]), np.array(row[len(KEPT) :], float))
+                values = form % tuple(smooth.tolist())
             else:
                 face.reset()
-            file.write(", ".join([*row[: len(KEPT)], *values]) + "\n")
+            file.write(", ".join([*row[: len(KEPT)], values]) + "\n")
         file.flush()
         os.fsync(file.fileno())
     part.replace(out)
@@ -189,8 +196,16 @@ def _reduced(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def draw_video(table: Path, source: Source, out: Path) -> None:
+def draw_video(
+    table: Path, frames: Iterator[Frame], rate: float, size: tuple[int, int], out: Path
+) -> None:
     """The video with the faces of the table drawn in, as MPEG-4.
+
+    Args:
+        table: the table.
+        frames: those that it is about, again.
+        rate, size: of the video, see `Source`.
+        out: the file.
 
     Raises:
         JclnfError: this OpenCV cannot write such files.
@@ -199,17 +214,17 @@ def draw_video(table: Path, source: Source, out: Path) -> None:
 
     part = out.with_name(f".{out.stem}.part{out.suffix}")
     code = cv2.VideoWriter.fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(part), code, source.rate, source.size)
+    writer = cv2.VideoWriter(str(part), code, rate, size)
     if not writer.isOpened():
         raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
     rows = _drawn(table)
     waiting = next(rows, None)
     try:
-        with Ahead(source.frames()) as frames:
-            for frame in frames:
-                width, height = source.size
-                picture = frame.picture
-                canvas = np.zeros((height, width, 3), np.uint8) if picture is None else picture
+        with Ahead(frames) as ahead:
+            for frame in ahead:
+                canvas = frame.picture
+                if canvas is None:
+                    canvas = np.zeros((size[1], size[0], 3), np.uint8)
                 while waiting is not None and waiting[0] == frame.number:
                     _, label, landmarks = waiting
                     canvas = draw_overlay(canvas, landmarks, label=label)

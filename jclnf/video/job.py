@@ -114,6 +114,9 @@ def do_video(
         done.problems.append(text if path in text else f"{path}: {text}")
     except OSError as error:
         done.problems.append(f"{out}: cannot be written: {error.strerror or error}")
+    except Exception as error:
+        # A night's other videos must not wait for whatever this is.
+        done.problems.append(f"{path}: stopped by an error in jclnf: {error!r}")
     return done
 
 
@@ -123,11 +126,18 @@ def _derive(settings: Settings, run: Run, source: Source, done: Done) -> None:
     makers: list[tuple[bool, Callable[[], None]]] = [
         (
             settings.smooth is not None,
-            lambda: write_smoothed(table, out / f"{stem}_smoothed.csv", settings.smooth or ""),
+            lambda: write_smoothed(
+                table, out / f"{stem}_smoothed.csv", settings.smooth or "", run.table.forms
+            ),
         ),
         (settings.parquet, lambda: write_parquet(table, out / f"{stem}.parquet")),
         (settings.plot, lambda: draw_summary(table, out / f"{stem}.png")),
-        (settings.overlay, lambda: draw_video(table, source, out / f"{stem}_overlay.mp4")),
+        (
+            settings.overlay,
+            lambda: draw_video(
+                table, run.used(), source.rate, source.size, out / f"{stem}_overlay.mp4"
+            ),
+        ),
     ]
     for wanted, make in makers:
         if not wanted:
@@ -155,8 +165,8 @@ def _complete(metadata: Path, digest: str) -> bool:
         return False
     if found != digest:
         raise VideoError(
-            f"{metadata}: the complete run there had other settings, another model, or another "
-            "video: give the same, another --out, or run without --resume to begin again"
+            f"{metadata}: the complete run there had other settings, another model, video or "
+            "version of jclnf: give the same, another --out, or run without --resume to begin again"
         )
     return True
 
