@@ -94,7 +94,9 @@ class Run:
         params = self.model.defaults.replace(**changes)
         most = 1 if settings.one else settings.faces
         if settings.independent:
-            return Independent(self.model, params, make_detector(settings.detector, fast=True), most)
+            return Independent(
+                self.model, params, make_detector(settings.detector, fast=True), most
+            )
         boxes: dict[int, Any] = {}
         detector = None
         if settings.boxes is None:
@@ -208,7 +210,7 @@ class Run:
             if not going:
                 break
         results = [face.result for faces in found for face in faces]
-        measured = iter(measure(self.model.pdm, results, self.camera))
+        measured = iter(measure(results, self.camera))
         lines = []
         for frame, faces in zip(frames, found, strict=True):
             for face in faces:
