@@ -44,7 +44,8 @@ def main() -> None:
         photo = read_photo(OPENFACE / "samples" / f"{name}.jpg")
         box = [float(boxes[f"{name}.jpg"][side]) for side in "xywh"]
         piece = jclnf.crop(photo.grey, box)
-        fit = jclnf.fit_hypotheses(model, piece.image, piece.box, params)
+        # Its program for pictures was run as it is by default: from one start.
+        fit = jclnf.fit(model, piece.image, piece.box, params)
         result = jax.device_get(fit.shifted(piece.offset))
         height, width = photo.grey.shape
         (ours,) = measure(model.pdm, [result], jclnf.Camera.assumed(width, height), batch=1)
