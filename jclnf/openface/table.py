@@ -128,7 +128,8 @@ class OpenFaceTable:
             columns = [(name, form if name in kept else FULL) for name, form in columns]
         self.columns = [name for name, _ in columns]
         self.header = ", ".join(self.columns) + "\n"
-        self._row = ", ".join(form for _, form in columns) + "\n"
+        self.forms = [form for _, form in columns]
+        self._row = ", ".join(self.forms) + "\n"
         self._first = len(first)
         self._gaze = gaze
 
