@@ -1,11 +1,11 @@
-"""What does tuning the experts to bad pictures bring? A night camera, far away.
+"""What does tuning a model to bad pictures bring? A night camera, far away.
 
     python experiments/adaptation/run.py
 
-The bundled model's experts are tuned by `jclnf.tune` on faces of the training split, each once as
-it is and once as such a camera would show it. The figures are on the validation split, of other
-people: the degraded pictures that the model is to become better at, and the pictures as they are,
-at which it must not become worse. Needs the development data.
+The bundled model's experts and its learned start are tuned by `jclnf.tune` on faces of the training
+split, each once as it is and once as such a camera would show it. The figures are on the validation
+split, of other people: the degraded pictures that the model is to become better at, and the pictures
+as they are, at which it must not become worse. Needs the development data.
 """
 
 import sys
@@ -31,7 +31,7 @@ NOISE = 5.0
 """Standard deviation of the camera's noise, in grey levels."""
 LEARNED, WATCHED = 1200, 150
 """Faces to learn from, and to choose the epoch by; both count twice, by night and by day."""
-COURSE = jclnf.Course(epochs=5, batch=16, rate=3e-3)
+COURSE = jclnf.Course(epochs=4, batch=16, rate=3e-3)
 HOPPER_BOX = (180.0, 170.0, 170.0, 165.0)
 """The face in matplotlib's sample photograph of Grace Hopper (US Navy, public domain)."""
 ASKED, ALLOWED = -15.0, 2.0
@@ -93,7 +93,13 @@ def main() -> None:
     model = jclnf.load_model()
     began = time.perf_counter()
     tuned = jclnf.tune(
-        model, *learned, what="experts", validation=watched, course=COURSE, quiet=True, report=print
+        model,
+        *learned,
+        what=("experts", "start"),
+        validation=watched,
+        course=COURSE,
+        quiet=True,
+        report=print,
     )
     seconds = time.perf_counter() - began
     print(tuned.course, flush=True)
@@ -136,7 +142,7 @@ def main() -> None:
     )
     write_results(
         HERE,
-        "The bundled model's experts, tuned to a night camera",
+        "The bundled model, tuned to a night camera",
         body,
         {"figures": figures, "changes": changes, "seconds": seconds, "course": tuned.course},
     )
