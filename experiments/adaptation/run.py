@@ -2,10 +2,10 @@
 
     python experiments/adaptation/run.py
 
-The bundled model's experts and its learned start are tuned by `jclnf.tune` on faces of the training
-split, each once as it is and once as such a camera would show it. The figures are on the validation
-split, of other people: the degraded pictures that the model is to become better at, and the pictures
-as they are, at which it must not become worse. Needs the development data.
+The experts and the learned start of the bundled model are tuned by `jclnf.tune` on faces of the
+training split, each once as it is and once as such a camera would show it. The figures are on the
+validation split, of other people: the degraded pictures that the model is to become better at, and
+the pictures as they are, at which it must not become worse. Needs the development data.
 """
 
 import sys
