@@ -12,8 +12,8 @@ from synthetic import default_params, planted
 
 import jclnf
 from jclnf.errors import TrainingError
-from jclnf.train.end_to_end import distance
 from jclnf.start import LearnedStart, start_shapes
+from jclnf.train.end_to_end import distance
 from jclnf.train.leaves import Leaves
 from jclnf.train.networks import initial_weights
 
@@ -194,6 +194,7 @@ def test_it_ends_without_progress_and_gives_back_the_best(face, faces):
         np.testing.assert_allclose(tuned.model.pdm.mean, face.model.pdm.mean, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_learned_start_moves_if_it_is_chosen_and_nothing_else_does(face, faces):
     images, boxes, truth = faces
     weights = initial_weights(start_shapes(face.model.pdm.eigenvalues.size), jax.random.key(0))
@@ -212,7 +213,7 @@ def test_a_learned_start_moves_if_it_is_chosen_and_nothing_else_does(face, faces
         default_params(iterations=2),
         what="start",
         validation=0.25,
-        course=jclnf.Course(epochs=4, batch=9, rate=1e-2),
+        course=jclnf.Course(epochs=2, batch=3, rate=1e-2),
         quiet=True,
     )
     errors = [line["validation"] for line in tuned.course]

@@ -158,7 +158,7 @@ def draw(file: Path, image: np.ndarray, jacobian: np.ndarray, landmarks: np.ndar
         cv2.putText(panel, name, (4, 12), 0, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
         shown.append(panel)
     rows = [np.hstack(shown[i : i + 3]) for i in range(0, len(shown), 3)]
-    cv2.imwrite(str(file), np.vstack(rows))
+    cv2.imwrite(str(file), np.vstack(rows), [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
 def main() -> None:

@@ -192,7 +192,8 @@ def _losses(tree: Any, offset: Any, batch: Any, moves_start: bool) -> Float[Arra
         landmarks = fit_from(model, image, start, shape, params).landmarks
         return distance(landmarks, face["points"], offset)
 
-    return map_faces(one, batch, side_by_side=not isinstance(tree["model"].experts, CCNF))
+    convolutions = moves_start or not isinstance(tree["model"].experts, CCNF)
+    return map_faces(one, batch, side_by_side=convolutions)
 
 
 def _optimiser(
