@@ -25,6 +25,7 @@ from jclnf.face import fit
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.pdm import PDM, project
+from jclnf.result import FitResult
 from jclnf.serialise import save_model
 from jclnf.start import LearnedStart, decode, start_network, start_shapes
 from jclnf.train.batches import (
@@ -36,6 +37,7 @@ from jclnf.train.batches import (
     Maker,
     TrunkExamples,
 )
+from jclnf.train.centre import centred
 from jclnf.train.end_to_end import EYE_DISTANCE, averaged, train_end_to_end
 from jclnf.train.faces import Faces, Posed
 from jclnf.train.loop import Course
@@ -194,7 +196,7 @@ def train_model(
     for k in range(plan.fits):
         course = dataclasses.replace(plan.fit, seed=plan.fit.seed + k)
         trained.append(_through_the_fit(workshop, whole, posed, held, course, f"fit{k}", quiet))
-    final = averaged(trained)
+    final = centred(averaged(trained), posed, FIT_PICTURE, FIT_MARGIN)
     say(f"after it: {_summary(fit_errors(final, held))}")
     return final
 
@@ -297,14 +299,15 @@ def fit_errors(model: Model, examples: Example, chunk: int = 16) -> np.ndarray:
     errors = []
     for first in range(0, len(examples["box"]), chunk):
         part = slice(first, first + chunk)
-        fitted = _fitted(model, examples["picture"][part], examples["box"][part])
-        errors.append(_errors(np.asarray(fitted), examples["points"][part]))
+        found = fitted(model, examples["picture"][part], examples["box"][part]).landmarks
+        errors.append(_errors(np.asarray(found), examples["points"][part]))
     return np.concatenate(errors)
 
 
 @eqx.filter_jit
-def _fitted(model: Model, pictures: Any, boxes: Any) -> Array:
-    return jax.vmap(lambda picture, box: fit(model, picture, box).landmarks)(pictures, boxes)
+def fitted(model: Model, pictures: Any, boxes: Any) -> FitResult:
+    """The fits of a batch of pictures."""
+    return jax.vmap(lambda picture, box: fit(model, picture, box))(pictures, boxes)
 
 
 def _errors(landmarks: Any, truth: Any) -> np.ndarray:

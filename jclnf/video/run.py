@@ -93,11 +93,11 @@ class Run:
         params = self.model.defaults.replace(**changes)
         most = 1 if settings.one else settings.faces
         if settings.independent:
-            return Independent(self.model, params, make_detector(settings.detector), most)
+            return Independent(self.model, params, make_detector(settings.detector, fast=True), most)
         boxes: dict[int, Any] = {}
         detector = None
         if settings.boxes is None:
-            detector = make_detector(settings.detector)
+            detector = make_detector(settings.detector, fast=True)
         elif path is not None:
             boxes = FrameBoxTable(settings.boxes).boxes(path)
             if not boxes:
