@@ -23,15 +23,15 @@ from jclnf.images import read_image  # noqa: E402
 from jclnf.plots import draw_overlay  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
 
-FACE = 16.0
+FACE = 24.0
 """Mean side of a face's box in pixels of the camera."""
-LIGHT = 0.2
+LIGHT = 0.1
 """What is left of the light."""
-NOISE = 5.0
+NOISE = 6.0
 """Standard deviation of the camera's noise, in grey levels."""
-LEARNED, WATCHED = 1200, 150
+LEARNED, WATCHED = 1500, 120
 """Faces to learn from, and to choose the epoch by; both count twice, by night and by day."""
-COURSE = jclnf.Course(epochs=4, batch=16, rate=3e-3)
+COURSE = jclnf.Course(epochs=3, batch=16, rate=3e-3)
 HOPPER_BOX = (180.0, 170.0, 170.0, 165.0)
 """The face in matplotlib's sample photograph of Grace Hopper (US Navy, public domain)."""
 ASKED, ALLOWED = -15.0, 2.0
