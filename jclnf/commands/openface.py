@@ -30,7 +30,7 @@ class PictureTables:
         *,
         full_precision: bool = False,
     ) -> None:
-        self._pdm, self._focal, self._centre = model.pdm, focal, centre
+        self._focal, self._centre = focal, centre
         self._table = OpenFaceTable(
             model.pdm.n_landmarks,
             model.pdm.n_modes,
@@ -43,7 +43,7 @@ class PictureTables:
         """Head pose, landmarks in space and gaze of a face in a picture `(h, w)`."""
         height, width = picture.shape
         camera = Camera.assumed(width, height, self._focal, self._centre)
-        return measure(self._pdm, [result], camera, batch=1)[0]
+        return measure([result], camera, batch=1)[0]
 
     def write(self, path: Path, faces: list[tuple[int, Any, Measured]]) -> None:
         """Write the faces' numbers, fits and measures; a table without rows if there are none.
