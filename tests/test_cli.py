@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -416,7 +417,10 @@ def test_openfaces_tables(run, astronaut, box):
     assert 600 * x / z + 140 == pytest.approx(float(full["x_30"]), abs=0.2)
     assert 630 * float(only["Y_30"]) / z + 130 == pytest.approx(float(full["y_30"]), abs=0.2)
     place = "at ({:.0f}, {:.0f}, {:.0f}) mm".format(*(float(only[f"pose_T{a}"]) for a in "xyz"))
-    assert place in out
+    said = next(line for line in out.splitlines() if line.startswith("in/landmarks.png"))
+    assert place in said
+    pitch = float(re.search(r"Pitch (\S+),", said)[1])
+    assert pitch == pytest.approx(np.rad2deg(float(only["pose_Rx"])), abs=0.1)
 
     options = ("--box", *box, "--out", "full", "--openface-csv", "--full-precision", "--no-overlay")
     assert run("in/landmarks.png", *options)[0] == 0

@@ -343,11 +343,11 @@ def _fit_image(
         status = FitStatus(int(result.status))
         done = done and bool(result.success)
         drawn.append((face, box, result))
-        place = None
+        head = None
         if in_space is not None:
             measured.append((face, result, in_space.measure(result, photo.grey)))
-            place = measured[-1][2].head.translation
-        _say(args, f"{image}: face {face}: {describe(status.message, result, place)}")
+            head = measured[-1][2].head
+        _say(args, f"{image}: face {face}: {describe(status.message, result, head)}")
     if args.openface_csv:
         try:
             in_space.write(openface, measured)
@@ -359,11 +359,12 @@ def _fit_image(
     return done
 
 
-def describe(message: str, result: Any, place: Any = None) -> str:
-    """Return a fit in a line: how it ended, pose in degrees, place in space (mm) if there is one,
-    scale, likelihood and confidence."""
-    pitch, yaw, roll = np.rad2deg(np.asarray(result.pose.rotation, float))
-    at = "" if place is None else "at ({:.0f}, {:.0f}, {:.0f}) mm, ".format(*place)
+def describe(message: str, result: Any, head: Any = None) -> str:
+    """Return a fit in a line: how it ended, pose in degrees (in the camera's frame, with the place
+    in millimetres, if the `HeadPose` is given), scale, likelihood and confidence."""
+    pose = result.pose if head is None else head
+    pitch, yaw, roll = np.rad2deg(np.asarray(pose.rotation, float))
+    at = "" if head is None else "at ({:.0f}, {:.0f}, {:.0f}) mm, ".format(*head.translation)
     line = (
         f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, {at}"
         f"scale {float(result.pose.scale):.3f} px/mm, likelihood {float(result.likelihood):.3f}"
