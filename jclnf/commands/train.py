@@ -176,7 +176,7 @@ def _read(annotated: "list[AnnotatedFace]", quiet: bool) -> "Faces":
     pictures, points = [], []
     for face in tqdm(annotated, desc="reading", disable=quiet):
         try:
-            picture, moved = cut_out(read_photo(face.image).colour, face.landmarks)
+            picture, moved = cut_out(read_photo(face.image).grey, face.landmarks)
         except JclnfError as error:
             complain(str(error))
             continue
