@@ -13,6 +13,7 @@ import pytest
 import jclnf
 from jclnf import PDM, Camera, HeadPose, ParamsError, Pose
 from jclnf.gaze import CORNERS, EYES, RADIUS
+from jclnf.images import read_photo
 from jclnf.openface.table import OpenFaceTable, measure
 from jclnf.pdm import shape3d
 from jclnf.rotation import euler_to_matrix
@@ -233,6 +234,35 @@ def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
         apart = np.degrees(np.arccos(np.clip((one.gaze.directions * directions).sum(1), -1, 1)))
         assert apart.max() < 1.5  # 0.1 mm, as the eyes' landmarks are given, is half a degree
         assert np.median(apart) < 0.5
+
+
+@pytest.mark.slow
+def test_a_photograph_has_openfaces_table(shared):
+    """From the image on: OpenFace's models with all parts, fitted and measured, as text."""
+    openface = shared / "openface"
+    model = jclnf.load_openface(
+        openface / "model" / "main_clnf_general.txt", parts=True, validator=True
+    )
+    params = jclnf.FitParams.openface(model)
+    photo = read_photo(openface / "samples" / "sample5.jpg")
+    piece = jclnf.crop(photo.grey, (204.982, 131.999, 291.226, 286.433))
+    fit = jax.device_get(jclnf.fit(model.prepare(params), piece.image, piece.box, params))
+    height, width = photo.grey.shape
+    camera = Camera.assumed(width, height)
+    (one,) = measure(model.pdm, [fit.shifted(piece.offset)], camera, batch=1)
+    table = OpenFaceTable(68, 34, video=False, gaze=True)
+    header, (theirs,) = read_golden(openface / "golden_csv" / "sample5.clnf_general.csv", 1)
+    assert table.header == header
+    text = table.row((0, float(fit.confidence)), one).strip().split(", ")
+    ours = dict(zip(table.columns, text, strict=True))
+    tolerances = {"confidence": 0.002, "gaze": 0.01, "eye_lmk": 0.8, "pose_T": 0.3, "pose_R": 0.003}
+    shape = [f"p_{i}" for i in range(34)]  # some modes hardly move the face
+    for name in set(table.columns) - set(shape):
+        group = next((group for group in tolerances if name.startswith(group)), "")
+        assert float(ours[name]) == pytest.approx(
+            float(theirs[name]), abs=tolerances.get(group, 0.31)
+        ), name
+        assert len(ours[name].partition(".")[2]) == len(theirs[name].partition(".")[2]), name
 
 
 def test_rows_hold_what_their_columns_say(pdm):

@@ -18,7 +18,7 @@ from jclnf.errors import TrainingError
 from jclnf.experts.trunk import SAMPLING, trunk_shapes
 from jclnf.fit import reference_shape
 from jclnf.pdm import PDM, Pose, project
-from jclnf.train.augment import augment, grey
+from jclnf.train.augment import augment
 from jclnf.train.batches import (
     COARSE,
     BoxExamples,
@@ -28,7 +28,6 @@ from jclnf.train.batches import (
     disturbed,
 )
 from jclnf.train.ccnf import experts_of, response_loss, train_ccnf
-from jclnf.train.deform import LARGEST, bent, unchanged
 from jclnf.train.faces import MIRROR_68, Faces, Posed, cut_out
 from jclnf.train.loop import Course, run_course
 from jclnf.train.networks import map_loss
@@ -102,7 +101,7 @@ class TestFaces:
 class TestExamples:
     def test_undisturbed_maps_are_where_a_fit_at_the_truth_puts_them(self, posed, model):
         """The host's geometry is that of the fit."""
-        examples = TrunkExamples(posed, 0.2, 24, (0.0, 6.0), NOT_AT_ALL, changed=False)
+        examples = TrunkExamples(posed, 0.2, 24, (0.0, 6.0), NOT_AT_ALL)
         pdm = pdm_of(model)
         for face in range(3):
             found = examples(face, np.random.default_rng(0))
@@ -223,52 +222,6 @@ class TestLoop:
     def test_fewer_faces_than_a_batch(self):
         with pytest.raises(TrainingError, match="batch"):
             self.train(None, 1, count=3)
-
-
-class TestBent:
-    def test_landmarks_are_where_the_picture_shows_what_was_under_them(self, posed):
-        """Of a picture whose levels are its coordinates, they show where each pixel was."""
-        rows, columns = np.mgrid[:160, :160].astype(np.uint8)
-        for face in range(4):
-            before = posed.faces.points[face]
-            for axis, levels in enumerate((columns, rows)):
-                face_of_levels = unchanged(posed, face)._replace(picture=levels)
-                shown = bent(posed, face, face_of_levels, 1.0, np.random.default_rng(face))
-                found = warp.sample_areas(
-                    jnp.asarray(shown.picture, jnp.float32),
-                    jnp.asarray(shown.points, jnp.float32),
-                    jnp.array([1.0, 0.0]),
-                    1,
-                )
-                np.testing.assert_allclose(np.ravel(found), before[:, axis], atol=0.8)
-                assert shown.picture[0, 0] == levels[0, 0]  # far from the face
-            size = np.sqrt(np.ptp(before, axis=0).prod())
-            farthest = np.linalg.norm(shown.points - before, axis=1).max()
-            assert 0.02 * size < farthest < 1.3 * LARGEST * size
-
-    def test_the_changed_shape_is_the_one_that_is_shown(self):
-        pdm = jax.device_get(jclnf.load_model().pdm)
-        model = ShapeModel(pdm.mean, pdm.components, pdm.eigenvalues, 1.5, [])
-        points = 0.6 * pdm.mean[None, :, :2] + 80.0
-        posed = Posed.of(Faces([np.full((160, 160), 99, np.uint8)], points), model)
-        for seed in range(4):
-            shown = bent(posed, 0, unchanged(posed, 0), 0.5, np.random.default_rng(seed))
-            change = (shown.latent - posed.latent[0]) * np.sqrt(model.eigenvalues)
-            expected = posed.scale[0] * (model.components @ change) @ posed.matrix[0][:2].T
-            moved = shown.points - points[0]
-            # Gaussians that are smoothed do not reach all the way.
-            assert np.corrcoef(moved.ravel(), expected.ravel())[0, 1] > 0.9
-
-
-def test_grey_is_opencvs_or_another_mixture(rng):
-    picture = rng.integers(0, 256, (20, 30, 3), np.uint8)
-    plain = grey(picture)
-    assert np.abs(plain.astype(int) - cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)).max() <= 1
-    mixed = grey(picture, rng)
-    assert (mixed >= picture.min(-1)).all()
-    assert (mixed <= picture.max(-1)).all()
-    assert np.abs(mixed.astype(int) - plain).max() > 3
-    assert grey(plain, rng) is plain
 
 
 def test_map_loss_against_numpy():

@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 def read(annotated: list[jclnf.AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_photo(face.image).colour, face.landmarks) for face in annotated]
+    pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
     return Faces([picture for picture, _ in pieces], np.array([points for _, points in pieces]))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jclnf.commands import INCOMPLETE, INTERRUPTED, OK, CommandError, complain, printable
+from jclnf.commands.camera import add_camera, camera_numbers
 from jclnf.errors import JclnfError
 
 if TYPE_CHECKING:
@@ -106,16 +107,7 @@ def add_parser(subparsers: Any) -> None:
     time.add_argument(
         "--rate", type=float, help="frames per second of a folder of pictures (default: 30)"
     )
-    time.add_argument(
-        "--focal",
-        type=float,
-        nargs="+",
-        metavar="F",
-        help="focal length in pixels, or those along x and y (default: OpenFace's guess)",
-    )
-    time.add_argument(
-        "--centre", type=float, nargs=2, metavar=("X", "Y"), help="of the image, in pixels"
-    )
+    add_camera(time)
 
     results = p.add_argument_group("results")
     results.add_argument(
@@ -181,9 +173,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
     from jclnf.video.derived import one_euro
     from jclnf.video.settings import Settings
 
-    focal = args.focal
-    if focal is not None and len(focal) > 2:
-        raise CommandError(f"--focal takes one or two numbers, not {len(focal)}")
+    focal, centre = camera_numbers(args)
     if args.independent and args.boxes is not None:
         raise CommandError("--independent needs the boxes of every frame: use --detector")
     for name in ("workers", "faces"):
@@ -208,8 +198,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
             begin=args.begin,
             end=args.end,
             rate=args.rate,
-            focal=None if focal is None else (focal[0], focal[-1]),
-            centre=None if args.centre is None else tuple(args.centre),
+            focal=focal,
+            centre=centre,
             full_precision=args.full_precision,
             pts=args.pts,
             aligned=args.aligned,

@@ -3,23 +3,6 @@
 import cv2
 import numpy as np
 
-GREY = np.array([0.114, 0.587, 0.299])
-"""Weights of blue, green and red in a grey level."""
-_ALIKE = 8.0
-"""The larger, the nearer are the weights of `grey` to those."""
-
-
-def grey(picture: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-    """A picture `(h, w)` or `(h, w, 3)` (blue, green, red) uint8 in grey.
-
-    Args:
-        rng: if given, the weights of the colours are random, as if camera and light were others.
-    """
-    if picture.ndim == 2:
-        return picture
-    weights = GREY if rng is None else rng.dirichlet(_ALIKE * GREY)
-    return np.asarray(cv2.transform(picture, weights[None]))
-
 
 def augment(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture `(h, w)` uint8 under other light, less sharp, noisy, compressed, partly hidden.

@@ -16,7 +16,6 @@ import numpy as np
 from jclnf.experts.trunk import SAMPLING
 from jclnf.start import MARGIN, SIZE
 from jclnf.train.augment import augment
-from jclnf.train.deform import changed, unchanged
 from jclnf.train.faces import Posed
 
 _TURN = 0.22
@@ -83,21 +82,10 @@ class State(NamedTuple):
     landmarks: np.ndarray
 
 
-def disturbed(
-    posed: Posed,
-    face: int,
-    by: Disturbance,
-    rng: np.random.Generator,
-    latent: np.ndarray | None = None,
-) -> State:
-    """The true state of a face, disturbed: some faces are far off, most are near.
-
-    Args:
-        latent: the shape parameters if they are not the face's own, see `jclnf.train.deform.bent`.
-    """
+def disturbed(posed: Posed, face: int, by: Disturbance, rng: np.random.Generator) -> State:
+    """The true state of a face, disturbed: some faces are far off, most are near."""
     model = posed.model
-    scale = posed.scale[face]
-    latent = posed.latent[face] if latent is None else latent
+    scale, latent = posed.scale[face], posed.latent[face]
     far = rng.choice([0.4, 1.0, 1.7], p=[0.35, 0.45, 0.2])
     matrix = posed.matrix[face] @ euler_matrix(far * rng.normal(size=3) * by.turn)
     translation = posed.translation[face] + far * scale * rng.normal(0, by.shift, 2)
@@ -117,7 +105,6 @@ class TrunkExamples:
         grid: side of the maps in cells.
         middle: centre of the maps from the landmarks' centroid, millimetres.
         disturbance: how far from the truth the maps are placed.
-        changed: whether faces are deformed and pictures augmented.
     """
 
     posed: Posed
@@ -125,27 +112,26 @@ class TrunkExamples:
     grid: int
     middle: tuple[float, float]
     disturbance: Disturbance
-    changed: bool = True
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (SAMPLING grid, SAMPLING grid) uint8, `points` (n, 2) in cells of the map."""
         posed = self.posed
-        shown = changed(posed, face, rng) if self.changed else unchanged(posed, face)
-        state = disturbed(posed, face, self.disturbance, rng, shown.latent)
+        state = disturbed(posed, face, self.disturbance, rng)
         base = state.landmarks
         to_cells = similarity(base, self.scaling * state.shape[:, :2])
         middle = self.scaling * np.asarray(self.middle)
         centroid = base.mean(0)
         to_image = np.linalg.inv(to_cells)
         picture = warped(
-            shown.picture,
+            posed.faces.pictures[face],
             centroid + to_image @ middle,
             to_image / SAMPLING,
             SAMPLING * self.grid,
         )
-        points = (shown.points - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
+        truth = posed.faces.points[face]
+        points = (truth - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
         return {
-            "picture": augment(picture, rng) if self.changed else picture,
+            "picture": augment(picture, rng),
             "points": points.astype(np.float32),
         }
 
@@ -158,7 +144,7 @@ class BoxExamples:
         posed: the faces.
         size: side of the pictures in pixels.
         margin: side of the pictures in mean sides of the box: a range to draw from.
-        changed: whether faces are deformed, and pictures turned and augmented.
+        changed: whether pictures are turned and augmented.
         inexact: whether boxes are made inexact.
     """
 
@@ -170,10 +156,9 @@ class BoxExamples:
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (size, size) uint8, `box` (4,) and `points` (n, 2) in its pixels."""
-        posed = self.posed
-        shown = changed(posed, face, rng) if self.changed else unchanged(posed, face)
+        points = self.posed.faces.points[face]
         change = _turned_and_stretched(rng) if self.changed else np.eye(2)
-        moved = shown.points @ change.T
+        moved = points @ change.T
         low, high = moved.min(0), moved.max(0)
         extent = high - low
         # Boxes of other sources are tight in their own way: to the lower right, or larger.
@@ -185,7 +170,7 @@ class BoxExamples:
         step = rng.uniform(*self.margin) * extent.mean() / self.size
         centre = low + extent / 2
         back = np.linalg.inv(change)
-        picture = warped(shown.picture, back @ centre, step * back, self.size)
+        picture = warped(self.posed.faces.pictures[face], back @ centre, step * back, self.size)
         corner = (self.size - 1) / 2 - extent / step / 2
         return {
             "picture": augment(picture, rng) if self.changed else picture,
@@ -228,7 +213,7 @@ def warped(
     """What `jclnf.warp.sample_square` reads, nearly: reduced by powers of two where it is large."""
     step = np.sqrt(abs(np.linalg.det(to_picture)))
     while step > 1.5:
-        rows, columns = (n // 2 * 2 for n in picture.shape[:2])
+        rows, columns = (n // 2 * 2 for n in picture.shape)
         picture = cv2.resize(
             picture[:rows, :columns], (columns // 2, rows // 2), interpolation=cv2.INTER_AREA
         )

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from jclnf.experts import CCNF
 from jclnf.experts.ccnf import ccnf_responses, covariance, gains, to_blocks
-from jclnf.train.augment import grey
 from jclnf.train.batches import Disturbance, Example, disturbed, similarity, warped
 from jclnf.train.faces import Posed
 from jclnf.train.loop import Batch, Course, run_course
@@ -54,7 +53,7 @@ class AreaExamples:
         side = round(self.scaling * 1.6 * np.ptp(model.mean[:, 0]))
         centroid = base.mean(0)
         picture = warped(
-            grey(self.posed.faces.pictures[face]), centroid, np.linalg.inv(to_reference), side
+            self.posed.faces.pictures[face], centroid, np.linalg.inv(to_reference), side
         )
         middle = (side - 1) / 2
         truth = self.posed.faces.points[face]

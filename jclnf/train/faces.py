@@ -1,4 +1,4 @@
-"""Annotated faces as training needs them: small pictures, true points, true poses."""
+"""Annotated faces as training needs them: small grey pictures, true points, true poses."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,8 +26,7 @@ class Faces:
     """`f` faces, packed.
 
     Attributes:
-        pictures: around each face, at most `LARGEST_FACE` large: grey `(h, w)` or in colour
-            `(h, w, 3)` (blue, green, red), uint8.
+        pictures: grey `(h, w)` uint8 around each face, at most `LARGEST_FACE` large.
         points: `(f, n, 2)` true landmarks in pixels of the pictures.
     """
 
@@ -57,18 +56,18 @@ def cut_out(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """The picture of a face, and its points there.
 
     Args:
-        image: `(h, w)` or `(h, w, 3)`, 0-255.
+        image: `(h, w)` grey 0-255.
         points: `(n, 2)` landmarks in pixels of the image.
     """
     low, high = points.min(0), points.max(0)
     side = float((high - low).mean())
-    rows, columns = image.shape[:2]
+    rows, columns = image.shape
     left, top = np.maximum(np.floor(low - SURROUNDINGS * side), 0).astype(int)
     right, bottom = np.ceil(high + SURROUNDINGS * side).astype(int) + 1
     piece = image[top : min(bottom, rows), left : min(right, columns)]
     moved = points - [left, top]
     if side > LARGEST_FACE:
-        height, width = (max(1, round(n * LARGEST_FACE / side)) for n in piece.shape[:2])
+        height, width = (max(1, round(n * LARGEST_FACE / side)) for n in piece.shape)
         zoom = np.array([width / piece.shape[1], height / piece.shape[0]])
         piece = cv2.resize(piece, (width, height), interpolation=cv2.INTER_AREA)
         moved = (moved + 0.5) * zoom - 0.5

@@ -18,7 +18,7 @@ from jclnf.metrics import OUTER_EYES
 from jclnf.model import Model
 from jclnf.pdm import Pose, clamp
 from jclnf.rotation import retract
-from jclnf.train.augment import augment, grey
+from jclnf.train.augment import augment
 from jclnf.train.batches import Example, Maker, warped
 from jclnf.train.faces import Faces
 
@@ -51,7 +51,7 @@ class FitExamples:
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (PICTURE, PICTURE) uint8; `box` (4,) and `points` (n, 2) in its pixels, NaN
         where there is no face; how far the start is `moved`, and the `seed` of that."""
-        picture, points = grey(self.faces.pictures[face], rng), self.faces.points[face]
+        picture, points = self.faces.pictures[face], self.faces.points[face]
         if rng.random() < 0.5:
             picture = np.ascontiguousarray(picture[:, ::-1])
             points = points[self.mirror] * [-1, 1] + [picture.shape[1] - 1, 0]

@@ -89,7 +89,7 @@ class Plan:
     iterations: int = 2
     map_width: float = 1.0
     start: Course = Course(80, batch=64)
-    coarse: Course = Course(48)
+    coarse: Course = Course(36)
     fine: Course = Course(7, rate=1e-3)
     fit: Course = Course(12, rate=2e-4)
     fits: int = 3

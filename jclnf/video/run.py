@@ -67,7 +67,7 @@ class Run:
     ) -> None:
         self.settings, self.model, self.source = settings, model, source
         self.out, self.stem = out, stem
-        self.camera = camera_of(settings, source.size)
+        self.camera = Camera.assumed(*source.size, settings.focal, settings.centre)
         self.path = out / f"{stem}.csv"
         self.record = Record()
         gaze = {part.name for part in model.parts} >= set(EYES)
@@ -241,15 +241,6 @@ class Run:
                 mean = np.asarray(self.model.pdm.mean)
                 picture = aligned_face(frame.picture, landmarks, mean, self.settings.aligned)
                 write_png(self._aligned / f"{name}.png", picture)
-
-
-def camera_of(settings: Settings, size: tuple[int, int]) -> Camera:
-    """The camera that the settings give, or that is assumed for pictures of this size."""
-    camera = Camera.assumed(*size, settings.focal)
-    if settings.centre is None:
-        return camera
-    cx, cy = settings.centre
-    return Camera(camera.fx, camera.fy, cx, cy)  # type: ignore[arg-type]
 
 
 def _chunks(frames: Iterable[Frame]) -> Iterator[Iterator[Frame]]:
