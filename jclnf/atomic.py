@@ -1,7 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and by one process."""
 
+import glob
 import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -22,3 +24,27 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Keep this open file to this process until it is closed; False if another one has it.
+
+    Where there are no such locks, everybody gets it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return True
+    return True
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what killed processes left of a file that they were writing."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        part.unlink(missing_ok=True)

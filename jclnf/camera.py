@@ -41,7 +41,10 @@ class Camera(eqx.Module):
 
     @staticmethod
     def assumed(
-        width: int, height: int, focal: float | tuple[float, float] | None = None
+        width: int,
+        height: int,
+        focal: float | tuple[float, float] | None = None,
+        centre: tuple[float, float] | None = None,
     ) -> "Camera":
         """The camera of pictures that nothing is known about: OpenFace's assumption.
 
@@ -51,11 +54,13 @@ class Camera(eqx.Module):
         Args:
             width, height: size of the pictures in pixels.
             focal: focal length in pixels, or those along x and y, if they are known.
+            centre: x and y of the optical axis in pixels, if it is known.
         """
         if focal is None:
             focal = FOCAL_LENGTH * (width / 640 + height / 480) / 2
         fx, fy = focal if isinstance(focal, tuple) else (focal, focal)
-        return Camera(float(fx), float(fy), width / 2, height / 2)  # type: ignore[arg-type]
+        cx, cy = (width / 2, height / 2) if centre is None else centre
+        return Camera(float(fx), float(fy), float(cx), float(cy))  # type: ignore[arg-type]
 
     @property
     def numbers(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.parts import fit_parts
 from jclnf.pdm import Pose, pose_from_box
+from jclnf.readout import read_off
 from jclnf.result import SUCCESS_CONFIDENCE, FitResult
 
 
@@ -91,6 +92,7 @@ def finish(
     """A face that was fitted, with its parts (if `params.parts`) and its confidence (if the model
     can tell): what is done once, when it is known which fit is kept."""
     image = jnp.asarray(image)
+    result = read_off(model, result)
     if params.parts:
         result = fit_parts(model, image, result, params)
     if model.confidence is not None:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.camera import Camera
-from jclnf.pdm import PDM, Pose, shape3d
+from jclnf.pdm import Pose
 from jclnf.rlms import solve
 from jclnf.rotation import euler_to_matrix, matrix_to_euler, small_turn
 
@@ -54,7 +54,7 @@ class HeadPose(eqx.Module):
         return HeadPose(self.translation, turned)
 
 
-def head_pose(pdm: PDM, result: Any, camera: Camera) -> HeadPose:
+def head_pose(result: Any, camera: Camera) -> HeadPose:
     """The pose in space of a fitted face: perspective from n points (PnP).
 
     The rotation and translation that bring the 3D shape nearest to the landmarks, by the sum of
@@ -62,12 +62,12 @@ def head_pose(pdm: PDM, result: Any, camera: Camera) -> HeadPose:
     `vmap` and `grad` apply to it.
 
     Args:
-        pdm: the shape model that the face was fitted with.
-        result: a `FitResult`, or anything with `landmarks`, `pose` and `shape`, in the pixels of
-            the camera's picture.
+        result: a `FitResult`, or anything with `landmarks`, `landmarks3d` and `pose`, in the pixels
+            of the camera's picture.
         camera: the camera.
     """
-    return pose_of_points(shape3d(pdm, result.shape), result.landmarks, result.pose, camera)
+    points = result.landmarks3d @ result.pose.matrix
+    return pose_of_points(points, result.landmarks, result.pose, camera)
 
 
 def pose_of_points(

@@ -56,6 +56,8 @@ class Model(eqx.Module):
     """What a fit has its confidence from: OpenFace's way."""
     start: LearnedStart | None = None
     """Where a fit starts that is told no head rotation; without, at the frontal mean shape."""
+    readout: PDM | None = None
+    """What landmarks are read off by at the end of a fit, see `jclnf.readout`; without, `pdm`."""
     uncertainty: Uncertainty | None = None
     """What the covariances of its landmarks are calibrated by; without, they are only roughly of
     the right size."""
@@ -86,6 +88,10 @@ class Model(eqx.Module):
             if any(array.shape != (views,) for array in numbers):
                 problem = f"the rule for early termination is not one for the {views} views"
                 raise ModelFileError(self.name or "model", problem)
+        if self.readout is not None and self.readout.components.shape != self.pdm.components.shape:
+            problem = f"its readout is {self.readout.components.shape}, its shape model is "
+            problem += f"{self.pdm.components.shape}"
+            raise ModelFileError(self.name or "model", problem)
         names = [part.name for part in self.parts]
         for part in self.parts:
             if names.count(part.name) > 1:

@@ -13,6 +13,7 @@ import pytest
 import jclnf
 from jclnf import PDM, Camera, HeadPose, ParamsError, Pose
 from jclnf.gaze import CORNERS, EYES, RADIUS
+from jclnf.images import read_photo
 from jclnf.openface.table import OpenFaceTable, measure
 from jclnf.pdm import shape3d
 from jclnf.rotation import euler_to_matrix
@@ -53,7 +54,7 @@ POSES = [
 @pytest.mark.parametrize(("translation", "rotation"), POSES)
 def test_an_exact_picture_gives_the_exact_pose(pdm, translation, rotation):
     camera = Camera.assumed(640, 480)
-    found = jclnf.head_pose(pdm, face(pdm, camera, translation, rotation), camera)
+    found = jclnf.head_pose(face(pdm, camera, translation, rotation), camera)
     np.testing.assert_allclose(found.translation, translation, atol=0.02)
     np.testing.assert_allclose(found.rotation, rotation, atol=1e-4)
 
@@ -62,7 +63,7 @@ def test_an_exact_picture_gives_the_exact_pose(pdm, translation, rotation):
 def test_of_inexact_landmarks_it_is_opencvs(pdm, translation, rotation):
     camera = Camera(fx=610.0, fy=580.0, cx=300.0, cy=260.0)
     seen = face(pdm, camera, translation, rotation, noise=1.5)
-    found = jclnf.head_pose(pdm, seen, camera)
+    found = jclnf.head_pose(seen, camera)
     matrix = np.array([[610.0, 0, 300], [0, 580.0, 260], [0, 0, 1]])
     _, turn, moved = cv2.solvePnP(
         np.asarray(shape3d(pdm, seen.shape), np.float64),
@@ -82,14 +83,13 @@ def test_of_inexact_landmarks_it_is_opencvs(pdm, translation, rotation):
 def test_its_derivatives_are_differences(pdm):
     camera = Camera.assumed(640, 480)
     with jax.enable_x64(True):
-        double = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), pdm)
         seen = face(pdm, camera, *POSES[1], noise=1.0)
         seen = SimpleNamespace(**jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), vars(seen)))
 
         def depth(landmarks, focal):
             moved = SimpleNamespace(**(vars(seen) | {"landmarks": landmarks}))
             used = dataclasses.replace(camera, fx=focal, fy=focal)
-            pose = jclnf.head_pose(double, moved, used)
+            pose = jclnf.head_pose(moved, used)
             return pose.translation[2] + 100 * pose.rotation[1]
 
         at = (seen.landmarks, jnp.float64(500.0))
@@ -144,7 +144,7 @@ def test_gaze_hits_the_eyeball_where_the_pupil_is_seen(pdm):
             pose=Pose(camera.fx / points[:, 2].mean(), jnp.eye(3), jnp.zeros(2)),
         )
         result.parts[name] = eye
-    head = jclnf.head_pose(pdm, result, camera)
+    head = jclnf.head_pose(result, camera)
     found = jclnf.gaze(result, camera, head)
     matrix = np.asarray(euler_to_matrix(head.rotation))
     for k, corners in enumerate(CORNERS):
@@ -219,7 +219,7 @@ def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
                 parts=parts,
             )
         )
-    found = measure(model.pdm, fits, camera, batch=len(fits))
+    found = measure(fits, camera, batch=len(fits))
     for row, one in zip(rows, found, strict=True):
         # Decimals as the table has them, and what they make of each other.
         depth = float(row["pose_Tz"])
@@ -236,10 +236,39 @@ def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
         assert np.median(apart) < 0.5
 
 
+@pytest.mark.slow
+def test_a_photograph_has_openfaces_table(shared):
+    """From the image on: OpenFace's models with all parts, fitted and measured, as text."""
+    openface = shared / "openface"
+    model = jclnf.load_openface(
+        openface / "model" / "main_clnf_general.txt", parts=True, validator=True
+    )
+    params = jclnf.FitParams.openface(model)
+    photo = read_photo(openface / "samples" / "sample5.jpg")
+    piece = jclnf.crop(photo.grey, (204.982, 131.999, 291.226, 286.433))
+    fit = jax.device_get(jclnf.fit(model.prepare(params), piece.image, piece.box, params))
+    height, width = photo.grey.shape
+    camera = Camera.assumed(width, height)
+    (one,) = measure(model.pdm, [fit.shifted(piece.offset)], camera, batch=1)
+    table = OpenFaceTable(68, 34, video=False, gaze=True)
+    header, (theirs,) = read_golden(openface / "golden_csv" / "sample5.clnf_general.csv", 1)
+    assert table.header == header
+    text = table.row((0, float(fit.confidence)), one).strip().split(", ")
+    ours = dict(zip(table.columns, text, strict=True))
+    tolerances = {"confidence": 0.002, "gaze": 0.01, "eye_lmk": 0.8, "pose_T": 0.3, "pose_R": 0.003}
+    shape = [f"p_{i}" for i in range(34)]  # some modes hardly move the face
+    for name in set(table.columns) - set(shape):
+        group = next((group for group in tolerances if name.startswith(group)), "")
+        assert float(ours[name]) == pytest.approx(
+            float(theirs[name]), abs=tolerances.get(group, 0.31)
+        ), name
+        assert len(ours[name].partition(".")[2]) == len(theirs[name].partition(".")[2]), name
+
+
 def test_rows_hold_what_their_columns_say(pdm):
     camera = Camera.assumed(640, 480)
     result = face(pdm, camera, *POSES[0])
-    (one,) = measure(pdm, [result], camera, batch=2)
+    (one,) = measure([result], camera, batch=2)
     table = OpenFaceTable(68, pdm.n_modes, video=True, gaze=False)
     row = dict(zip(table.columns, table.row((3, 0, 0.1, 0.876, 1), one).split(", "), strict=True))
     assert [row[c] for c in table.columns[:5]] == ["3", "0", "0.100", "0.88", "1"]
@@ -261,7 +290,7 @@ def test_rows_hold_what_their_columns_say(pdm):
 def test_a_faces_numbers_do_not_depend_on_the_batch(pdm):
     camera = Camera.assumed(640, 480)
     fits = [face(pdm, camera, *pose, noise=1.0) for pose in POSES]
-    together = measure(pdm, fits, camera, batch=3)
-    alone = [measure(pdm, [fit], camera, batch=3)[0] for fit in fits]
+    together = measure(fits, camera, batch=3)
+    alone = [measure([fit], camera, batch=3)[0] for fit in fits]
     for a, b in zip(together, alone, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -1,7 +1,9 @@
 """`jclnf video`: tables, what is made of them, and going on after a stop."""
 
 import csv
+import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,9 +19,11 @@ from jclnf.annotations.pts import Stems, read_pts
 from jclnf.cli import main
 from jclnf.openface.table import OpenFaceTable
 from jclnf.smoothing import OneEuro
+from jclnf.video import source
 from jclnf.video.aligned import MILLIMETRES, aligned_face
 from jclnf.video.checkpoint import Checkpoint
 from jclnf.video.derived import rows_of
+from jclnf.video.source import Frame
 
 COUNT = 40
 
@@ -97,6 +101,20 @@ class TestWhatIsMadeOfIt:
             assert np.abs(found - values).max() <= 0.051
             assert row["frame"] == other["frame"]
 
+    def test_smoothed_keeps_all_digits_where_the_table_has_them(self, clip, tmp_path):
+        """From a first row on without any: that of a frame in which there is no face."""
+        boxes = tmp_path / "boxes.csv"
+        boxes.write_text("frame,x,y,w,h\n2,72,46,95,100\n")
+        asked = ["--boxes", str(boxes), "--one", "--to", "0.2", "--no-plot", "--quiet"]
+        asked += ["--full-precision", "--smooth", "one-euro"]
+        assert main(["video", str(clip), "--out", str(tmp_path), *asked]) == 0
+        rows, smoothed = read(tmp_path / "face.csv"), read(tmp_path / "face_smoothed.csv")
+        assert [row["success"] for row in rows[:2]] == ["0", "1"]
+        face = OneEuro()
+        for row, other in zip(rows[1:], smoothed[1:], strict=True):
+            value = face.step(float(row["timestamp"]), np.array([float(row["p_rx"])]))
+            np.testing.assert_allclose(float(other["p_rx"]), value, rtol=1e-8)
+
     def test_overlay_shows_the_frames_with_something_drawn(self, whole):
         capture = cv2.VideoCapture(str(whole / "face_overlay.mp4"))
         for written in frames(3):
@@ -105,6 +123,17 @@ class TestWhatIsMadeOfIt:
             apart = np.abs(shown - written).max(-1)
             assert np.median(apart) < 12
             assert 0.01 < np.mean(apart > 60) < 0.2
+
+    def test_overlay_shows_what_was_asked_for(self, clip, tmp_path):
+        asked = ["--overlay", "--no-plot", "--quiet", "--from", "0.35", "--to", "0.5"]
+        assert main(["video", str(clip), "--out", str(tmp_path), *asked]) == 0
+        numbers = [int(row["frame"]) for row in read(tmp_path / "face.csv")]
+        assert numbers == [10, 11, 12, 13]
+        capture = cv2.VideoCapture(str(tmp_path / "face_overlay.mp4"))
+        for number in numbers:
+            apart = np.abs(capture.read()[1].astype(int) - frames(number)[-1]).max(-1)
+            assert np.median(apart) < 12
+        assert not capture.read()[0]
 
     def test_pts_count_from_one(self, whole):
         file = whole / "face_pts" / "000007_0.pts"
@@ -190,6 +219,36 @@ class TestResume:
         assert record.frames == COUNT
         assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
 
+    def test_a_table_that_another_run_is_writing_is_left_alone(self, clip, tmp_path, capsys):
+        fcntl = pytest.importorskip("fcntl")
+        with (tmp_path / "face.csv").open("wb") as file:
+            file.write(b"another's")
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert main(["video", str(clip), "--out", str(tmp_path), "--quiet"]) == 1
+        assert "another run is writing it" in capsys.readouterr().err
+        assert (tmp_path / "face.csv").read_bytes() == b"another's"
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+    def test_workers_end_with_the_process_that_began_them(self, tmp_path):
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        for name in ("a.avi", "b.avi"):
+            write_video(folder / name, 10 * frames(100))
+        command = [sys.executable, "-m", "jclnf", "video", str(folder), "--out", str(tmp_path)]
+        command += ["--quiet", "--workers", "2", "--checkpoint-every", "0"]
+        process = subprocess.Popen(command, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*.checkpoint")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        time.sleep(3.0)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        assert not (tmp_path / "a.json").exists()
+
     def test_another_runs_checkpoint_is_refused(self, tmp_path):
         file = tmp_path / "x.checkpoint"
         Checkpoint(file, "one").save({"a": np.arange(3)}, {"frame": 7})
@@ -200,6 +259,32 @@ class TestResume:
         file.write_bytes(file.read_bytes()[:50])
         with pytest.raises(jclnf.JclnfError, match="is damaged"):
             Checkpoint(file, "one").load()
+
+    def test_nothing_is_left_of_files_that_a_killed_run_was_writing(self, clip, whole, capsys):
+        left = [".face.png.77.part", ".face.json.77.part", "face_aligned/.000003_0.png.77.part"]
+        left += ["face.checkpoint", "face.checkpoint.part"]
+        for name in left:
+            (whole / name).write_bytes(b"half")
+        (whole / ".other.png.77.part").write_bytes(b"half")
+        asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
+        assert main(["video", str(clip), "--out", str(whole), "--resume", *asked]) == 0
+        assert "complete already" in capsys.readouterr().out
+        assert [name for name in left if (whole / name).exists()] == []
+        (whole / ".other.png.77.part").unlink()
+
+    def test_what_another_run_left_does_not_mix_with_this_ones(self, clip, tmp_path, capsys):
+        """Pictures of frames that are not used now; boxes that have changed since."""
+        boxes = tmp_path / "boxes.csv"
+        boxes.write_text("frame,x,y,w,h\n1,72,46,95,100\n")
+        asked = ["--boxes", str(boxes), "--pts", "--no-plot", "--quiet", "--to"]
+        command = ["video", str(clip), "--out", str(tmp_path), *asked]
+        assert main([*command, "0.2"]) == 0
+        assert main([*command, "0.1"]) == 0
+        names = sorted(path.name for path in (tmp_path / "face_pts").iterdir())
+        assert names == [f"00000{number}_0.pts" for number in (1, 2, 3)]
+        boxes.write_text("frame,x,y,w,h\n1,73,46,95,100\n")
+        assert main([*command, "0.1", "--resume"]) == 1
+        assert "other settings" in capsys.readouterr().err
 
     def test_a_complete_run_is_left_alone(self, clip, whole, capsys):
         before = (whole / "face.csv").stat().st_mtime_ns
@@ -227,6 +312,57 @@ class TestCommand:
         rows = read(out / "b.csv")
         assert len(rows) == 8
         assert len(rows[3]["x_4"].replace(".", "")) > 6
+
+    def test_what_nobody_expected_does_not_stop_the_others(
+        self, clip, tmp_path, capsys, monkeypatch
+    ):
+        first = tmp_path / "a.avi"
+        first.write_bytes(clip.read_bytes())
+        real = jclnf.Tracker.step
+
+        def step(self, frame, boxes=None):
+            if first.exists():
+                first.unlink()
+                raise cv2.error("of all things")
+            return real(self, frame, boxes)
+
+        monkeypatch.setattr(jclnf.Tracker, "step", step)
+        asked = ["--to", "0.1", "--no-plot", "--out", str(tmp_path)]
+        assert main(["video", str(first), str(clip), *asked]) == 1
+        captured = capsys.readouterr()
+        assert "a.avi: stopped by an error in jclnf: error('of all things')" in captured.err
+        assert captured.err.count("\n") == 1
+        assert "3 frames" in captured.out
+
+    def test_a_camera_is_recorded_until_ctrl_c(self, tmp_path, capsys, monkeypatch):
+        class FakeCamera:
+            name, size, rate, count = "camera7", SIZE, 25.0, None
+
+            def __init__(self, _number):
+                self.problems = []
+
+            def frames(self, start=1):
+                for number, picture in enumerate(itertools.cycle(frames(3)), start):
+                    if number == 5:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    yield Frame(number, number / 25, picture)
+
+        monkeypatch.setattr(source, "Camera", FakeCamera)
+        before = signal.getsignal(signal.SIGINT)
+        asked = ["--out", str(tmp_path), "--no-plot", "--quiet"]
+        assert main(["video", "7", *asked]) == 0
+        assert signal.getsignal(signal.SIGINT) is before
+        data = json.loads((tmp_path / "camera7.json").read_text())
+        assert data["frames"] == len(read(tmp_path / "camera7.csv")) > 0
+        assert main(["video", "7", *asked, "--overlay"]) == 2
+        assert "camera" in capsys.readouterr().err
+
+    def test_a_source_is_not_written_over(self, clip, tmp_path, capsys):
+        for name in ("a.avi", "a_overlay.mp4"):
+            (tmp_path / name).write_bytes(clip.read_bytes())
+        assert main(["video", str(tmp_path), "--out", str(tmp_path), "--overlay"]) == 2
+        assert "a_overlay.mp4" in capsys.readouterr().err
+        assert (tmp_path / "a_overlay.mp4").read_bytes() == clip.read_bytes()
 
     def test_frames_without_a_face_have_rows_of_zeros_where_there_is_one_face(self, tmp_path):
         for number in range(3):

@@ -2,9 +2,9 @@
 
     python experiments/openface_csv/run.py
 
-Landmarks, landmarks in space, head pose and gaze of OpenFace's sample photographs, from the boxes of
-its detector, against the tables that OpenFace 2.2's C++ wrote for them. Needs `openface/` of the
-development data.
+Landmarks, landmarks in space, head pose and gaze of OpenFace's sample photographs, from the boxes
+of its detector, against the tables that OpenFace 2.2's C++ wrote for them. Needs `openface/` of
+the development data.
 """
 
 import csv
@@ -48,7 +48,7 @@ def main() -> None:
         fit = jclnf.fit(model, piece.image, piece.box, params)
         result = jax.device_get(fit.shifted(piece.offset))
         height, width = photo.grey.shape
-        (ours,) = measure(model.pdm, [result], jclnf.Camera.assumed(width, height), batch=1)
+        (ours,) = measure([result], jclnf.Camera.assumed(width, height), batch=1)
         file = OPENFACE / "golden_csv" / f"{name}.clnf_general.csv"
         (theirs,) = read(file)
         with file.open() as text:
@@ -70,7 +70,12 @@ def main() -> None:
             ("the same columns", 0.0 if same_header else 1.0, 0.0, ""),
             ("landmarks, mean", apart(ours.landmarks, "{}_{}", "xy").mean(), 0.3, " px"),
             ("landmarks, worst", apart(ours.landmarks, "{}_{}", "xy").max(), None, " px"),
-            ("eye landmarks, mean", apart(eyes.landmarks, "eye_lmk_{}_{}", "xy").mean(), 0.3, " px"),
+            (
+                "eye landmarks, mean",
+                apart(eyes.landmarks, "eye_lmk_{}_{}", "xy").mean(),
+                0.3,
+                " px",
+            ),
             ("landmarks in space, mean, of the distance", 100 * space.mean() / far, 1.0, " %"),
             ("eye landmarks in space, the same", 100 * eye_space.mean() / far, 1.0, " %"),
             ("head rotation, worst angle", np.abs(ours.head.rotation - turns).max(), 0.02, " rad"),
@@ -80,7 +85,12 @@ def main() -> None:
                 1.0,
                 " %",
             ),
-            ("gaze, worse eye", np.degrees(np.arccos(np.clip(cosines, -1, 1))).max(), 2.0, " degrees"),
+            (
+                "gaze, worse eye",
+                np.degrees(np.arccos(np.clip(cosines, -1, 1))).max(),
+                2.0,
+                " degrees",
+            ),
             ("confidence", abs(float(result.confidence) - float(theirs["confidence"])), None, ""),
         ]
         rows += [

@@ -11,7 +11,8 @@ import numpy as np
 
 from jclnf.atomic import write_png
 from jclnf.commands import INCOMPLETE, OK, CommandError, complain, printable
-from jclnf.commands.files import find_images, overlay_paths
+from jclnf.commands.camera import add_camera, camera_numbers
+from jclnf.commands.files import find_images, openface_paths, overlay_paths
 from jclnf.errors import BoxError, JclnfError, ModelFileError, ParamsError
 from jclnf.images import Photo, read_photo
 
@@ -26,6 +27,9 @@ output:
                            x_0... y_0..., shape parameters p_0...
   DIR/<name>_overlay.png   the picture with the faces drawn in; points that the head's turn hides
                            are hollow
+  DIR/<name>.csv           with --openface-csv: the image's faces as a table like those of
+                           OpenFace's FaceLandmarkImg: gaze (with --parts), head pose and landmarks
+                           in space in millimetres, no action units
 Pixels are those of the picture turned upright as its EXIF orientation says, (0, 0) the centre of
 the first one.
 
@@ -66,6 +70,15 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--out", metavar="DIR", default="fits", help="where to write (default: fits)")
     p.add_argument("--no-overlay", action="store_true", help="write no pictures")
     p.add_argument("--quiet", action="store_true", help="print errors only")
+
+    space = p.add_argument_group("in space, in millimetres; distances follow the focal length")
+    space.add_argument(
+        "--openface-csv", action="store_true", help="write OpenFace's table of each image as well"
+    )
+    space.add_argument(
+        "--full-precision", action="store_true", help="all digits instead of OpenFace's decimals"
+    )
+    add_camera(space)
 
     faces = p.add_argument_group("which faces (default: all that are found)")
     which = faces.add_mutually_exclusive_group()
@@ -165,9 +178,13 @@ def run(args: argparse.Namespace) -> int:
         )
     if not images:
         return INCOMPLETE
+    if args.full_precision and not args.openface_csv:
+        raise CommandError("--full-precision is of the tables that --openface-csv writes")
+    focal, centre = camera_numbers(args)
     boxes = _box_source(args)
     fit_face, model = _fitter(args)
 
+    from jclnf.commands.openface import PictureTables
     from jclnf.table import FaceTable
 
     try:
@@ -175,11 +192,16 @@ def run(args: argparse.Namespace) -> int:
         table = FaceTable(out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes)
     except OSError as e:
         raise CommandError(f"{out}: cannot be written: {e.strerror or e}") from e
+    kept = [table.path, *([] if args.boxes is None else [Path(args.boxes)])]
+    outputs = zip(overlay_paths(images, out), openface_paths(images, out, kept), strict=True)
+    in_space = None
+    if args.openface_csv or focal is not None or centre is not None:
+        in_space = PictureTables(model, focal, centre, full_precision=args.full_precision)
     failed = len(problems)
     with table:
         try:
-            for image, overlay in zip(images, overlay_paths(images, out), strict=True):
-                failed += not _fit_image(args, image, overlay, boxes, fit_face, table)
+            for image, paths in zip(images, outputs, strict=True):
+                failed += not _fit_image(args, image, paths, boxes, fit_face, table, in_space)
         finally:
             with contextlib.suppress(BrokenPipeError):
                 faces = "1 face" if table.rows == 1 else f"{table.rows} faces"
@@ -283,12 +305,14 @@ def _load(args: argparse.Namespace) -> Any:
 def _fit_image(
     args: argparse.Namespace,
     image: Path,
-    overlay: Path,
+    paths: tuple[Path, Path],
     boxes: Boxes,
     fit_face: Callable[[np.ndarray, Any], Any],
     table: Any,
+    in_space: Any,
 ) -> bool:
-    """Fit the faces of one image; return whether all of it could be done."""
+    """Fit the faces of one image, whose overlay and OpenFace's table go to `paths`; return whether
+    all of it could be done."""
     from jclnf.result import FitStatus
     from jclnf.runtime import silent_stderr
 
@@ -303,7 +327,8 @@ def _fit_image(
     except JclnfError as e:
         complain(f"{image}: {e}")
         return False
-    done, drawn = True, []
+    overlay, openface = paths
+    done, drawn, measured = True, [], []
     for face, box in enumerate(found):
         try:
             result = fit_face(photo.grey, box)
@@ -318,17 +343,30 @@ def _fit_image(
         status = FitStatus(int(result.status))
         done = done and bool(result.success)
         drawn.append((face, box, result))
-        _say(args, f"{image}: face {face}: {describe(status.message, result)}")
+        head = None
+        if in_space is not None:
+            measured.append((face, result, in_space.measure(result, photo.grey)))
+            head = measured[-1][2].head
+        _say(args, f"{image}: face {face}: {describe(status.message, result, head)}")
+    if args.openface_csv:
+        try:
+            in_space.write(openface, measured)
+        except OSError as e:
+            complain(f"{openface}: cannot be written: {e.strerror or e}")
+            done = False
     if drawn and not args.no_overlay:
         done = _draw(args, photo, overlay, drawn) and done
     return done
 
 
-def describe(message: str, result: Any) -> str:
-    """Return a fit in a line: how it ended, pose in degrees, scale, likelihood and confidence."""
-    pitch, yaw, roll = np.rad2deg(np.asarray(result.pose.rotation, float))
+def describe(message: str, result: Any, head: Any = None) -> str:
+    """Return a fit in a line: how it ended, pose in degrees (in the camera's frame, with the place
+    in millimetres, if the `HeadPose` is given), scale, likelihood and confidence."""
+    pose = result.pose if head is None else head
+    pitch, yaw, roll = np.rad2deg(np.asarray(pose.rotation, float))
+    at = "" if head is None else "at ({:.0f}, {:.0f}, {:.0f}) mm, ".format(*head.translation)
     line = (
-        f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, "
+        f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, {at}"
         f"scale {float(result.pose.scale):.3f} px/mm, likelihood {float(result.likelihood):.3f}"
     )
     if result.confidence is not None:

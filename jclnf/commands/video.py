@@ -2,12 +2,18 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jclnf.commands import INCOMPLETE, OK, CommandError, complain, printable
+from jclnf.commands import INCOMPLETE, INTERRUPTED, OK, CommandError, complain, printable
+from jclnf.commands.camera import add_camera, camera_numbers
 from jclnf.errors import JclnfError
 
 if TYPE_CHECKING:
@@ -101,16 +107,7 @@ def add_parser(subparsers: Any) -> None:
     time.add_argument(
         "--rate", type=float, help="frames per second of a folder of pictures (default: 30)"
     )
-    time.add_argument(
-        "--focal",
-        type=float,
-        nargs="+",
-        metavar="F",
-        help="focal length in pixels, or those along x and y (default: OpenFace's guess)",
-    )
-    time.add_argument(
-        "--centre", type=float, nargs=2, metavar=("X", "Y"), help="of the image, in pixels"
-    )
+    add_camera(time)
 
     results = p.add_argument_group("results")
     results.add_argument(
@@ -156,6 +153,14 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise CommandError(f"{out}: cannot be written: {error.strerror or error}") from error
     jobs = list(zip(paths, _stems(paths), strict=True))
+    for path, stem in jobs if args.overlay else ():
+        if _is_camera(path):
+            raise CommandError("--overlay reads a video twice: it cannot be had of a camera")
+        overlay = out / f"{stem}_overlay.mp4"
+        if any(os.path.realpath(overlay) == os.path.realpath(other) for other in paths):
+            raise CommandError(
+                f"{overlay}: would be written over, and is to be read: give another --out"
+            )
     if args.workers > 1 and len(jobs) > 1:
         failed = _in_processes(args, settings, out, jobs)
     else:
@@ -168,9 +173,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
     from jclnf.video.derived import one_euro
     from jclnf.video.settings import Settings
 
-    focal = args.focal
-    if focal is not None and len(focal) > 2:
-        raise CommandError(f"--focal takes one or two numbers, not {len(focal)}")
+    focal, centre = camera_numbers(args)
     if args.independent and args.boxes is not None:
         raise CommandError("--independent needs the boxes of every frame: use --detector")
     for name in ("workers", "faces"):
@@ -195,8 +198,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
             begin=args.begin,
             end=args.end,
             rate=args.rate,
-            focal=None if focal is None else (focal[0], focal[-1]),
-            centre=None if args.centre is None else tuple(args.centre),
+            focal=focal,
+            centre=centre,
             full_precision=args.full_precision,
             pts=args.pts,
             aligned=args.aligned,
@@ -314,11 +317,14 @@ def _one(
         bar.reset(source.count)
         bar.initial = bar.n = done
 
+    interrupted = threading.Event()
+
     def told(frame: Any, faces: Any) -> bool:
         bar.update(1)
-        return window is None or window.show(frame, faces)
+        return not interrupted.is_set() and (window is None or window.show(frame, faces))
 
-    with bar:
+    # A camera has no end of its own, so Ctrl-C is that.
+    with bar, nullcontext() if source is None else _noticed(interrupted):
         return do_video(
             settings,
             model,
@@ -333,11 +339,28 @@ def _one(
         )
 
 
+@contextmanager
+def _noticed(interrupted: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C only be noted; a second one interrupts."""
+
+    def note(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _in_processes(
     args: argparse.Namespace, settings: "Settings", out: Path, jobs: list[tuple[str, str]]
 ) -> bool:
     """Do several videos at the same time; return whether anything failed."""
     import multiprocessing
+
+    from jclnf.video.job import Done
 
     workers = min(args.workers, len(jobs))
     # As many threads as cores in each process would only wait for each other.
@@ -356,9 +379,10 @@ def _in_processes(
             path, _ = waiting[future]
             try:
                 done = future.result()
-            except Exception as error:  # the process died, or its model could not be loaded
-                from jclnf.video.job import Done
-
+            except BrokenProcessPool:
+                ended = "a worker process was ended by the system, for want of memory perhaps"
+                done = Done(path, problems=[f"{path}: {ended}: go on with --resume"])
+            except Exception as error:  # the model could not be loaded
                 done = Done(path, problems=[f"{path}: {error or type(error).__name__}"])
             failed = _tell(args, done) or failed
     return failed
@@ -370,14 +394,23 @@ _model: Any = None
 def _begin(settings: "Settings") -> None:
     """Load the model of a worker process."""
     global _model
-    import signal
-
     # Ctrl-C goes to all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _model = _prepare(settings, 2)
     except CommandError as error:
         _model = error
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is killed: its files are somebody else's then."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(INTERRUPTED)
 
 
 def _one_in_process(

@@ -18,7 +18,6 @@ from jclnf.camera import Camera
 from jclnf.gaze import Gaze, gaze, has_gaze
 from jclnf.head_pose import HeadPose, head_pose, landmarks_in_space
 from jclnf.mapping import map_faces
-from jclnf.pdm import PDM
 
 VIDEO = (
     ("frame", "%d"),
@@ -47,9 +46,9 @@ class Measured(eqx.Module):
     """None if the eyes were not fitted."""
 
 
-def measured(pdm: PDM, result: Any, camera: Camera) -> Measured:
+def measured(result: Any, camera: Camera) -> Measured:
     """Head pose, landmarks in space and gaze of a fitted face; pure."""
-    head = head_pose(pdm, result, camera)
+    head = head_pose(result, camera)
     return Measured(
         landmarks=result.landmarks,
         space=landmarks_in_space(result, camera),
@@ -63,17 +62,16 @@ def measured(pdm: PDM, result: Any, camera: Camera) -> Measured:
 
 
 @jax.jit
-def _measured(pdm: PDM, results: Any, camera: Camera) -> Measured:
-    return map_faces(lambda result: measured(pdm, result, camera), results)
+def _measured(results: Any, camera: Camera) -> Measured:
+    return map_faces(lambda result: measured(result, camera), results)
 
 
-def measure(pdm: PDM, results: list[Any], camera: Camera, *, batch: int = 32) -> list[Measured]:
+def measure(results: list[Any], camera: Camera, *, batch: int = 32) -> list[Measured]:
     """What `measured` gives for each of several fits, computed in batches; NumPy arrays.
 
     A face's numbers do not depend on how many others there are: batches are filled up to one size.
 
     Args:
-        pdm: the shape model.
         results: fits of the same model and settings.
         camera: the camera.
         batch: faces computed at a time.
@@ -83,7 +81,7 @@ def measure(pdm: PDM, results: list[Any], camera: Camera, *, batch: int = 32) ->
         part = [_needed(result) for result in results[first : first + batch]]
         filled = part + part[-1:] * (batch - len(part))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
-        together = jax.device_get(_measured(pdm, stacked, camera))
+        together = jax.device_get(_measured(stacked, camera))
         found += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
     return found
 
@@ -130,7 +128,8 @@ class OpenFaceTable:
             columns = [(name, form if name in kept else FULL) for name, form in columns]
         self.columns = [name for name, _ in columns]
         self.header = ", ".join(self.columns) + "\n"
-        self._row = ", ".join(form for _, form in columns) + "\n"
+        self.forms = [form for _, form in columns]
+        self._row = ", ".join(self.forms) + "\n"
         self._first = len(first)
         self._gaze = gaze
 

@@ -37,7 +37,6 @@ from jclnf.train.batches import (
     Maker,
     TrunkExamples,
 )
-from jclnf.train.centre import centred
 from jclnf.train.end_to_end import EYE_DISTANCE, averaged, train_end_to_end
 from jclnf.train.faces import Faces, Posed
 from jclnf.train.loop import Course
@@ -51,6 +50,7 @@ from jclnf.train.networks import (
     train_network,
     trunk_maps,
 )
+from jclnf.train.readout import learn_readout
 from jclnf.train.shape_model import ShapeModel, learn_shape_model
 
 FIT_PICTURE = 160
@@ -196,7 +196,7 @@ def train_model(
     for k in range(plan.fits):
         course = dataclasses.replace(plan.fit, seed=plan.fit.seed + k)
         trained.append(_through_the_fit(workshop, whole, posed, held, course, f"fit{k}", quiet))
-    final = centred(averaged(trained), posed, FIT_PICTURE, FIT_MARGIN)
+    final = learn_readout(averaged(trained), posed, FIT_PICTURE, FIT_MARGIN)
     say(f"after it: {_summary(fit_errors(final, held))}")
     return final
 
@@ -237,7 +237,10 @@ def fine_tune(
     watched = Posed.of(held_out, shapes)
     held = _made(BoxExamples(watched, FIT_PICTURE, FIT_MARGIN), len(held_out))
     say(f"before, held out: {_summary(fit_errors(model, held))}")
+    # Fits are trained towards the annotations themselves; what is left is learned anew.
+    model = dataclasses.replace(model, readout=None)
     model = _through_the_fit(workshop, model, posed, held, course, "fit", quiet)
+    model = learn_readout(model, posed, FIT_PICTURE, FIT_MARGIN)
     say(f"after: {_summary(fit_errors(model, held))}")
     return model
 

@@ -25,6 +25,7 @@ from jclnf.mapping import map_faces
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.pdm import pose_from_box
+from jclnf.readout import read_off
 from jclnf.train.end_to_end import distance
 from jclnf.train.leaves import Bounds, Leaves
 from jclnf.train.loop import Batch, Course, run_course
@@ -189,7 +190,7 @@ def _losses(tree: Any, offset: Any, batch: Any, moves_start: bool) -> Float[Arra
             start, shape = place(model, image, face["box"], None)
             if not moves_start:
                 start, shape = lax.stop_gradient((start, shape))
-        landmarks = fit_from(model, image, start, shape, params).landmarks
+        landmarks = read_off(model, fit_from(model, image, start, shape, params)).landmarks
         return distance(landmarks, face["points"], offset)
 
     convolutions = moves_start or not isinstance(tree["model"].experts, CCNF)

@@ -21,22 +21,22 @@ class Checkpoint:
 
     def __init__(self, path: Path, digest: str) -> None:
         self.path, self.digest = path, digest
+        self._partial = path.with_name(path.name + ".part")
 
     def save(self, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
         """Write the state: arrays, and what goes into JSON."""
         header = json.dumps({"digest": self.digest, **numbers})
-        partial = self.path.with_name(self.path.name + ".part")
-        with partial.open("wb") as file:
+        with self._partial.open("wb") as file:
             np.savez(file, _header=np.frombuffer(header.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self.path)
+        self._partial.replace(self.path)
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The state that was saved last; None if there is none.
 
         Raises:
-            VideoError: it is damaged, or that of a run with other settings, model or video.
+            VideoError: it is damaged, or that of a run that would have had other results.
         """
         if not self.path.exists():
             return None
@@ -50,11 +50,12 @@ class Checkpoint:
             ) from None
         if numbers.pop("digest") != self.digest:
             raise VideoError(
-                f"{self.path}: the run that it was left by had other settings, another model, or "
-                "another video: give the same, or run without --resume to begin again"
+                f"{self.path}: the run that it was left by had other settings, another model, "
+                "video or version of jclnf: give the same, or run without --resume to begin again"
             )
         return arrays, numbers
 
     def remove(self) -> None:
         """The run is complete."""
         self.path.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)

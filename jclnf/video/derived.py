@@ -3,6 +3,7 @@
 All of it follows from the table and the video, so that a run that is killed here makes it again.
 """
 
+import array
 import csv
 import io
 import itertools
@@ -18,7 +19,7 @@ from jclnf.atomic import write_bytes
 from jclnf.errors import JclnfError, ParamsError
 from jclnf.plots import draw_overlay
 from jclnf.smoothing import OneEuro
-from jclnf.video.source import Ahead, Source
+from jclnf.video.source import Ahead, Frame
 
 KEPT = ("frame", "face_id", "timestamp", "confidence", "success")
 """Columns that are no measurements."""
@@ -50,24 +51,31 @@ def one_euro(text: str) -> OneEuro:
     return OneEuro(*values)
 
 
-def write_smoothed(table: Path, out: Path, smoothing: str) -> None:
+def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> None:
     """The table with all measurements smoothed, each face on its own; what was not seen is as it
-    was, and a face that is seen again begins anew."""
+    was, and a face that is seen again begins anew.
+
+    Args:
+        table: the table.
+        out: the file.
+        smoothing: as `one_euro` takes it.
+        forms: how each column's numbers are written, `OpenFaceTable.forms`.
+    """
+    form = ", ".join(forms[len(KEPT) :])
     filters: dict[str, OneEuro] = {}
     part = out.with_name(f".{out.name}.part")
     with part.open("w", newline="") as file:
         for first, (names, row) in zip(itertools.count(), rows_of(table)):
             if first == 0:
                 file.write(", ".join(names) + "\n")
-                decimals = [len(text.partition(".")[2]) for text in row]
             face = filters.setdefault(row[1], one_euro(smoothing))
-            values = row[len(KEPT) :]
+            values = ", ".join(row[len(KEPT) :])
             if row[4] == "1":
-                smooth = face.step(float(row[2]), np.array(values, float))
-                values = [f"{v:.{d}f}" for v, d in zip(smooth, decimals[len(KEPT) :], strict=True)]
+                smooth = face.step(float(row[2]), np.array(row[len(KEPT) :], float))
+                values = form % tuple(smooth.tolist())
             else:
                 face.reset()
-            file.write(", ".join([*row[: len(KEPT)], *values]) + "\n")
+            file.write(", ".join([*row[: len(KEPT)], values]) + "\n")
         file.flush()
         os.fsync(file.fileno())
     part.replace(out)
@@ -153,7 +161,8 @@ def draw_summary(table: Path, out: Path) -> None:
 def _series(table: Path) -> dict[int, dict[str, np.ndarray]]:
     """By face the columns of the plot, gaps as NaN, reduced to `_POINTS`."""
     wanted = {name for _, names in PLOTTED for name in names} | {"timestamp"}
-    lists: dict[int, dict[str, list[float]]] = {}
+    # Lists of floats of a video of hours would take 100 MB.
+    lists: dict[int, dict[str, array.array[float]]] = {}
     at: dict[str, int] = {}
     for names, row in rows_of(table):
         at = at or {name: i for i, name in enumerate(names)}
@@ -164,10 +173,12 @@ def _series(table: Path) -> dict[int, dict[str, np.ndarray]]:
             hidden = not seen and name not in ("timestamp", "confidence")
             degrees = name.startswith(("pose_R", "gaze_angle"))
             value = math.degrees(value) if degrees else value
-            face.setdefault(name, []).append(math.nan if hidden else value)
+            column = face.setdefault(name, array.array("d"))
+            column.append(math.nan if hidden else value)
         if {"y_62", "y_66"} <= set(at):
             opening = float(row[at["y_66"]]) - float(row[at["y_62"]])
-            face.setdefault("mouth opening", []).append(opening if seen else math.nan)
+            column = face.setdefault("mouth opening", array.array("d"))
+            column.append(opening if seen else math.nan)
     return {
         face: {name: _reduced(np.array(values)) for name, values in columns.items()}
         for face, columns in lists.items()
@@ -185,8 +196,16 @@ def _reduced(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def draw_video(table: Path, source: Source, out: Path) -> None:
+def draw_video(
+    table: Path, frames: Iterator[Frame], rate: float, size: tuple[int, int], out: Path
+) -> None:
     """The video with the faces of the table drawn in, as MPEG-4.
+
+    Args:
+        table: the table.
+        frames: those that it is about, again.
+        rate, size: of the video, see `Source`.
+        out: the file.
 
     Raises:
         JclnfError: this OpenCV cannot write such files.
@@ -195,17 +214,17 @@ def draw_video(table: Path, source: Source, out: Path) -> None:
 
     part = out.with_name(f".{out.stem}.part{out.suffix}")
     code = cv2.VideoWriter.fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(part), code, source.rate, source.size)
+    writer = cv2.VideoWriter(str(part), code, rate, size)
     if not writer.isOpened():
         raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
     rows = _drawn(table)
     waiting = next(rows, None)
     try:
-        with Ahead(source.frames()) as frames:
-            for frame in frames:
-                width, height = source.size
-                picture = frame.picture
-                canvas = np.zeros((height, width, 3), np.uint8) if picture is None else picture
+        with Ahead(frames) as ahead:
+            for frame in ahead:
+                canvas = frame.picture
+                if canvas is None:
+                    canvas = np.zeros((size[1], size[0], 3), np.uint8)
                 while waiting is not None and waiting[0] == frame.number:
                     _, label, landmarks = waiting
                     canvas = draw_overlay(canvas, landmarks, label=label)

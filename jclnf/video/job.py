@@ -80,6 +80,7 @@ def do_video(
         run = Run(settings, model, source, out, stem)
         metadata = out / f"{stem}.json"
         if resume and _complete(metadata, run.checkpoint.digest):
+            run.tidy()
             done.summary = "complete already"
             return done
         metadata.unlink(missing_ok=True)
@@ -101,7 +102,7 @@ def do_video(
             "seconds": round(seconds, 3),
         }
         write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
-        run.checkpoint.remove()
+        run.tidy()
         part = record.seen / record.rows if record.rows else 0.0
         done.summary = (
             f"{record.frames} frames, {record.rows} rows, {100 * part:.1f} % with success"
@@ -113,6 +114,9 @@ def do_video(
         done.problems.append(text if path in text else f"{path}: {text}")
     except OSError as error:
         done.problems.append(f"{out}: cannot be written: {error.strerror or error}")
+    except Exception as error:
+        # A night's other videos must not wait for whatever this is.
+        done.problems.append(f"{path}: stopped by an error in jclnf: {error!r}")
     return done
 
 
@@ -122,11 +126,18 @@ def _derive(settings: Settings, run: Run, source: Source, done: Done) -> None:
     makers: list[tuple[bool, Callable[[], None]]] = [
         (
             settings.smooth is not None,
-            lambda: write_smoothed(table, out / f"{stem}_smoothed.csv", settings.smooth or ""),
+            lambda: write_smoothed(
+                table, out / f"{stem}_smoothed.csv", settings.smooth or "", run.table.forms
+            ),
         ),
         (settings.parquet, lambda: write_parquet(table, out / f"{stem}.parquet")),
         (settings.plot, lambda: draw_summary(table, out / f"{stem}.png")),
-        (settings.overlay, lambda: draw_video(table, source, out / f"{stem}_overlay.mp4")),
+        (
+            settings.overlay,
+            lambda: draw_video(
+                table, run.used(), source.rate, source.size, out / f"{stem}_overlay.mp4"
+            ),
+        ),
     ]
     for wanted, make in makers:
         if not wanted:
@@ -154,8 +165,8 @@ def _complete(metadata: Path, digest: str) -> bool:
         return False
     if found != digest:
         raise VideoError(
-            f"{metadata}: the complete run there had other settings, another model, or another "
-            "video: give the same, another --out, or run without --resume to begin again"
+            f"{metadata}: the complete run there had other settings, another model, video or "
+            "version of jclnf: give the same, another --out, or run without --resume to begin again"
         )
     return True
 

@@ -12,11 +12,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+import jclnf
 from jclnf.annotations.pts import pts_text
-from jclnf.atomic import write_png
+from jclnf.atomic import lock, remove_partial, write_png
 from jclnf.camera import Camera
 from jclnf.detect import make_detector
-from jclnf.errors import BoxError
+from jclnf.errors import BoxError, VideoError
 from jclnf.gaze import EYES
 from jclnf.model import Model
 from jclnf.openface.table import OpenFaceTable, measure
@@ -66,7 +67,7 @@ class Run:
     ) -> None:
         self.settings, self.model, self.source = settings, model, source
         self.out, self.stem = out, stem
-        self.camera = camera_of(settings, source.size)
+        self.camera = Camera.assumed(*source.size, settings.focal, settings.centre)
         self.path = out / f"{stem}.csv"
         self.record = Record()
         gaze = {part.name for part in model.parts} >= set(EYES)
@@ -78,11 +79,11 @@ class Run:
             full_precision=settings.full_precision,
         )
         path = getattr(source, "path", None)
-        digest = settings.digest(
-            model_digest(model), [] if path is None else source_digest(path), CHUNK
-        )
-        self.checkpoint = Checkpoint(out / f"{stem}.checkpoint", digest)
         self._faces = self._follower(path)
+        files = [file for file in (path, settings.boxes) if file is not None]
+        digests = [source_digest(Path(file)) for file in files]
+        digest = settings.digest(jclnf.__version__, model_digest(model), digests, CHUNK)
+        self.checkpoint = Checkpoint(out / f"{stem}.checkpoint", digest)
         self._pts = out / f"{stem}_pts"
         self._aligned = out / f"{stem}_aligned"
 
@@ -93,7 +94,9 @@ class Run:
         params = self.model.defaults.replace(**changes)
         most = 1 if settings.one else settings.faces
         if settings.independent:
-            return Independent(self.model, params, make_detector(settings.detector, fast=True), most)
+            return Independent(
+                self.model, params, make_detector(settings.detector, fast=True), most
+            )
         boxes: dict[int, Any] = {}
         detector = None
         if settings.boxes is None:
@@ -122,7 +125,7 @@ class Run:
             told: see `Told`.
 
         Raises:
-            VideoError: as `Checkpoint.load`.
+            VideoError: as `Checkpoint.load`; or another process does this run.
             OSError: the results cannot be written.
         """
         first, offset = 1, 0
@@ -132,19 +135,26 @@ class Run:
             first, offset = numbers["frame"], numbers["offset"]
             self.record = Record(**numbers["record"])
             self._faces.restore(arrays)
-        else:
-            self.checkpoint.remove()
-        if self.settings.pts:
-            self._pts.mkdir(exist_ok=True)
-        if self.settings.aligned:
-            self._aligned.mkdir(exist_ok=True)
-        with self.path.open("r+b" if saved is not None else "wb") as file:
+        for wanted, folder in (
+            (self.settings.pts, self._pts),
+            (self.settings.aligned, self._aligned),
+        ):
+            if wanted:
+                folder.mkdir(exist_ok=True)
+                # Those of another run would be taken for this one's.
+                for old in () if saved is not None else folder.glob("[0-9]*_[0-9]*.*"):
+                    old.unlink(missing_ok=True)
+        with self.path.open("r+b" if self.path.exists() else "wb") as file:
+            if not lock(file):
+                raise VideoError(f"{self.path}: another run is writing it")
+            if saved is None:
+                self.checkpoint.remove()
             file.truncate(offset)
             file.seek(offset)
             if offset == 0:
                 file.write(self.table.header.encode())
             last = time.monotonic()
-            with Ahead(self._used(first)) as frames:
+            with Ahead(self.used(first)) as frames:
                 for chunk in _chunks(frames):
                     number, going = self._one_chunk(chunk, file, told)
                     if not going:
@@ -156,8 +166,16 @@ class Run:
             os.fsync(file.fileno())
         return self.record
 
-    def _used(self, first: int) -> Iterator[Frame]:
-        """The frames between the times that the settings give."""
+    def tidy(self) -> None:
+        """Remove what is not needed once all is complete, files half written by killed runs too."""
+        self.checkpoint.remove()
+        for ending in ("png", "json"):
+            remove_partial(self.out / f"{self.stem}.{ending}")
+        for part in self._aligned.glob(".*.part"):
+            part.unlink(missing_ok=True)
+
+    def used(self, first: int = 1) -> Iterator[Frame]:
+        """The frames between the times that the settings give, from number `first` on."""
         end = float("inf") if self.settings.end is None else self.settings.end
         frames = self.source.frames(first)
         with contextlib.closing(frames):  # type: ignore[type-var]
@@ -192,7 +210,7 @@ class Run:
             if not going:
                 break
         results = [face.result for faces in found for face in faces]
-        measured = iter(measure(self.model.pdm, results, self.camera))
+        measured = iter(measure(results, self.camera))
         lines = []
         for frame, faces in zip(frames, found, strict=True):
             for face in faces:
@@ -223,15 +241,6 @@ class Run:
                 mean = np.asarray(self.model.pdm.mean)
                 picture = aligned_face(frame.picture, landmarks, mean, self.settings.aligned)
                 write_png(self._aligned / f"{name}.png", picture)
-
-
-def camera_of(settings: Settings, size: tuple[int, int]) -> Camera:
-    """The camera that the settings give, or that is assumed for pictures of this size."""
-    camera = Camera.assumed(*size, settings.focal)
-    if settings.centre is None:
-        return camera
-    cx, cy = settings.centre
-    return Camera(camera.fx, camera.fy, cx, cy)  # type: ignore[arg-type]
 
 
 def _chunks(frames: Iterable[Frame]) -> Iterator[Iterator[Frame]]:
