@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
 from jclnf.batch import fit_batch
+from jclnf.camera import Camera
 from jclnf.clnf import CLNF
+from jclnf.confidence import Confidence
 from jclnf.crop import Crop, crop
 from jclnf.errors import (
     AnnotationError,
     BoxError,
+    DetectorError,
     ImageError,
     JclnfError,
     ModelFileError,
@@ -28,6 +31,8 @@ from jclnf.evaluation import Evaluation, evaluate
 from jclnf.face import fit
 from jclnf.fit import fit_from
 from jclnf.from_points import fit_points
+from jclnf.gaze import Gaze, gaze
+from jclnf.head_pose import HeadPose, head_pose, landmarks_in_space
 from jclnf.hypotheses import OPENFACE_ROTATIONS, fit_hypotheses, fit_until_accepted
 from jclnf.model import EarlyTermination, Model, Part
 from jclnf.openface import load_openface
@@ -54,13 +59,18 @@ __all__ = [
     "AnnotationError",
     "Arithmetic",
     "BoxError",
+    "Camera",
+    "Confidence",
     "Course",
     "Crop",
+    "DetectorError",
     "EarlyTermination",
     "Evaluation",
     "FitParams",
     "FitResult",
     "FitStatus",
+    "Gaze",
+    "HeadPose",
     "ImageError",
     "JclnfError",
     "Model",
@@ -85,6 +95,9 @@ __all__ = [
     "fit_hypotheses",
     "fit_points",
     "fit_until_accepted",
+    "gaze",
+    "head_pose",
+    "landmarks_in_space",
     "load_model",
     "load_openface",
     "read_annotations",

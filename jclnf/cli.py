@@ -16,10 +16,11 @@ from jclnf.commands import (
     models,
     train,
     tune,
+    video,
 )
 from jclnf.commands import eval as evaluate
 
-COMMANDS = (fit, evaluate, train, tune, models)
+COMMANDS = (fit, video, evaluate, train, tune, models)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -82,10 +82,11 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
     """A fit's course and outcome in plain NumPy and Python values.
 
     Returns:
-        `converged`, `status` (a `FitStatus`), `message`; `success`, `confidence` (None if the model
-        has no validator), `parts` (see `FitResult`); `iterations` performed in all;
-        `likelihood`, `landmark_likelihood`, `visible`; `scale` (px/mm), `rotation` (pitch, yaw,
-        roll), `translation`, `shape`, `landmarks3d`; and by fitted scale, as lists of dicts under
+        `converged`, `status` (a `FitStatus`), `message`; `success`, `confidence` and
+        `landmark_confidence` (None if the model cannot tell), `parts` (see `FitResult`);
+        `iterations` performed in all; `likelihood`, `landmark_likelihood`, `visible`; `scale`
+        (px/mm), `rotation` (pitch, yaw, roll), `translation`, `shape`, `landmarks3d`; and by fitted
+        scale, as lists of dicts under
         `windows`: `window`, `view`, `peak_offsets` (n, 2) of the response peaks from the centre of
         the map, and for each of the passes `rigid` and `nonrigid` the arrays `mean_shift` (norm
         over all landmarks, response px), `update` (norm of the parameter update), `movement`
@@ -122,6 +123,7 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
         "message": status.message,
         "success": bool(result.success),
         "confidence": None if result.confidence is None else float(result.confidence),
+        "landmark_confidence": result.landmark_confidence,
         "parts": result.parts,
         "iterations": int(trace.performed.sum()),
         "mean_shift_norm": float(last["mean_shift"][-1]),

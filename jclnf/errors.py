@@ -27,8 +27,16 @@ class AnnotationError(JclnfError):
     """
 
 
+class VideoError(JclnfError):
+    """A video cannot be read, or its results cannot be gone on with."""
+
+
 class BoxError(JclnfError):
     """A face box is empty, not finite, too large, or outside its image."""
+
+
+class DetectorError(JclnfError):
+    """There is no such face detector, or what one returned are no boxes."""
 
 
 class ParamsError(JclnfError):

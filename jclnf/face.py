@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
+from jclnf import validator
 from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.fit import fit_from
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.parts import fit_parts
 from jclnf.pdm import Pose, pose_from_box
-from jclnf.result import FitResult
-from jclnf.validator import confidence
+from jclnf.readout import read_off
+from jclnf.result import SUCCESS_CONFIDENCE, FitResult
 
 
 def fit(
@@ -89,14 +90,35 @@ def finish(
     model: Model, image: Real[Array, "h w"] | np.ndarray, result: FitResult, params: FitParams
 ) -> FitResult:
     """A face that was fitted, with its parts (if `params.parts`) and its confidence (if the model
-    has a validator): what is done once, when it is known which fit is kept."""
+    can tell): what is done once, when it is known which fit is kept."""
     image = jnp.asarray(image)
+    result = read_off(model, result)
     if params.parts:
         result = fit_parts(model, image, result, params)
-    if model.validator is None:
-        return result
-    trust = confidence(model.validator, image, result.landmarks, result.pose.rotation)
-    return dataclasses.replace(result, confidence=jnp.where(result.ok, trust, 0.0))
+    if model.confidence is not None:
+        at = (result.pose, result.shape, result.landmark_likelihood)
+        face, each = model.confidence(model.pdm, *at)
+        each = jnp.where(result.ok, each, 0.0)
+        result = _trusted(result, face, model.confidence.threshold, each)
+    if model.validator is not None:
+        face = validator.confidence(model.validator, image, result.landmarks, result.pose.rotation)
+        threshold = jnp.full_like(face, SUCCESS_CONFIDENCE)
+        result = _trusted(result, face, threshold, result.landmark_confidence)
+    return result
+
+
+def _trusted(
+    result: FitResult,
+    face: Float[Array, ""],
+    threshold: Float[Array, ""],
+    landmarks: Float[Array, " n"] | None,
+) -> FitResult:
+    return dataclasses.replace(
+        result,
+        confidence=jnp.where(result.ok, face, 0.0),
+        threshold=threshold,
+        landmark_confidence=landmarks,
+    )
 
 
 def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float[Array, "4"]:

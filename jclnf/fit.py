@@ -20,10 +20,6 @@ from jclnf.params import EXACT, FitParams, as_dtype
 from jclnf.pdm import PDM, Pose, project, shape3d, update
 from jclnf.result import FitResult, FitStatus, Trace
 
-SMALLEST_SCALE = 0.25
-"""Pixels per millimetre under which a face is too small to be fitted."""
-LIKELIHOOD_FLOOR = 1e-8
-"""Added to each landmark's response before its logarithm is taken."""
 LARGEST_ZOOM = 3.0
 """A fit that changes the start's scale by more than this factor has diverged."""
 
@@ -240,7 +236,7 @@ def _fit_scale(
         landmark_likelihood=each,
         visible=maps.visible,
         settled=carry.movement < params.tolerance,
-        too_small=carry.pose.scale < SMALLEST_SCALE,
+        too_small=carry.pose.scale < model.experts.smallest_scale,
         measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
         if params.uncertainty
         else None,
@@ -370,7 +366,7 @@ def _likelihoods(
 
 def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Float[Array, ""]:
     """Mean of `log(L_i + 1e-8)` over the visible landmarks."""
-    logs = jnp.where(visible, jnp.log(each + LIKELIHOOD_FLOOR), 0.0)
+    logs = jnp.where(visible, jnp.log(each + meanshift.LIKELIHOOD_FLOOR), 0.0)
     return logs.sum() / jnp.maximum(visible.sum(), 1)
 
 

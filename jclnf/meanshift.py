@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 TABLE_STEP = 0.1
 """Spacing in pixels of the kernel table that OpenFace looks positions up in."""
+LIKELIHOOD_FLOOR = 1e-8
+"""Added to a landmark's likelihood before its logarithm is taken."""
 
 
 def kernel(

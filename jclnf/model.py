@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jclnf.confidence import Confidence
 from jclnf.errors import ModelFileError
 from jclnf.experts import PatchExperts
 from jclnf.params import FitParams
@@ -52,12 +53,16 @@ class Model(eqx.Module):
     """Models of parts of the face, in the order in which their landmarks replace the face's; used
     by fits with `FitParams.parts`."""
     validator: Validator | None = None
-    """What a fit has its confidence from."""
+    """What a fit has its confidence from: OpenFace's way."""
     start: LearnedStart | None = None
     """Where a fit starts that is told no head rotation; without, at the frontal mean shape."""
+    readout: PDM | None = None
+    """What landmarks are read off by at the end of a fit, see `jclnf.readout`; without, `pdm`."""
     uncertainty: Uncertainty | None = None
     """What the covariances of its landmarks are calibrated by; without, they are only roughly of
     the right size."""
+    confidence: Confidence | None = None
+    """What a fit has its confidence from, as a probability, if there is no validator."""
     early_termination: EarlyTermination | None = None
     """When one of several start rotations is so good that the others are not needed."""
 
@@ -71,12 +76,22 @@ class Model(eqx.Module):
         if self.start is not None and self.start.n_modes != self.pdm.n_modes:
             problem = f"the learned start has {self.start.n_modes} modes, not {self.pdm.n_modes}"
             raise ModelFileError(self.name or "model", problem)
+        if self.confidence is not None:
+            sizes = (self.confidence.n_landmarks, self.confidence.n_modes)
+            if sizes != (landmarks, self.pdm.n_modes):
+                problem = f"the confidence is for {sizes[0]} landmarks and {sizes[1]} modes"
+                expected = f"not {landmarks} and {self.pdm.n_modes}"
+                raise ModelFileError(self.name or "model", f"{problem}, {expected}")
         if self.early_termination is not None:
             views = self.experts.centres.shape[1]
             numbers = jax.tree.leaves(self.early_termination)
             if any(array.shape != (views,) for array in numbers):
                 problem = f"the rule for early termination is not one for the {views} views"
                 raise ModelFileError(self.name or "model", problem)
+        if self.readout is not None and self.readout.components.shape != self.pdm.components.shape:
+            problem = f"its readout is {self.readout.components.shape}, its shape model is "
+            problem += f"{self.pdm.components.shape}"
+            raise ModelFileError(self.name or "model", problem)
         names = [part.name for part in self.parts]
         for part in self.parts:
             if names.count(part.name) > 1:

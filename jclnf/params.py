@@ -31,7 +31,8 @@ class Arithmetic:
 
     Everything else is the same in both arithmetics, discontinuous rules included: shape parameters
     are clamped, negative responses lifted, neurons of tiny alpha left out, the view is the nearest
-    one, the weights are 1 when the weight factor is 0, and a face of scale under 0.25 ends the fit.
+    one, the weights are 1 when the weight factor is 0, and a face that is too small ends the fit
+    (see `PatchExperts.smallest_scale`).
     """
 
     fixed_point_sampling: bool = False

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jclnf.pdm import Pose
 
 SUCCESS_CONFIDENCE = 0.725
-"""A fit of at most this confidence has failed."""
+"""A fit of at most this confidence by a validator has failed (OpenFace's limit)."""
 
 
 class FitStatus(enum.IntEnum):
@@ -39,8 +39,8 @@ _MESSAGES = {
     FitStatus.CONVERGED: "The fit converged.",
     FitStatus.ITERATION_LIMIT: "The fit used all its iterations; it was still moving a little.",
     FitStatus.FACE_TOO_SMALL: (
-        "The face became too small to fit (under 0.25 pixels per millimetre); "
-        "use a larger picture of it, or a better start."
+        "The face became too small to fit: it has too few pixels per millimetre for the model's "
+        "coarsest scale; use a larger picture of it, or a better start."
     ),
     FitStatus.DIVERGED: (
         "The fit left its start: the face moved away by more than its own size, or grew or "
@@ -120,8 +120,14 @@ class FitResult(eqx.Module):
     parts: dict[str, PartResult] = eqx.field(default_factory=dict)
     """The parts of the face by their names, if the fit's settings ask for them."""
     confidence: Float[Array, ""] | None = None
-    """How far the face is to be trusted, 0 to 1 (see `jclnf.validator`), 0 if the fit failed; None
-    if the model has no validator."""
+    """How far the face is to be trusted, 0 to 1, 0 if the fit failed: the probability that it is
+    right (see `jclnf.confidence`), or what the model's validator says if it has one (see
+    `jclnf.validator`); None if the model has neither."""
+    threshold: Float[Array, ""] | None = None
+    """The confidence over which a fit is a success."""
+    landmark_confidence: Float[Array, " n"] | None = None
+    """The probability that each landmark is off by less than a tenth of the eye distance (see
+    `jclnf.confidence`), 0 if the fit failed; None if the model cannot tell."""
 
     covariance: Float[Array, "n 2 2"] | None = None
     """Covariance of each landmark's position (x, y), square pixels: how far it may be off, as a
@@ -135,10 +141,12 @@ class FitResult(eqx.Module):
 
     @property
     def success(self) -> Bool[ArrayLike, "*b"]:
-        """Whether the fit is ok and, if there is a confidence, it is above `SUCCESS_CONFIDENCE`."""
+        """Whether the fit is ok and, if there is a confidence, it is above the `threshold` (if that
+        is not given, `SUCCESS_CONFIDENCE`)."""
         if self.confidence is None:
             return self.ok
-        return self.ok & (self.confidence > SUCCESS_CONFIDENCE)
+        limit = SUCCESS_CONFIDENCE if self.threshold is None else self.threshold
+        return self.ok & (self.confidence > limit)
 
     def shifted(self, offset: ArrayLike) -> "FitResult":
         """The same face in an image whose origin lies at `-offset` (x, y): undoes a crop."""

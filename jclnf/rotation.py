@@ -33,14 +33,14 @@ def matrix_to_euler(matrix: Float[Array, "3 3"]) -> Float[Array, "3"]:
     cos_yaw = jnp.where(upright, jnp.sqrt(jnp.where(upright, cos_yaw_squared, 1.0)), 0.0)
     return jnp.array(
         [
-            _atan2(-matrix[1, 2], matrix[2, 2]),
-            _atan2(matrix[0, 2], cos_yaw),
-            _atan2(-matrix[0, 1], matrix[0, 0]),
+            atan2(-matrix[1, 2], matrix[2, 2]),
+            atan2(matrix[0, 2], cos_yaw),
+            atan2(-matrix[0, 1], matrix[0, 0]),
         ]
     )
 
 
-def _atan2(y: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
+def atan2(y: Float[Array, ""], x: Float[Array, ""]) -> Float[Array, ""]:
     """`atan2` whose derivative at the origin is zero instead of NaN."""
     defined = (x != 0) | (y != 0)
     return jnp.where(
@@ -66,7 +66,11 @@ def retract(matrix: Float[Array, "3 3"], turn: Float[Array, "3"]) -> Float[Array
 
     where `(1 - c) / |w|^2 = c^2 / (1 + c)` is smooth at `w = 0`.
     """
+    return matrix @ small_turn(turn)
+
+
+def small_turn(turn: Float[Array, "3"]) -> Float[Array, "3 3"]:
+    """The rotation `Q` of `retract`."""
     cross = skew(turn)
     c = 1.0 / jnp.sqrt(1.0 + turn @ turn)
-    step = jnp.eye(3, dtype=matrix.dtype) + c * cross + c**2 / (1.0 + c) * (cross @ cross)
-    return matrix @ step
+    return jnp.eye(3, dtype=turn.dtype) + c * cross + c**2 / (1.0 + c) * (cross @ cross)

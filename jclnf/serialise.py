@@ -14,6 +14,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from jclnf.confidence import Confidence
 from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts, TrunkExperts
 from jclnf.model import EarlyTermination, Model, Part
@@ -32,6 +33,14 @@ EXPERT_KINDS: dict[str, type[PatchExperts]] = {
 }
 """Kinds of experts that can be stored, by the name that stands for them in a file."""
 
+_OPTIONAL: dict[str, Any] = {
+    "start": LearnedStart,
+    "readout": PDM,
+    "uncertainty": Uncertainty,
+    "confidence": Confidence,
+    "early_termination": EarlyTermination,
+}
+"""What a model may hold besides, by the names of its fields."""
 _NEWER = ("uncertainty", "derivatives")
 """Fields that files of an earlier jclnf may lack; they have defaults."""
 
@@ -62,13 +71,9 @@ def save_model(model: Model, path: str | Path) -> None:
     ]
     if model.validator is not None:
         header["validator"] = _describe_validator(model.validator, tensors)
-    if model.start is not None:
-        header["start"] = _take_apart(model.start, "start", tensors)
-    if model.uncertainty is not None:
-        header["uncertainty"] = _take_apart(model.uncertainty, "uncertainty", tensors)
-    if model.early_termination is not None:
-        rule = _take_apart(model.early_termination, "early_termination", tensors)
-        header["early_termination"] = rule
+    for name in _OPTIONAL:
+        if (held := getattr(model, name)) is not None:
+            header[name] = _take_apart(held, name, tensors)
     try:
         save_file(tensors, str(path), metadata={"jclnf": json.dumps(header)})
     except (SafetensorError, OSError) as error:
@@ -79,7 +84,7 @@ def _describe(
     model: Model, path: str | Path, prefix: str, tensors: dict[str, np.ndarray]
 ) -> dict[str, Any]:
     """Put a model's arrays into `tensors`, but those of its parts, its validator, its start, its
-    calibration and its rule for early termination; return the rest of it."""
+    calibration, its confidence and its rule for early termination; return the rest of it."""
     kinds = [name for name, kind in EXPERT_KINDS.items() if type(model.experts) is kind]
     if not kinds:
         raise ModelFileError(
@@ -181,7 +186,7 @@ def _load(path: Path) -> Model:
             "update jclnf, or save the model again",
         )
     for name, tensor in tensors.items():
-        if name.endswith("pdm.eigenvalues") and not (tensor > 0).all():
+        if name.endswith(".eigenvalues") and not (tensor > 0).all():
             raise ModelFileError(path, f"the tensor {name} holds variances that are not positive")
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise ModelFileError(path, f"the tensor {name} holds numbers that are not finite")
@@ -211,25 +216,17 @@ def _assemble(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         stacked = header["validator"]["stacked"]
         centres = jnp.asarray(tensors["validator.centres"])
         validator = Validator(centres, views[0] if stacked else tuple(views))
-    start = None
-    if "start" in header:
-        start = _put_together(LearnedStart, "start", header["start"], tensors)
-    calibration = None
-    if "uncertainty" in header:
-        static = header["uncertainty"]
-        calibration = _put_together(Uncertainty, "uncertainty", static, tensors)
-    rule = None
-    if "early_termination" in header:
-        static = header["early_termination"]
-        rule = _put_together(EarlyTermination, "early_termination", static, tensors)
+    optional = {
+        name: _put_together(kind, name, header[name], tensors)
+        for name, kind in _OPTIONAL.items()
+        if name in header
+    }
     model = _model(header, "", tensors)
     return dataclasses.replace(
         model,
         parts=parts,
         validator=validator,
-        start=start,
-        uncertainty=calibration,
-        early_termination=rule,
+        **optional,
     )
 
 

@@ -3,9 +3,10 @@
 import csv
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ PIXEL_DECIMALS = 4
 
 NUMBER_DECIMALS = 6
 """Decimals of scale, angles, likelihood and shape parameters, about what float32 holds."""
+
+
+_Entry = TypeVar("_Entry")
 
 
 def columns(n_landmarks: int, n_modes: int) -> list[str]:
@@ -35,10 +39,10 @@ class FaceTable:
 
     Every row reaches the file at once, so that whatever ends the program loses nothing that was
     computed. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
-    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model has no
-    validator), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box
-    and `x_0 ..., y_0 ...` the landmarks, in pixels of the upright image, pixel centres at integers;
-    the weak-perspective pose `scale` (pixels per millimetre), `rx, ry, rz` (pitch, yaw, roll in
+    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
+    tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
+    landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
+    `scale` (pixels per millimetre), `rx, ry, rz` (pitch, yaw, roll in
     radians), `tx, ty` (pixels); `p_0 ...` the shape parameters. A number that is not finite is an
     empty field. UTF-8; a file of the same name is replaced.
     """
@@ -138,42 +142,91 @@ class BoxTable:
         """
         self.path = Path(path)
         self._boxes: dict[tuple[str, ...], list[list[float]]] = {}
-        try:
-            with open(
-                self.path, newline="", encoding="utf-8-sig", errors="surrogateescape"
-            ) as file:
-                self._read(csv.DictReader(file, skipinitialspace=True))
-        except OSError as e:
-            raise BoxError(f"{self.path}: cannot be read: {e.strerror or e}") from e
-        except csv.Error as e:
-            raise BoxError(f"{self.path}: not a CSV file: {e}") from e
-
-    def _read(self, reader: Any) -> None:
-        names = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = names
-        keys = next(
-            (k for k in (("x", "y", "w", "h"), ("box_x", "box_y", "box_w", "box_h"))
-             if {"image", *k} <= set(names)),
-            None,
-        )  # fmt: skip
-        if keys is None:
-            raise BoxError(f"{self.path}: needs a header line with the columns image, x, y, w, h")
-        for row in reader:
-            try:
-                box = [float(row[key]) for key in keys]
-            except (TypeError, ValueError) as e:
-                raise BoxError(
-                    f"{self.path}, line {reader.line_num}: x, y, w, h must be numbers"
-                ) from e
-            parts = PurePath((row["image"] or "").strip()).parts
+        for line, row, box in _box_rows(self.path, "image"):
+            parts = PurePath(_field(row, "image")).parts
             if not parts:
-                raise BoxError(f"{self.path}, line {reader.line_num}: no image is named")
+                raise BoxError(f"{self.path}, line {line}: no image is named")
             self._boxes.setdefault(parts, []).append(box)
 
     def boxes(self, image: str | os.PathLike[str]) -> list[list[float]]:
         """Return the boxes of an image in the order of the file; none if it is not in it."""
-        parts = PurePath(image).parts
-        for start in range(len(parts)):
-            if parts[start:] in self._boxes:
-                return self._boxes[parts[start:]]
-        return []
+        return _longest_match(self._boxes, image) or []
+
+
+class FrameBoxTable:
+    """Face boxes from a CSV file, by video and frame: hints at which tracks start, or start again.
+
+    The file has a header with the columns `frame` (counted from 1) and `x, y, w, h` (or `box_x,
+    box_y, box_w, box_h`), one row a face, any number of them in a frame, in any order; other
+    columns are ignored. With a column `video` it serves several videos, named as images are in a
+    `BoxTable`; rows that name none, and files without that column, are for any video.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read the file.
+
+        Raises:
+            BoxError: it cannot be read, lacks a column, or a row does not hold a frame's number and
+                four numbers.
+        """
+        self.path = Path(path)
+        self._boxes: dict[tuple[str, ...], dict[int, list[list[float]]]] = {}
+        for line, row, box in _box_rows(self.path, "frame"):
+            text = _field(row, "frame")
+            # Nothing has more frames, and Python refuses thousands of digits.
+            number = int(text) if text.isdecimal() and len(text) <= 10 else 0
+            if number < 1:
+                raise BoxError(
+                    f"{self.path}, line {line}: frame must be a whole number from 1, for the first"
+                )
+            parts = PurePath(_field(row, "video")).parts
+            self._boxes.setdefault(parts, {}).setdefault(number, []).append(box)
+
+    def boxes(self, video: str | os.PathLike[str]) -> dict[int, list[list[float]]]:
+        """Return a video's boxes by the number of the frame, ascending; none if it has none."""
+        named = _longest_match(self._boxes, video) or {}
+        found = {frame: list(boxes) for frame, boxes in named.items()}
+        for frame, boxes in self._boxes.get((), {}).items():
+            found.setdefault(frame, []).extend(boxes)
+        return dict(sorted(found.items()))
+
+
+def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None], list[float]]]:
+    """Yield line, fields and box of each row of a file with the column `key` and those of boxes."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            keys = next(
+                (k for k in (("x", "y", "w", "h"), ("box_x", "box_y", "box_w", "box_h"))
+                 if {key, *k} <= set(names)),
+                None,
+            )  # fmt: skip
+            if keys is None:
+                raise BoxError(f"{path}: needs a header line with the columns {key}, x, y, w, h")
+            for row in reader:
+                try:
+                    box = [float(row[name]) for name in keys]
+                except (TypeError, ValueError) as e:
+                    raise BoxError(
+                        f"{path}, line {reader.line_num}: x, y, w, h must be numbers"
+                    ) from e
+                yield reader.line_num, row, box
+    except OSError as e:
+        raise BoxError(f"{path}: cannot be read: {e.strerror or e}") from e
+    except csv.Error as e:
+        raise BoxError(f"{path}: not a CSV file: {e}") from e
+
+
+def _field(row: dict[str, str | None], name: str) -> str:
+    return (row.get(name) or "").strip()
+
+
+def _longest_match(
+    entries: dict[tuple[str, ...], _Entry], path: str | os.PathLike[str]
+) -> _Entry | None:
+    """Return what is kept for a path, or for as many of its last parts as are named."""
+    parts = PurePath(path).parts
+    found = (parts[start:] for start in range(len(parts)))
+    return next((entries[last] for last in found if last in entries), None)

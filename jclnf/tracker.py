@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jclnf.crop import BUCKETS, check_box, cut, region
-from jclnf.detect import Detector
+from jclnf.detect import Detector, find_faces
 from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.face import check_inputs
 from jclnf.images import check_grey
@@ -175,12 +175,13 @@ class Tracker:
             ImageError, BoxError: a frame or boxes that nothing can be done with. Nothing has
                 changed then.
         """
-        grey = _grey(frame)
+        grey = grey_of(frame)
         given = None if boxes is None else _boxes(boxes, grey.shape)
         faces = self._follow(grey)
         if given is None and self.detector is not None and self._wants_detection():
-            found_boxes = np.asarray(self.detector(_bytes(grey)), np.float64).reshape(-1, 4)
-            given = np.array([box for box in found_boxes if _usable(box, grey.shape)])
+            picture = frame if np.ndim(frame) == 3 else _bytes(grey)
+            found_boxes = find_faces(self.detector, picture)
+            given = np.array([box for box in found_boxes if usable(box, grey.shape)])
         if given is not None and len(given):
             self._use(given.reshape(-1, 4), grey, faces)
         self._end_duplicates(faces)
@@ -196,7 +197,7 @@ class Tracker:
         faces = {}
         for track, fit in zip(self._tracks, fits, strict=True):
             track.state, result = jax.device_get(fit)
-            face = faces[track.id] = _face(track.id, result, detected=False)
+            face = faces[track.id] = tracked_face(track.id, result, detected=False)
             if result.ok:
                 track.box = face.box
         return faces
@@ -229,7 +230,7 @@ class Tracker:
             taken.add(column)
             state, result = jax.device_get(self._fits.find(grey, free[column]))
             if result.success:
-                face = faces[track.id] = _face(track.id, result, detected=True)
+                face = faces[track.id] = tracked_face(track.id, result, detected=True)
                 track.state, track.box = state, face.box
         for column, box in enumerate(free):
             if column in taken:
@@ -240,7 +241,7 @@ class Tracker:
             around = extent(np.asarray(result.landmarks))
             if (result.success or (self.single and result.ok)) and not self._known(around, faces):
                 track = _Track(self._new_id(around), state, around)
-                faces[track.id] = _face(track.id, result, detected=True)
+                faces[track.id] = tracked_face(track.id, result, detected=True)
                 self._tracks = sorted([*self._tracks, track], key=lambda track: track.id)
 
     def _known(self, box: np.ndarray, faces: dict[int, TrackedFace]) -> bool:
@@ -410,7 +411,8 @@ def _moved(state: TrackState, offset: Any) -> TrackState:
     return dataclasses.replace(state, pose=pose)
 
 
-def _face(number: int, result: FitResult, *, detected: bool) -> TrackedFace:
+def tracked_face(number: int, result: FitResult, *, detected: bool) -> TrackedFace:
+    """A fit in NumPy arrays and pixels of its frame as the face of a number."""
     return TrackedFace(
         id=number,
         result=result,
@@ -421,7 +423,7 @@ def _face(number: int, result: FitResult, *, detected: bool) -> TrackedFace:
     )
 
 
-def _grey(frame: Any) -> np.ndarray:
+def grey_of(frame: Any) -> np.ndarray:
     """The frame in grey levels."""
     if isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3:
         if frame.dtype != np.uint8:
@@ -446,7 +448,7 @@ def _boxes(boxes: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.array([check_box(box, shape) for box in array]).reshape(-1, 4)
 
 
-def _usable(box: np.ndarray, shape: tuple[int, ...]) -> bool:
+def usable(box: np.ndarray, shape: tuple[int, ...]) -> bool:
     """Whether a detector's box can be used: one too small, or beyond the border, is passed over."""
     try:
         check_box(box, shape)

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -297,10 +298,31 @@ def test_failed_fit_is_a_row_and_exit_code_1(run, astronaut, box, monkeypatch):
     assert Path("fits/a_overlay.png").exists()
 
 
+def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    cv2.imwrite("a.png", astronaut)
+    cv2.imwrite("b.png", np.zeros_like(astronaut))
+    Path("colourful_faces.py").write_text(
+        "class Find:\n"
+        "    wants_colour = True\n"
+        "    def __call__(self, picture):\n"
+        "        blue, _, red = picture.mean(axis=(0, 1))\n"
+        "        return [(92, 79, 77, 75 if red > blue else 1)] if red else [(1, 2, 0, 0)]\n"
+    )
+    code, _, err = run("a.png", "b.png", "--detector", "colourful_faces:Find")
+    assert code == 1
+    (row,) = rows()
+    assert [float(row[f"box_{side}"]) for side in "xywh"] == [92, 79, 77, 75]
+    (line,) = err.splitlines()
+    assert line.startswith("jclnf: b.png: colourful_faces:Find: returned the box 1, 2, 0, 0 with")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--model", "missing.txt"), "missing.txt"),
+        (("--detector", "eyes"), "'eyes' is no detector; there are haar"),
+        (("--detector", "mtcnn:lost"), "lost"),
         (("--model", "a.png"), "a.png"),
         (("--iterations", "0"), "iterations"),
         (("--windows", "11,9"), "windows"),
@@ -311,6 +333,9 @@ def test_failed_fit_is_a_row_and_exit_code_1(run, astronaut, box, monkeypatch):
         (("--one", "--boxes", "b.csv"), "not allowed"),
         (("--boxes", "missing.csv"), "missing.csv"),
         (("--out", "a.png"), "a.png: cannot be written"),
+        (("--focal", "-500"), "must be positive"),
+        (("--focal", "1", "2", "3"), "--focal takes one or two numbers"),
+        (("--full-precision",), "--openface-csv"),
         (("--nonsense",), "--nonsense"),
     ],
 )
@@ -357,6 +382,65 @@ def test_confidence_tells_faces_from_other_things(run, shared):
     assert (face["success"], other["success"]) == ("1", "0")
     assert float(face["confidence"]) > 0.9 > 0.5 > float(other["confidence"])
     assert f"confidence {float(face['confidence']):.3f}" in out
+
+
+def openface_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+def test_openfaces_tables(run, astronaut, box):
+    """A table an image, in the camera's frame, and nothing that was there is overwritten."""
+    for folder in ("in", "other"):
+        Path(folder).mkdir()
+    for name in ("in/landmarks.png", "in/boxes.png", "other/boxes.png"):
+        cv2.imwrite(name, astronaut)
+    line = ",".join(box)
+    boxes = f"image,x,y,w,h\nlandmarks.png,{line}\nboxes.png,{line}\nboxes.png,90,81,72,72\n"
+    Path("in/boxes.csv").write_text(boxes)
+    options = ("--boxes", "in/boxes.csv", "--out", "in", "--no-overlay", "--openface-csv")
+    code, out, err = run("in", "other", *options, "--focal", "600", "630", "--centre", "140", "130")
+    assert (code, err) == (0, "")
+    assert Path("in/boxes.csv").read_text() == boxes
+    tables = {name: openface_rows(f"in/{name}.csv") for name in ("boxes_2", "boxes_3")}
+    (only,) = openface_rows("in/landmarks_2.csv")
+    assert [len(table) for table in tables.values()] == [2, 2]
+    assert [row["face"] for row in tables["boxes_2"]] == ["0", "1"]
+    assert only["confidence"] == "1.000"
+    assert not any(name.startswith(("gaze", "AU")) for name in only)
+
+    # Its numbers are those of the other table, and space is as the camera has it.
+    full = next(row for row in rows("in/landmarks.csv") if row["image"] == "in/landmarks.png")
+    for ours, theirs in (("x_30", "x_30"), ("y_8", "y_8"), ("scale", "p_scale"), ("ry", "p_ry")):
+        assert float(only[theirs]) == pytest.approx(float(full[ours]), abs=0.0501)
+    x, z = float(only["X_30"]), float(only["Z_30"])
+    assert 600 * x / z + 140 == pytest.approx(float(full["x_30"]), abs=0.2)
+    assert 630 * float(only["Y_30"]) / z + 130 == pytest.approx(float(full["y_30"]), abs=0.2)
+    place = "at ({:.0f}, {:.0f}, {:.0f}) mm".format(*(float(only[f"pose_T{a}"]) for a in "xyz"))
+    said = next(line for line in out.splitlines() if line.startswith("in/landmarks.png"))
+    assert place in said
+    pitch = float(re.search(r"Pitch (\S+),", said)[1])
+    assert pitch == pytest.approx(np.rad2deg(float(only["pose_Rx"])), abs=0.1)
+
+    options = ("--box", *box, "--out", "full", "--openface-csv", "--full-precision", "--no-overlay")
+    assert run("in/landmarks.png", *options)[0] == 0
+    (exact,) = openface_rows("full/landmarks_2.csv")
+    assert float(exact["x_30"]) == pytest.approx(float(full["x_30"]), abs=6e-5)
+    assert float(exact["x_30"]) != float(only["x_30"])
+
+
+def test_openfaces_table_of_a_failed_fit(run, astronaut, box, monkeypatch):
+    fit = jclnf.fit
+
+    def diverge(*args):
+        result = jax.tree.map(lambda a: a * np.nan if a.dtype.kind == "f" else a, fit(*args))
+        return dataclasses.replace(result, status=jax.numpy.int32(FitStatus.NOT_FINITE))
+
+    monkeypatch.setattr(jclnf, "fit", diverge)
+    cv2.imwrite("a.png", astronaut)
+    assert run("a.png", "--box", *box, "--no-overlay", "--openface-csv")[0] == 1
+    (row,) = openface_rows("fits/a.csv")
+    assert {float(value) for value in row.values()} == {0.0}
 
 
 @pytest.mark.parametrize("model", [(), ("--model", "a.safetensors")])

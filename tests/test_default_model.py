@@ -94,6 +94,52 @@ def test_large_and_small_pictures_of_the_same_face(model, grey, zoom):
     assert np.linalg.norm(back - straight, axis=1).mean() < 0.03 * EYE_DISTANCE
 
 
+def test_it_is_sure_of_the_face_and_of_nothing_else(model, grey):
+    """Boxes of the rocket, the flag and the suit; of half the face; noise, and one grey level."""
+    face = fitted(model, grey, BOX)
+    assert float(face.confidence) > 0.9
+    assert face.success
+    assert np.asarray(face.landmark_confidence).mean() > 0.85
+    x, y, w, h = BOX
+    noise = np.random.default_rng(0).normal(128, 40, grey.shape).clip(0, 255).astype(np.uint8)
+    others = {
+        "flag": (grey, (20, 60, w, h)),
+        "shuttle": (grey, (360, 120, w, h)),
+        "suit": (grey, (200, 320, w, h)),
+        "half": (grey, (x + w / 4, y + h / 4, w / 2, h / 2)),
+        "beside": (grey, (x + w, y, w, h)),
+        "noise": (noise, BOX),
+        "flat": (np.full_like(grey, 99), BOX),
+    }
+    said = {name: fitted(model, *other) for name, other in others.items()}
+    assert {name: float(other.confidence) for name, other in said.items()} == {
+        name: pytest.approx(0, abs=0.2) for name in others
+    }
+    assert not any(other.success for other in said.values())
+
+
+def test_small_faces_are_fitted_until_there_is_too_little_of_them(model, grey):
+    """The limit is half the model's coarsest scale, whatever OpenFace's is."""
+    limit = 0.5 * model.scalings[0]
+    assert model.experts.smallest_scale == limit
+    straight = fitted(model, grey, BOX)
+    status = {}
+    for scale in (0.2, 1.3 * limit, 0.8 * limit):
+        zoom = scale / float(straight.pose.scale)
+        small = cv2.resize(grey, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+        box = np.array(BOX) * zoom + [(zoom - 1) / 2, (zoom - 1) / 2, 0, 0]
+        piece = jclnf.crop(small, box, sizes=(256,))
+        found = jclnf.fit(model, piece.image, piece.box).shifted(piece.offset)
+        status[scale] = bool(found.ok)
+        if found.ok:
+            back = (np.asarray(found.landmarks) + 0.5) / zoom - 0.5
+            apart = np.linalg.norm(back - np.asarray(straight.landmarks), axis=1)
+            assert apart.mean() < 0.05 * EYE_DISTANCE
+        else:
+            assert int(found.status) == jclnf.FitStatus.FACE_TOO_SMALL
+    assert list(status.values()) == [True, True, False]
+
+
 def test_it_knows_where_the_head_looks(model, grey):
     """The astronaut looks at the camera, her head bent a little to her right."""
     pitch, yaw, roll = np.rad2deg(np.asarray(fitted(model, grey, BOX).pose.rotation))

@@ -9,7 +9,7 @@ import skimage.data
 
 import jclnf.detect.haar as haar
 from jclnf.detect import Detector, HaarDetector
-from jclnf.errors import ImageError, JclnfError
+from jclnf.errors import DetectorError, ImageError, JclnfError
 
 # Outer eye corners, tip of the nose, corners of the mouth of skimage's astronaut.
 ASTRONAUT = np.array([(192, 100.5), (258, 103.5), (224, 126), (203, 140), (244, 140.5)])
@@ -105,13 +105,75 @@ def test_opencv_without_cascades(monkeypatch):
         HaarDetector()
 
 
-def test_correction_is_the_recorded_one():
+def test_corrections_are_the_recorded_ones():
     path = Path(__file__).resolve().parents[1] / "experiments/haar_boxes/results.json"
     if not path.exists():
         pytest.skip("installed without experiments/")
     recorded = json.loads(path.read_text())
-    np.testing.assert_allclose(haar.CORRECTION, recorded["correction"], atol=1e-4)
-    assert recorded["min score in the package"] == haar.MIN_SCORE
+    frontal, profile = recorded["frontal"], recorded["profile"]
+    np.testing.assert_allclose(haar.CORRECTION, frontal["correction"], atol=1e-4)
+    np.testing.assert_allclose(haar.PROFILE_CORRECTION, profile["correction"], atol=1e-4)
+    assert frontal["min score in the package"] == haar.MIN_SCORE
+    assert profile["min score in the package"] == haar.PROFILE_MIN_SCORE
+
+
+class Cascade:
+    """OpenCV's classifier, which finds these boxes where the picture is as bright as told."""
+
+    def __init__(self, *found):
+        self.found, self.pictures = found, []
+
+    def detectMultiScale3(self, picture, **_):
+        self.pictures.append(picture)
+        here = [(box, s) for x, y, level, box, s in self.found if picture[y, x] == level]
+        return [box for box, _ in here], [], [score for _, score in here]
+
+
+def looking(detector, frontal, profile):
+    detector._frontal, detector._profile = frontal, profile
+    return detector
+
+
+@pytest.fixture
+def sides():
+    """A picture whose left half is darker, by which it is told from its mirror image."""
+    picture = np.full((100, 200), 200, np.uint8)
+    picture[:, :100] = 50
+    return picture
+
+
+def test_turned_faces_of_either_side_where_no_other_is_found(sides):
+    left = (0, 0, 50, (20, 10, 40, 40), 2.0)
+    # The first pixel of the mirror image is bright.
+    right = (0, 0, 200, (30, 30, 50, 50), 3.0)
+    weak = (0, 0, 50, (120, 30, 50, 50), 0.9)
+    profile = Cascade(left, right, weak)
+    boxes, scores = looking(HaarDetector(), Cascade(), profile).detect(sides)
+    a, b, c, d = haar.PROFILE_CORRECTION
+    x = 30 + 50 * a
+    expected = [
+        (199 - (x + 50 * c), 30 + 50 * b, 50 * c, 50 * d),
+        (20 + 40 * a, 10 + 40 * b, 40 * c, 40 * d),
+    ]
+    np.testing.assert_allclose(boxes, expected)
+    assert scores.tolist() == [3.0, 2.0]
+    assert len(looking(HaarDetector(profiles="never"), Cascade(), profile).detect(sides)[0]) == 0
+
+
+def test_the_profile_cascade_does_not_run_where_a_face_is_found(sides):
+    frontal = Cascade((0, 0, 50, (10, 10, 40, 40), 60.0))
+    same = (0, 0, 50, (12, 8, 42, 42), 4.0)
+    other = (0, 0, 200, (10, 20, 60, 60), 2.0)
+    profile = Cascade(same, other)
+    (box,), (score,) = looking(HaarDetector(), frontal, profile).detect(sides)
+    np.testing.assert_allclose(box, haar.correct(np.array([10.0, 10, 40, 40])))
+    assert score == 60
+    assert profile.pictures == []
+    both, scores = looking(HaarDetector(profiles="always"), frontal, profile).detect(sides)
+    assert scores.tolist() == [2.0, 60.0]
+    np.testing.assert_allclose(both[1], box)
+    with pytest.raises(DetectorError, match="give 'if none', 'always' or 'never'"):
+        HaarDetector(profiles="sometimes")
 
 
 def test_boxes_of_annotated_faces(shared, detector):

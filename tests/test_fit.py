@@ -1,5 +1,6 @@
 """The fit as a whole, on a face whose landmarks are known because its experts look for them."""
 
+import dataclasses
 import sys
 
 import equinox as eqx
@@ -217,6 +218,14 @@ class Drag(jclnf.experts.base.AreaExperts):
     def responses(self, areas, scale, view, window, *, arithmetic):
         del scale, view, arithmetic
         return jnp.zeros((areas.shape[0], window, window)).at[:, window // 2, -1].set(1.0)
+
+
+def test_the_smallest_face_is_openfaces_or_that_of_a_coarser_model(face):
+    def smallest(*scalings):
+        return dataclasses.replace(face.model.experts, scalings=scalings).smallest_scale
+
+    assert smallest(0.25, 0.35) == smallest(0.5, 1.0) == 0.25
+    assert smallest(0.1, 0.35) == 0.1
 
 
 def test_a_face_too_small_stays_as_it_was_then(face, start):

@@ -6,7 +6,7 @@ import pytest
 
 from jclnf.errors import BoxError
 from jclnf.result import FitStatus
-from jclnf.table import BoxTable, FaceTable, columns
+from jclnf.table import BoxTable, FaceTable, FrameBoxTable, columns
 
 
 def result(n=3, m=2, seed=0, status=FitStatus.CONVERGED, confidence=None):
@@ -152,3 +152,46 @@ def test_boxes_file_that_cannot_be_read(tmp_path):
     for path in (tmp_path, tmp_path / "missing.csv"):
         with pytest.raises(BoxError, match="cannot be read"):
             BoxTable(path)
+
+
+def frame_boxes(tmp_path, text):
+    path = tmp_path / "starts.csv"
+    path.write_bytes(text.encode())
+    return FrameBoxTable(path)
+
+
+def test_boxes_by_video_and_frame(tmp_path):
+    lines = ["video,frame,x,y,w,h,confidence"]
+    lines += ["a.mp4,7,1,2,3,4,1", "d/b.mp4,1,5,6,7,8,1", "a.mp4,2,9,9,9,9,1", "a.mp4,7,5,5,5,5,1"]
+    table = frame_boxes(tmp_path, "\n".join(lines))
+    expected = {2: [[9, 9, 9, 9]], 7: [[1, 2, 3, 4], [5, 5, 5, 5]]}
+    assert table.boxes("clips/a.mp4") == expected
+    assert list(table.boxes("a.mp4")) == [2, 7]
+    assert table.boxes("c/d/b.mp4") == {1: [[5, 6, 7, 8]]}
+    assert table.boxes("b.mp4") == {}
+
+
+def test_boxes_of_frames_of_any_video(tmp_path):
+    table = frame_boxes(tmp_path, "frame,x,y,w,h\n3,1,2,3,4\n")
+    assert table.boxes("a.mp4") == {3: [[1, 2, 3, 4]]}
+    table = frame_boxes(tmp_path, "frame,video,x,y,w,h\n3,,1,2,3,4\n3,a.mp4,5,5,5,5\n")
+    assert table.boxes("a.mp4") == {3: [[5, 5, 5, 5], [1, 2, 3, 4]]}
+    assert table.boxes("a.mp4") == {3: [[5, 5, 5, 5], [1, 2, 3, 4]]}
+    assert table.boxes("b.mp4") == {3: [[1, 2, 3, 4]]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "header line with the columns frame"),
+        ("video,x,y,w,h\na.mp4,1,2,3,4\n", "header line with the columns frame"),
+        ("frame,x,y,w,h\n1,1,2,3\n", "line 2: x, y, w, h must be numbers"),
+        *(
+            (f"frame,x,y,w,h\n{frame},1,2,3,4\n", "line 2: frame must be a whole number from 1")
+            for frame in ("0", "-1", "1.5", "", "two", "9" * 5000)
+        ),
+    ],
+)
+def test_bad_file_of_frames(tmp_path, text, message):
+    with pytest.raises(BoxError, match=f"starts.csv.*{message}"):
+        frame_boxes(tmp_path, text)

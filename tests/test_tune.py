@@ -12,8 +12,10 @@ from synthetic import default_params, planted
 
 import jclnf
 from jclnf.errors import TrainingError
+from jclnf.start import LearnedStart, start_shapes
 from jclnf.train.end_to_end import distance
 from jclnf.train.leaves import Leaves
+from jclnf.train.networks import initial_weights
 
 COURSE = jclnf.Course(epochs=3, batch=4, rate=5e-3)
 
@@ -190,6 +192,39 @@ def test_it_ends_without_progress_and_gives_back_the_best(face, faces):
     assert tuned.epoch == best["epoch"] == len(tuned.course) - 3
     if tuned.epoch == 0:
         np.testing.assert_allclose(tuned.model.pdm.mean, face.model.pdm.mean, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_learned_start_moves_if_it_is_chosen_and_nothing_else_does(face, faces):
+    images, boxes, truth = faces
+    weights = initial_weights(start_shapes(face.model.pdm.eigenvalues.size), jax.random.key(0))
+    model = dataclasses.replace(face.model, start=LearnedStart(weights))
+    tree = {"params": default_params(), "model": model}
+    assert set(Leaves(tree, ["experts", "start"]).names) == {
+        *Leaves(tree, "experts").names,
+        *(f"model.start.kernels.{name}" for name in weights),
+    }
+    assert not any(name.startswith("model.start") for name in Leaves(tree, "all").names)
+    tuned = jclnf.tune(
+        model,
+        images,
+        boxes,
+        truth,
+        default_params(iterations=2),
+        what="start",
+        validation=0.25,
+        course=jclnf.Course(epochs=2, batch=3, rate=1e-2),
+        quiet=True,
+    )
+    errors = [line["validation"] for line in tuned.course]
+    assert min(errors) < 0.9 * errors[0]
+    assert not np.array_equal(tuned.model.start.kernels["out.kernel"], weights["out.kernel"])
+    for a, b in zip(
+        jax.tree.leaves((model.pdm, model.experts)),
+        jax.tree.leaves((tuned.model.pdm, tuned.model.experts)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from synthetic import default_params, planted, random_pdm, random_pose
 
 import jclnf
 from jclnf.pdm import displaced, jacobian, project
+from jclnf.train.uncertainty import FLOORS, SPREADS, Measured, calibrated
 from jclnf.uncertainty import (
     Uncertainty,
     landmark_covariance,
@@ -167,3 +168,21 @@ def test_covariances_have_derivatives(case):
             numeric = (size(step) - size(-step)) / 2e-6
             assert slope[axis] == pytest.approx(float(numeric), rel=1e-5)
         assert np.isfinite(project(pdm, pose, shape)).all()
+
+
+def test_calibration_finds_what_errors_were_drawn_with(rng):
+    """Ellipses hold as many truths as they say, and turn and grow as those of the errors did."""
+    pairs, b, n = len(SPREADS) * len(FLOORS), 60, 20
+    roots = rng.normal(size=(b, n, 2, 2)) + [[1.5, 0], [0, 0.5]]
+    true = roots @ roots.transpose(0, 1, 3, 2)
+    wrong = np.broadcast_to(np.eye(2), true.shape)
+    covariances = np.stack([true if pair == 7 else wrong for pair in range(pairs)])
+    scales = rng.uniform(0.5, 2, b)
+    drawn_with = 3 * true + 0.5 * scales[:, None, None, None] ** 2 * np.eye(2)
+    errors = np.einsum("bnij,bnj->bni", np.linalg.cholesky(drawn_with), rng.normal(size=(b, n, 2)))
+    arrays = (jnp.asarray(array, jnp.float32) for array in (covariances, scales, errors))
+    pair, by = calibrated(Measured(*arrays))
+    assert pair == 7
+    assert (float(by.spread), float(by.floor)) == (2.0, np.float32(FLOORS[2]))
+    assert float(by.inflation) == pytest.approx(3, rel=0.15)
+    assert float(by.residual) == pytest.approx(0.5, rel=0.4)

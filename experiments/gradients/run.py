@@ -1,13 +1,15 @@
 """Are the derivatives of a fit right, and what do they cost?
 
-    python experiments/gradients/run.py [checks|costs]
+    python experiments/gradients/run.py [checks|costs] [--model NAME]
 
 `checks`: double precision; every kind of leaf against central differences, forward against reverse
 mode, implicit against unrolled. `costs`: single precision; time and memory of value and gradient by
 all experts' parameters. Both with OpenFace's CCNF model (from the development data) and with the
-bundled one. Each writes its part of results.json, and results.md from both.
+bundled one, or with the named one alone. Each writes its part of results.json, and results.md from
+all.
 """
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -41,15 +43,15 @@ MANY = 50
 BATCH = 32
 
 
-def models() -> dict[str, jclnf.Model]:
-    """The models, with settings under which every leaf plays a part."""
+def openface_ccnf() -> jclnf.Model:
+    """OpenFace's model, with settings under which every leaf plays a part."""
     clnf = jclnf.load_openface(model_file("general"))
     settings = jclnf.FitParams.openface(clnf, arithmetic="exact")
     factor = jnp.where(jnp.array(settings.windows) > 0, 2.5, 0.0)
-    return {
-        "OpenFace CCNF": dataclasses.replace(clnf, defaults=settings.replace(weight_factor=factor)),
-        "bundled": jclnf.load_model(),
-    }
+    return dataclasses.replace(clnf, defaults=settings.replace(weight_factor=factor))
+
+
+MODELS = {"OpenFace CCNF": openface_ccnf, "bundled": jclnf.load_model}
 
 
 def some_faces(count: int) -> list[Face]:
@@ -264,14 +266,19 @@ def costs(model: jclnf.Model, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["checks", "costs"]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="checks, costs; both if not given")
+    parser.add_argument("--model", choices=MODELS, action="append", help="default: all")
+    args = parser.parse_args()
+    wanted = args.parts or ["checks", "costs"]
+    used = {name: MODELS[name]() for name in args.model or MODELS}
     file = HERE / "results.json"
     numbers = json.loads(file.read_text()) if file.exists() else {}
     numbers.pop("environment", None)
     jclnf.enable_compilation_cache()
     if "checks" in wanted:
         checks = {}
-        for name, model in models().items():
+        for name, model in used.items():
             picked = some_faces(FACES)
             checks[name] = {
                 "slopes": check_slopes(model, picked),
@@ -279,9 +286,10 @@ def main() -> None:
             }
             found = np.concatenate(list(map(np.array, checks[name]["slopes"]["errors"].values())))
             print(name, np.median(found), found.max(), flush=True)
-        numbers["checks"] = summary_of(checks)
+        numbers["checks"] = numbers.get("checks", {}) | summary_of(checks)
     if "costs" in wanted:
-        numbers["costs"] = {name: costs(model, name) for name, model in models().items()}
+        measured = {name: costs(model, name) for name, model in used.items()}
+        numbers["costs"] = numbers.get("costs", {}) | measured
     write_results(HERE, "Derivatives of a fit: right, and at what cost", text(numbers), numbers)
 
 

@@ -21,10 +21,10 @@ from common import DATA, model_file, table, write_results  # noqa: E402
 import jclnf  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
 
-LEARNED, WATCHED, SEARCHED = 480, 120, 120
+LEARNED, WATCHED, SEARCHED = 1400, 200, 150
 """Faces to learn from, to choose the epoch by, and to compare random settings on."""
-CANDIDATES = 40
-COURSE = jclnf.Course(epochs=5, batch=16, rate=2e-3)
+CANDIDATES = 32
+COURSE = jclnf.Course(epochs=6, batch=16, rate=3e-3)
 
 
 def main() -> None:

@@ -12,26 +12,26 @@ import csv
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-import optax  # noqa: E402
 from common import DATA, REPOSITORY, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
 from jclnf.batch import crops_of_one_size  # noqa: E402
 from jclnf.images import read_image  # noqa: E402
-from jclnf.uncertainty import Uncertainty  # noqa: E402
+from jclnf.train.uncertainty import (  # noqa: E402
+    Measured,
+    calibrated,
+    limit,
+    mahalanobis,
+    with_pairs,
+)
 
-SPREADS, FLOORS = (1.0, 2.0, 4.0, 8.0, 16.0), (0.005, 0.02, 0.08, 0.3, 1.2)
-"""Values of two of the numbers that are tried."""
 SHARES = (0.5, 0.9, 0.95)
-FREEDOM = 4.0
-"""Degrees of freedom of the Student distribution that is fitted: few faces are far off."""
 GROUPS = {
     "jaw": slice(0, 17),
     "brows": slice(17, 27),
@@ -41,90 +41,14 @@ GROUPS = {
 }
 
 
-def fits_of(model: jclnf.Model, pieces: list[jclnf.Crop]) -> tuple[jclnf.FitResult, jax.Array]:
-    """The fits of all faces, and their covariances for each pair of `SPREADS` and `FLOORS` with
-    inflation 1 and residual 0, `(p, b, n, 2, 2)`: the others enter linearly."""
-    params = model.defaults.replace(uncertainty=True)
-    pairs = jnp.array([(c, d) for c in SPREADS for d in FLOORS])
-
-    @jax.jit
-    def fits(images: jax.Array, boxes: jax.Array) -> tuple[jclnf.FitResult, jax.Array]:
-        def one(face: tuple[jax.Array, jax.Array]) -> tuple[jclnf.FitResult, jax.Array]:
-            def with_pair(pair: jax.Array) -> jclnf.FitResult:
-                by = Uncertainty(jnp.ones(()), jnp.zeros(()), *pair)
-                return jclnf.fit(dataclasses.replace(model, uncertainty=by), *face, params)
-
-            several = jax.vmap(with_pair)(pairs)
-            return jax.tree.map(lambda array: array[0], several), several.covariance
-
-        return jax.lax.map(one, (images, boxes))
-
+def measured(model: jclnf.Model, pieces: list[jclnf.Crop]) -> tuple[jclnf.FitResult, jax.Array]:
+    """The fits of all faces in their pictures, and the covariances of `Measured`."""
     images = jnp.stack([jnp.asarray(piece.image) for piece in pieces])
-    found, covariances = fits(images, jnp.stack([jnp.asarray(piece.box) for piece in pieces]))
+    boxes = jnp.stack([jnp.asarray(piece.box) for piece in pieces])
+    each = jax.jit(lambda faces: jax.lax.map(lambda face: with_pairs(model, *face), faces))
+    found, covariances = each((images, boxes))
     offsets = jnp.stack([jnp.asarray(piece.offset) for piece in pieces])
     return jax.vmap(jclnf.FitResult.shifted)(found, offsets), jnp.moveaxis(covariances, 1, 0)
-
-
-def likelihood(covariance: Any, errors: Any) -> Any:
-    """Log density of Student's distribution with these covariances, for each landmark."""
-    determinant = covariance[..., 0, 0] * covariance[..., 1, 1] - covariance[..., 0, 1] ** 2
-    squared = mahalanobis(covariance, errors)
-    return -0.5 * jnp.log(determinant) - (FREEDOM + 2) / 2 * jnp.log1p(squared / FREEDOM)
-
-
-def mahalanobis(covariance: Any, errors: Any) -> Any:
-    """Squared distance in standard deviations."""
-    (a, b), (_, d) = (jnp.moveaxis(covariance[..., i, :], -1, 0) for i in range(2))
-    x, y = errors[..., 0], errors[..., 1]
-    return (d * x**2 - 2 * b * x * y + a * y**2) / (a * d - b**2)
-
-
-class Faces(NamedTuple):
-    """What the numbers are fitted on."""
-
-    covariances: jax.Array
-    scales: jax.Array
-    errors: jax.Array
-
-    def of(self, chosen: np.ndarray) -> "Faces":
-        return Faces(self.covariances[:, chosen], self.scales[chosen], self.errors[chosen])
-
-    def covariance(self, pair: Any, inflation: Any, residual: Any) -> jax.Array:
-        unit = jnp.eye(2) * self.scales[:, None, None, None] ** 2
-        return inflation * self.covariances[pair] + residual * unit
-
-
-def calibrated(faces: Faces) -> tuple[int, Uncertainty]:
-    """The four numbers of greatest likelihood, then sized so that 90 % ellipses hold 90 %."""
-    optimiser = optax.adam(0.1)
-
-    def best(pair: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def loss(logs: jax.Array) -> jax.Array:
-            return -likelihood(faces.covariance(pair, *jnp.exp(logs)), faces.errors).mean()
-
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            logs, state = carry
-            moves, state = optimiser.update(jax.grad(loss)(logs), state)
-            return (optax.apply_updates(logs, moves), state), None
-
-        logs = jnp.zeros(2)
-        (logs, _), _ = jax.lax.scan(step, (logs, optimiser.init(logs)), None, length=120)
-        return loss(logs), jnp.exp(logs)
-
-    losses, numbers = jax.jit(lambda: jax.lax.map(best, jnp.arange(len(faces.covariances))))()
-    pair = int(jnp.argmin(losses))
-    inflation, residual = numbers[pair]
-    # Sized by the 90th percentile of the distances, over that of a Gaussian.
-    distances = np.asarray(mahalanobis(faces.covariance(pair, inflation, residual), faces.errors))
-    factor = float(np.quantile(distances, 0.9)) / limit(0.9)
-    spread, floor = SPREADS[pair // len(FLOORS)], FLOORS[pair % len(FLOORS)]
-    numbers = (factor * inflation, factor * residual, spread, floor)
-    return pair, Uncertainty(*(jnp.float32(x) for x in numbers))
-
-
-def limit(share: float) -> float:
-    """Squared distance within which a Gaussian in the plane has this share."""
-    return float(-2 * np.log(1 - share))
 
 
 def main() -> None:
@@ -136,8 +60,8 @@ def main() -> None:
         [read_image(face.image) for face in val], [boxes[face.image.name] for face in val]
     )
     truth = np.stack([face.landmarks for face in val])
-    found, covariances = fits_of(model, pieces)
-    faces = Faces(
+    found, covariances = measured(model, pieces)
+    faces = Measured(
         covariances, found.pose.scale, jnp.asarray(truth - np.asarray(found.landmarks), jnp.float32)
     )
     people = np.array([face.identity for face in val])

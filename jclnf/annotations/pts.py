@@ -70,3 +70,9 @@ def read_pts(path: Path, stems: Stems) -> Entries:
         kind = "several images" if images else "no image"
         raise AnnotationError(f"{path}: {kind} called {path.stem} beside it: there must be one")
     yield str(path), AnnotatedFace(images[0], np.array(points) - 1)
+
+
+def pts_text(landmarks: np.ndarray) -> str:
+    """Landmarks `(n, 2)`, pixels counted from 0, as the text of a .pts file."""
+    lines = [f"{x + 1:.3f} {y + 1:.3f}" for x, y in np.asarray(landmarks, float)]
+    return "\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}", ""])

@@ -4,8 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from jclnf.images import IMAGE_SUFFIXES
 
 _OVERLAY = "_overlay.png"
@@ -42,18 +40,28 @@ def _is_image(path: Path, out: Path) -> bool:
 
 
 def overlay_paths(images: Sequence[Path], out: Path) -> list[Path]:
-    """Return a file in `out` for the overlay of each image: `<stem>_overlay.png`.
+    """Return a file in `out` for the overlay of each image: `<stem>_overlay.png`, see `_paths`."""
+    return _paths(images, out, _OVERLAY, images)
+
+
+def openface_paths(images: Sequence[Path], out: Path, kept: Sequence[Path]) -> list[Path]:
+    """Return a file in `out` for OpenFace's table of each image: `<stem>.csv`, see `_paths`."""
+    return _paths(images, out, ".csv", kept)
+
+
+def _paths(images: Sequence[Path], out: Path, ending: str, kept: Sequence[Path]) -> list[Path]:
+    """Return a file in `out` for each image: `<stem><ending>`.
 
     Images of the same stem (from several folders, or of several formats) get numbers, and none of
-    the images is overwritten.
+    the files to be `kept` is overwritten.
     """
     # Some file systems do not tell upper case from lower.
-    taken = {os.path.abspath(image).casefold() for image in images}
+    taken = {os.path.abspath(file).casefold() for file in kept}
     names = []
     for image in images:
         number, stem = 1, image.stem
         while True:
-            path = out / (stem + _OVERLAY if number == 1 else f"{stem}_{number}{_OVERLAY}")
+            path = out / (stem + ending if number == 1 else f"{stem}_{number}{ending}")
             key = os.path.abspath(path).casefold()
             if key not in taken:
                 break
@@ -61,21 +69,3 @@ def overlay_paths(images: Sequence[Path], out: Path) -> list[Path]:
         taken.add(key)
         names.append(path)
     return names
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a picture, `(h, w, 3)` uint8 in OpenCV's order, all or nothing. Raises OSError."""
-    import cv2
-
-    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, all or nothing. Raises OSError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

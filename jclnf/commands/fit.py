@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from jclnf.atomic import write_png
 from jclnf.commands import INCOMPLETE, OK, CommandError, complain, printable
-from jclnf.commands.files import find_images, overlay_paths, write_png
+from jclnf.commands.camera import add_camera, camera_numbers
+from jclnf.commands.files import find_images, openface_paths, overlay_paths
 from jclnf.errors import BoxError, JclnfError, ModelFileError, ParamsError
 from jclnf.images import Photo, read_photo
 
@@ -25,6 +27,9 @@ output:
                            x_0... y_0..., shape parameters p_0...
   DIR/<name>_overlay.png   the picture with the faces drawn in; points that the head's turn hides
                            are hollow
+  DIR/<name>.csv           with --openface-csv: the image's faces as a table like those of
+                           OpenFace's FaceLandmarkImg: gaze (with --parts), head pose and landmarks
+                           in space in millimetres, no action units
 Pixels are those of the picture turned upright as its EXIF orientation says, (0, 0) the centre of
 the first one.
 
@@ -39,6 +44,7 @@ examples:
   jclnf fit photo.jpg --model OpenFace/model/main_clnf_general.txt
   jclnf fit holiday/ portraits/*.jpg --out results --one
   jclnf fit patient.png --box 310 122 240 251
+  jclnf fit crowd.jpg --detector mtcnn:OpenFace/model
   jclnf fit frames/ --boxes boxes.csv --starts 1 --no-overlay --quiet
 """
 
@@ -65,6 +71,15 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--no-overlay", action="store_true", help="write no pictures")
     p.add_argument("--quiet", action="store_true", help="print errors only")
 
+    space = p.add_argument_group("in space, in millimetres; distances follow the focal length")
+    space.add_argument(
+        "--openface-csv", action="store_true", help="write OpenFace's table of each image as well"
+    )
+    space.add_argument(
+        "--full-precision", action="store_true", help="all digits instead of OpenFace's decimals"
+    )
+    add_camera(space)
+
     faces = p.add_argument_group("which faces (default: all that are found)")
     which = faces.add_mutually_exclusive_group()
     which.add_argument("--one", action="store_true", help="only the largest of each image")
@@ -80,6 +95,14 @@ def add_parser(subparsers: Any) -> None:
         "--boxes",
         metavar="CSV",
         help="a file with the columns image, x, y, w, h and one row a face",
+    )
+    faces.add_argument(
+        "--detector",
+        metavar="NAME",
+        default="haar",
+        help="what finds them: haar (OpenCV's cascades, the default); mtcnn (OpenFace's networks, "
+        "where its models are installed) or mtcnn:PATH (its model folder); yunet:FILE.onnx "
+        "(OpenCV's network); module:function (your own)",
     )
 
     openface = p.add_argument_group("OpenFace's models only")
@@ -106,13 +129,7 @@ def add_parser(subparsers: Any) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> Any:
     """Describe the options that `fit_params` reads; return their group."""
     fit = parser.add_argument_group("the fit (default: as the model was trained)")
-    fit.add_argument(
-        "--arithmetic",
-        choices=("exact", "openface"),
-        help="openface follows OpenFace's numerical short cuts (default: as the model has it, "
-        "which is exact unless it says otherwise)",
-    )
-    fit.add_argument("--iterations", type=int, metavar="N", help="of each pass at each scale")
+    add_numbers(fit)
     fit.add_argument(
         "--windows",
         type=_windows,
@@ -120,6 +137,17 @@ def add_settings(parser: argparse.ArgumentParser) -> Any:
         help="search window in pixels at each scale, coarse to fine; 0 leaves a scale out",
     )
     return fit
+
+
+def add_numbers(fit: Any) -> None:
+    """Describe arithmetic and iterations to a group of options."""
+    fit.add_argument(
+        "--arithmetic",
+        choices=("exact", "openface"),
+        help="openface follows OpenFace's numerical short cuts (default: as the model has it, "
+        "which is exact unless it says otherwise)",
+    )
+    fit.add_argument("--iterations", type=int, metavar="N", help="of each pass at each scale")
 
 
 def fit_params(args: argparse.Namespace, model: Any) -> Any:
@@ -150,9 +178,13 @@ def run(args: argparse.Namespace) -> int:
         )
     if not images:
         return INCOMPLETE
+    if args.full_precision and not args.openface_csv:
+        raise CommandError("--full-precision is of the tables that --openface-csv writes")
+    focal, centre = camera_numbers(args)
     boxes = _box_source(args)
     fit_face, model = _fitter(args)
 
+    from jclnf.commands.openface import PictureTables
     from jclnf.table import FaceTable
 
     try:
@@ -160,11 +192,16 @@ def run(args: argparse.Namespace) -> int:
         table = FaceTable(out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes)
     except OSError as e:
         raise CommandError(f"{out}: cannot be written: {e.strerror or e}") from e
+    kept = [table.path, *([] if args.boxes is None else [Path(args.boxes)])]
+    outputs = zip(overlay_paths(images, out), openface_paths(images, out, kept), strict=True)
+    in_space = None
+    if args.openface_csv or focal is not None or centre is not None:
+        in_space = PictureTables(model, focal, centre, full_precision=args.full_precision)
     failed = len(problems)
     with table:
         try:
-            for image, overlay in zip(images, overlay_paths(images, out), strict=True):
-                failed += not _fit_image(args, image, overlay, boxes, fit_face, table)
+            for image, paths in zip(images, outputs, strict=True):
+                failed += not _fit_image(args, image, paths, boxes, fit_face, table, in_space)
         finally:
             with contextlib.suppress(BrokenPipeError):
                 faces = "1 face" if table.rows == 1 else f"{table.rows} faces"
@@ -197,17 +234,20 @@ def _box_source(args: argparse.Namespace) -> Boxes:
 
         return listed
 
-    from jclnf.detect import HaarDetector
+    from jclnf.detect import find_faces, make_detector
 
     try:
-        detector = HaarDetector()
+        detector = make_detector(args.detector)
     except JclnfError as e:
         raise CommandError(str(e)) from e
 
     def detected(photo: Photo) -> Any:
-        found = detector(photo.grey)
+        found = find_faces(detector, photo)
         if len(found) == 0:
-            raise BoxError("no face found; if there is one, give its box as --box X Y W H")
+            raise BoxError(
+                "no face found; if there is one, give its box as --box X Y W H, or try another "
+                "--detector"
+            )
         return found[:1] if args.one else found
 
     return detected
@@ -265,12 +305,14 @@ def _load(args: argparse.Namespace) -> Any:
 def _fit_image(
     args: argparse.Namespace,
     image: Path,
-    overlay: Path,
+    paths: tuple[Path, Path],
     boxes: Boxes,
     fit_face: Callable[[np.ndarray, Any], Any],
     table: Any,
+    in_space: Any,
 ) -> bool:
-    """Fit the faces of one image; return whether all of it could be done."""
+    """Fit the faces of one image, whose overlay and OpenFace's table go to `paths`; return whether
+    all of it could be done."""
     from jclnf.result import FitStatus
     from jclnf.runtime import silent_stderr
 
@@ -282,10 +324,11 @@ def _fit_image(
         return False
     try:
         found = boxes(photo)
-    except BoxError as e:
+    except JclnfError as e:
         complain(f"{image}: {e}")
         return False
-    done, drawn = True, []
+    overlay, openface = paths
+    done, drawn, measured = True, [], []
     for face, box in enumerate(found):
         try:
             result = fit_face(photo.grey, box)
@@ -300,17 +343,30 @@ def _fit_image(
         status = FitStatus(int(result.status))
         done = done and bool(result.success)
         drawn.append((face, box, result))
-        _say(args, f"{image}: face {face}: {describe(status.message, result)}")
+        head = None
+        if in_space is not None:
+            measured.append((face, result, in_space.measure(result, photo.grey)))
+            head = measured[-1][2].head
+        _say(args, f"{image}: face {face}: {describe(status.message, result, head)}")
+    if args.openface_csv:
+        try:
+            in_space.write(openface, measured)
+        except OSError as e:
+            complain(f"{openface}: cannot be written: {e.strerror or e}")
+            done = False
     if drawn and not args.no_overlay:
         done = _draw(args, photo, overlay, drawn) and done
     return done
 
 
-def describe(message: str, result: Any) -> str:
-    """Return a fit in a line: how it ended, pose in degrees, scale, likelihood and confidence."""
-    pitch, yaw, roll = np.rad2deg(np.asarray(result.pose.rotation, float))
+def describe(message: str, result: Any, head: Any = None) -> str:
+    """Return a fit in a line: how it ended, pose in degrees (in the camera's frame, with the place
+    in millimetres, if the `HeadPose` is given), scale, likelihood and confidence."""
+    pose = result.pose if head is None else head
+    pitch, yaw, roll = np.rad2deg(np.asarray(pose.rotation, float))
+    at = "" if head is None else "at ({:.0f}, {:.0f}, {:.0f}) mm, ".format(*head.translation)
     line = (
-        f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, "
+        f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, {at}"
         f"scale {float(result.pose.scale):.3f} px/mm, likelihood {float(result.likelihood):.3f}"
     )
     if result.confidence is not None:

@@ -235,5 +235,6 @@ def _contents(model: Any) -> Iterator[tuple[str, str]]:
     yield "iterations", f"{defaults.iterations} of each pass at each scale"
     yield "parts", ", ".join(part.name for part in model.parts) or "none"
     yield "validator", "none" if model.validator is None else "yes"
+    yield "confidence", "none" if model.confidence is None else "yes"
     rule = "none" if model.early_termination is None else "yes"
     yield "early termination", rule

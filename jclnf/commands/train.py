@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jclnf.commands import OK, CommandError, complain, printable
+from jclnf.commands.learning import add_options, check_options, split_people
 from jclnf.errors import JclnfError
 
 if TYPE_CHECKING:
@@ -48,23 +49,13 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.set_defaults(run=run)
-    p.add_argument("data", metavar="DATA", help="annotated photographs")
-    p.add_argument("--out", metavar="MODEL", required=True, help="file to write (.safetensors)")
+    add_options(p, "training")
     p.add_argument(
         "--from",
         dest="source",
         metavar="MODEL",
         help="train this model further instead of one from nothing; `default` is the one that "
         "comes with jclnf. Fifty photographs will do",
-    )
-    p.add_argument("--split", metavar="NAME", help="only faces of this split of the data")
-    p.add_argument(
-        "--held-out",
-        type=float,
-        default=0.1,
-        metavar="PART",
-        help="part of the people to watch the training on instead of learning from them "
-        "(default: 0.1)",
     )
     p.add_argument(
         "--effort",
@@ -81,22 +72,13 @@ def add_parser(subparsers: Any) -> None:
         "millimetres, x right, y down, z away from the viewer (default: drawn from the shape "
         "model that comes with jclnf)",
     )
-    p.add_argument(
-        "--work",
-        metavar="DIR",
-        help="where the checkpoints and the course are kept (default: MODEL.training)",
-    )
-    p.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    p.add_argument("--quiet", action="store_true", help="print errors only")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; return the exit code."""
-    out = Path(args.out)
-    if out.suffix != ".safetensors":
-        raise CommandError(f"{out}: a model's file name ends in .safetensors")
-    if not 0 < args.held_out < 1 or not args.effort > 0:
-        raise CommandError("--held-out lies between 0 and 1, --effort above 0")
+    out, folder = check_options(args)
+    if not args.effort > 0:
+        raise CommandError("--effort lies above 0")
     # One device a core, each with one thread: faster than threads within a convolution. It must
     # be said before JAX is first used.
     flags = os.environ.get("XLA_FLAGS", "")
@@ -105,19 +87,20 @@ def run(args: argparse.Namespace) -> int:
 
     use_all_cores(MOST_DEVICES)
     try:
-        _train(args, out)
+        _train(args, out, folder)
     except JclnfError as error:
         raise CommandError(str(error)) from error
     return OK
 
 
-def _train(args: argparse.Namespace, out: Path) -> None:
+def _train(args: argparse.Namespace, out: Path, folder: Path) -> None:
     import dataclasses
 
     import jclnf
-    from jclnf.annotations import read_annotations, split_by_identity
+    from jclnf.annotations import read_annotations
     from jclnf.train.faces import MIRROR_68
     from jclnf.train.pipeline import Plan, fine_course, fine_tune, train_model
+    from jclnf.train.uncertainty import calibrate_uncertainty
 
     def say(text: str) -> None:
         if not args.quiet:
@@ -130,15 +113,9 @@ def _train(args: argparse.Namespace, out: Path) -> None:
     n = len(annotated[0].landmarks)
     if n != len(MIRROR_68):
         raise CommandError(f"{args.data}: {n} landmarks; only the 68-point scheme can be trained")
-    parts = split_by_identity(annotated, args.held_out, args.seed)
-    if not all(parts):
-        raise CommandError(
-            f"{args.data}: with {args.held_out:g} of the people held out, no faces are left on "
-            "one side: change --held-out"
-        )
+    parts = split_people(args, annotated)
     faces, held_out = (_read(part, args.quiet) for part in parts)
     say(f"{len(faces)} faces to learn from, {len(held_out)} held out")
-    folder = Path(args.work) if args.work else out.with_name(out.name + ".training")
     if args.source is not None:
         model = jclnf.load_model(None if args.source == "default" else args.source)
         course = fine_course(len(faces)).adapted(args.effort, args.seed)
@@ -159,10 +136,34 @@ def _train(args: argparse.Namespace, out: Path) -> None:
             quiet=args.quiet,
             say=say,
         )
-    model = dataclasses.replace(model, name=out.stem)
+    say("learning how far fits are to be trusted")
+    model = dataclasses.replace(
+        model,
+        name=out.stem,
+        confidence=_confidence(model, faces, held_out, args),
+        uncertainty=calibrate_uncertainty(
+            model, held_out, MIRROR_68, effort=min(args.effort, 1.0), seed=args.seed
+        ),
+    )
     jclnf.save_model(model, out)
     say(f"model in {out}, course in {folder / 'course.csv'}")
     _draw_course(folder)
+
+
+def _confidence(model: Any, faces: "Faces", held_out: "Faces", args: argparse.Namespace) -> Any:
+    """The confidence of a trained model: one that it had before, calibrated anew, or a new one."""
+    import dataclasses
+
+    from jclnf.train.confidence import COURSE, adapt_confidence, learn_confidence
+    from jclnf.train.faces import MIRROR_68
+
+    effort, course = min(args.effort, 1.0), dataclasses.replace(COURSE, seed=args.seed)
+    if model.confidence is not None:
+        before = model.confidence
+        return adapt_confidence(model, before, held_out, MIRROR_68, effort=effort, seed=args.seed)
+    return learn_confidence(
+        model, faces, held_out, MIRROR_68, course, effort=effort, quiet=args.quiet
+    )
 
 
 def _read(annotated: "list[AnnotatedFace]", quiet: bool) -> "Faces":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jclnf.commands import OK, CommandError, complain, printable
+from jclnf.commands.learning import add_options, check_options, split_people
 from jclnf.errors import JclnfError
 
 _EPILOG = """\
@@ -37,30 +38,21 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.set_defaults(run=run)
-    p.add_argument("data", metavar="DATA", help="annotated photographs")
+    add_options(p, "tuning")
     p.add_argument(
         "--model",
         metavar="MODEL",
         default="default",
         help="as `jclnf fit --model` takes it, or `default` for the model that comes with jclnf",
     )
-    p.add_argument("--out", metavar="MODEL", required=True, help="file to write (.safetensors)")
     p.add_argument(
         "--what",
         default="params",
-        choices=("params", "experts", "pdm", "all"),
+        choices=("params", "experts", "start", "pdm", "all"),
         help="what is tuned: the settings of each scale and the weight of each landmark (default), "
-        "the patch experts, the shape model, or everything",
+        "the patch experts, the learned start, the shape model, or everything (but the start)",
     )
-    p.add_argument("--split", metavar="NAME", help="only faces of this split of the data")
     p.add_argument("--boxes", metavar="CSV", help="start boxes, as for `jclnf eval`")
-    p.add_argument(
-        "--held-out",
-        type=float,
-        default=0.1,
-        metavar="PART",
-        help="part of the people to choose the best epoch by (default: 0.1)",
-    )
     p.add_argument(
         "--starts",
         type=int,
@@ -75,19 +67,13 @@ def add_parser(subparsers: Any) -> None:
     )
     p.add_argument("--epochs", type=int, default=8, help="passes over the faces (default: 8)")
     p.add_argument("--patience", type=int, metavar="N", help="end after N epochs without progress")
-    p.add_argument("--work", metavar="DIR", help="working folder (default: MODEL.tuning)")
-    p.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    p.add_argument("--quiet", action="store_true", help="print errors only")
 
 
 def run(args: argparse.Namespace) -> int:
     """Tune; return the exit code."""
-    out = Path(args.out)
-    if out.suffix != ".safetensors":
-        raise CommandError(f"{out}: a model's file name ends in .safetensors")
-    if not 0 < args.held_out < 1 or args.epochs < 1:
-        raise CommandError("--held-out lies between 0 and 1, --epochs is at least 1")
-    folder = Path(args.work) if args.work else out.with_name(out.name + ".tuning")
+    out, folder = check_options(args)
+    if args.epochs < 1:
+        raise CommandError("--epochs is at least 1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -112,12 +98,7 @@ def _tune(args: argparse.Namespace, out: Path, folder: Path) -> None:
     jclnf.enable_compilation_cache()
     model = jclnf.load_model(None if args.model == "default" else args.model)
     faces = jclnf.read_annotations(args.data, split=args.split)
-    parts = jclnf.split_by_identity(faces, args.held_out, args.seed)
-    if not all(parts):
-        raise CommandError(
-            f"{args.data}: with {args.held_out:g} of the people held out, no faces are left on "
-            "one side: change --held-out"
-        )
+    parts = split_people(args, faces)
     learned, held_out = (_read(part, start_boxes(args.boxes, part)[0]) for part in parts)
     # A batch is not larger than there are faces.
     batch = min(COURSE.batch, len(learned[0]))
@@ -151,23 +132,22 @@ def _tune(args: argparse.Namespace, out: Path, folder: Path) -> None:
 
 
 def _read(faces: Any, boxes: Any) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Images, boxes and landmarks; faces that cannot be read cost a line each."""
+    """Crops of the photographs, boxes and landmarks in them; what cannot be read costs a line."""
     from jclnf.crop import crop
     from jclnf.images import read_image
 
-    images, kept, landmarks = [], [], []
+    pieces, landmarks = [], []
     for face, box in zip(faces, boxes, strict=True):
         try:
             if box is None:
                 raise JclnfError(f"{face.image}: there is no box for it")
-            image = read_image(face.image)
-            crop(image, box)
+            piece = crop(read_image(face.image), box)
         except JclnfError as error:
             complain(str(error))
             continue
-        images.append(image)
-        kept.append(box)
-        landmarks.append(face.landmarks)
-    if not images:
+        pieces.append(piece)
+        landmarks.append(face.landmarks - piece.offset)
+    if not pieces:
         raise CommandError("none of the photographs can be used")
-    return images, np.array(kept), np.array(landmarks)
+    images = [piece.image for piece in pieces]
+    return images, np.array([piece.box for piece in pieces]), np.array(landmarks)

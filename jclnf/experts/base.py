@@ -10,6 +10,9 @@ from jclnf.params import EXACT, Arithmetic
 from jclnf.rlms import landmark_weights
 from jclnf.warp import sample_areas
 
+SMALLEST_SCALE = 0.25
+"""Pixels per millimetre under which OpenFace takes a face for too small, whatever the model."""
+
 
 class PatchExperts(eqx.Module):
     """Patch experts of all scales, views and landmarks, as stacked arrays.
@@ -27,6 +30,12 @@ class PatchExperts(eqx.Module):
     """Whether the landmark can be seen in the view."""
     confidence: eqx.AbstractVar[Float[Array, "s v n"]]
     """How far the landmark's expert is to be trusted: the weight of its mean shift."""
+
+    @property
+    def smallest_scale(self) -> float:
+        """Pixels per millimetre under which a face is too small to be fitted: those of the coarsest
+        scale, since experts have not seen enlarged pictures; OpenFace's limit if that is less."""
+        return min(SMALLEST_SCALE, self.scalings[0])
 
     @abstractmethod
     def respond(

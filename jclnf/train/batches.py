@@ -144,13 +144,15 @@ class BoxExamples:
         posed: the faces.
         size: side of the pictures in pixels.
         margin: side of the pictures in mean sides of the box: a range to draw from.
-        changed: whether pictures are turned and augmented, and boxes made inexact.
+        changed: whether pictures are turned and augmented.
+        inexact: whether boxes are made inexact.
     """
 
     posed: Posed
     size: int = SIZE
     margin: tuple[float, float] = (MARGIN, MARGIN)
     changed: bool = True
+    inexact: bool = True
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (size, size) uint8, `box` (4,) and `points` (n, 2) in its pixels."""
@@ -161,7 +163,7 @@ class BoxExamples:
         extent = high - low
         # Boxes of other sources are tight in their own way: to the lower right, or larger.
         low = low + 0.008 * extent.mean()
-        if self.changed:
+        if self.inexact:
             far = rng.choice([1.0, 2.2], p=[0.7, 0.3])
             extent = extent * np.exp(far * rng.normal(0, 0.05, 2))
             low = low + far * rng.normal(0, 0.03, 2) * extent

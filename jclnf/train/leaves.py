@@ -17,6 +17,7 @@ WEIGHTS = "model.experts.confidence"
 GROUPS: dict[str, tuple[str, ...]] = {
     "params": (*SETTINGS, WEIGHTS),
     "experts": ("model.experts",),
+    "start": ("model.start",),
     "pdm": ("model.pdm",),
     "all": (*SETTINGS, "model.experts", "model.pdm"),
 }

@@ -25,6 +25,7 @@ from jclnf.face import fit
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.pdm import PDM, project
+from jclnf.result import FitResult
 from jclnf.serialise import save_model
 from jclnf.start import LearnedStart, decode, start_network, start_shapes
 from jclnf.train.batches import (
@@ -49,6 +50,7 @@ from jclnf.train.networks import (
     train_network,
     trunk_maps,
 )
+from jclnf.train.readout import learn_readout
 from jclnf.train.shape_model import ShapeModel, learn_shape_model
 
 FIT_PICTURE = 160
@@ -194,7 +196,7 @@ def train_model(
     for k in range(plan.fits):
         course = dataclasses.replace(plan.fit, seed=plan.fit.seed + k)
         trained.append(_through_the_fit(workshop, whole, posed, held, course, f"fit{k}", quiet))
-    final = averaged(trained)
+    final = learn_readout(averaged(trained), posed, FIT_PICTURE, FIT_MARGIN)
     say(f"after it: {_summary(fit_errors(final, held))}")
     return final
 
@@ -235,7 +237,10 @@ def fine_tune(
     watched = Posed.of(held_out, shapes)
     held = _made(BoxExamples(watched, FIT_PICTURE, FIT_MARGIN), len(held_out))
     say(f"before, held out: {_summary(fit_errors(model, held))}")
+    # Fits are trained towards the annotations themselves; what is left is learned anew.
+    model = dataclasses.replace(model, readout=None)
     model = _through_the_fit(workshop, model, posed, held, course, "fit", quiet)
+    model = learn_readout(model, posed, FIT_PICTURE, FIT_MARGIN)
     say(f"after: {_summary(fit_errors(model, held))}")
     return model
 
@@ -297,14 +302,15 @@ def fit_errors(model: Model, examples: Example, chunk: int = 16) -> np.ndarray:
     errors = []
     for first in range(0, len(examples["box"]), chunk):
         part = slice(first, first + chunk)
-        fitted = _fitted(model, examples["picture"][part], examples["box"][part])
-        errors.append(_errors(np.asarray(fitted), examples["points"][part]))
+        found = fitted(model, examples["picture"][part], examples["box"][part]).landmarks
+        errors.append(_errors(np.asarray(found), examples["points"][part]))
     return np.concatenate(errors)
 
 
 @eqx.filter_jit
-def _fitted(model: Model, pictures: Any, boxes: Any) -> Array:
-    return jax.vmap(lambda picture, box: fit(model, picture, box).landmarks)(pictures, boxes)
+def fitted(model: Model, pictures: Any, boxes: Any) -> FitResult:
+    """The fits of a batch of pictures."""
+    return jax.vmap(lambda picture, box: fit(model, picture, box))(pictures, boxes)
 
 
 def _errors(landmarks: Any, truth: Any) -> np.ndarray:

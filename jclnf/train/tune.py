@@ -25,6 +25,7 @@ from jclnf.mapping import map_faces
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.pdm import pose_from_box
+from jclnf.readout import read_off
 from jclnf.train.end_to_end import distance
 from jclnf.train.leaves import Bounds, Leaves
 from jclnf.train.loop import Batch, Course, run_course
@@ -93,7 +94,8 @@ def tune(
         params: settings to begin with; `model.defaults` if not given.
         what: `"params"` (regularisation, kernel width and weight factor of each scale, and each
             landmark's weight; a weight factor of 0 stays so, and landmarks weigh the same then),
-            `"experts"`, `"pdm"`, `"all"`, or names of leaves, see `jclnf.train.leaves.Leaves`.
+            `"experts"`, `"start"` (a learned start), `"pdm"`, `"all"` (but the start), or several
+            of these or of names of leaves, see `jclnf.train.leaves.Leaves`.
         validation: the part of the faces that is held out, or other faces: images, boxes,
             landmarks. Hold people apart yourself: faces of one person in both tell nothing.
         bounds: least and largest value by the leaf's name, `{"params.kernel_width": (0.5, 4)}`.
@@ -117,6 +119,7 @@ def tune(
     params = model.defaults if params is None else params
     tree = {"params": params, "model": model}
     leaves = Leaves(tree, what, bounds)
+    moves_start = any(name.startswith("model.start.") for name in leaves.names)
     if isinstance(validation, (int, float)):
         if not 0 < validation < 1:
             raise TrainingError(f"validation is {validation}: a part lies between 0 and 1")
@@ -133,7 +136,7 @@ def tune(
 
     def objective(learned: Any, batch: Batch) -> tuple[Array, None]:
         changed = leaves.put_into(tree, learned["leaves"])
-        losses = _losses(changed, learned["offset"], batch)
+        losses = _losses(changed, learned["offset"], batch, moves_start)
         return losses.mean(), None
 
     weigh = jax.jit(lambda learned, batch: objective(learned, batch)[0])
@@ -173,8 +176,8 @@ def tune(
     return Tuned(tuned, np.asarray(best.learned["offset"]), best.course, best.epoch)
 
 
-def _losses(tree: Any, offset: Any, batch: Any) -> Float[Array, " b"]:
-    """The error of each face of a batch."""
+def _losses(tree: Any, offset: Any, batch: Any, moves_start: bool) -> Float[Array, " b"]:
+    """The error of each face of a batch; derivatives pass through a learned start if it moves."""
     params: FitParams = tree["params"]
     model = tree["model"].prepare(params)
 
@@ -184,11 +187,14 @@ def _losses(tree: Any, offset: Any, batch: Any) -> Float[Array, " b"]:
             start = pose_from_box(model.pdm, face["box"], face["rotation"])
             shape = model.pdm.mean_shape()
         else:
-            start, shape = lax.stop_gradient(place(model, image, face["box"], None))
-        landmarks = fit_from(model, image, start, shape, params).landmarks
+            start, shape = place(model, image, face["box"], None)
+            if not moves_start:
+                start, shape = lax.stop_gradient((start, shape))
+        landmarks = read_off(model, fit_from(model, image, start, shape, params)).landmarks
         return distance(landmarks, face["points"], offset)
 
-    return map_faces(one, batch, side_by_side=not isinstance(tree["model"].experts, CCNF))
+    convolutions = moves_start or not isinstance(tree["model"].experts, CCNF)
+    return map_faces(one, batch, side_by_side=convolutions)
 
 
 def _optimiser(

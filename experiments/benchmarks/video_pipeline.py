@@ -1,0 +1,141 @@
+"""How many frames a second does `jclnf video` do, and does its memory stay flat?
+
+    python experiments/benchmarks/video_pipeline.py speed [--frames 800]
+    python experiments/benchmarks/video_pipeline.py memory [--minutes 60]
+
+The whole pipeline (decoding, tracking, eye models, confidence, head pose, gaze, table), one face,
+640 x 480 pixels: OpenFace's clip `default.wmv` over and over. Speed is measured on the second run
+in a process, after everything is compiled; on an idle machine. Needs the development data.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from common import DATA, OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
+
+import jclnf  # noqa: E402
+from jclnf.video.job import load  # noqa: E402
+from jclnf.video.run import Record, Run  # noqa: E402
+from jclnf.video.settings import Settings  # noqa: E402
+from jclnf.video.source import Frame, VideoFile  # noqa: E402
+
+CLIP = OPENFACE / "samples" / "default.wmv"
+
+
+class Looped(VideoFile):
+    """A video that begins again where it ends, up to a number of frames."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        super().__init__(path)
+        self.count = count
+
+    def frames(self, start: int = 1) -> Iterator[Frame]:
+        number, begun = 0, 0.0
+        while True:
+            last = begun
+            for frame in super().frames():
+                number += 1
+                last = begun + frame.time
+                if number > (self.count or 0):
+                    return
+                if number >= start:
+                    yield Frame(number, last, frame.picture)
+            begun = last + 1 / self.rate
+
+
+def settings(kind: str) -> Settings:
+    """One face; OpenFace's model with everything that it comes with, or the bundled one."""
+    model = str(model_file("general")) if kind == "OpenFace's general model" else None
+    return Settings(model=model, one=True, plot=False)
+
+
+def performed(kind: str, count: int, told=None) -> tuple[Record, float]:
+    """A run, and its seconds."""
+    chosen = settings(kind)
+    model = load(chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        Run(chosen, model, Looped(CLIP, 64), Path(folder), "warm").perform(resume=False)
+        run = Run(chosen, model, Looped(CLIP, count), Path(folder), "run")
+        begun = time.perf_counter()
+        record = run.perform(resume=False, told=told)
+        return record, time.perf_counter() - begun
+
+
+def speed(count: int) -> None:
+    sys.path.insert(0, str(DATA / "bench"))
+    from calibrate import RATIO, unit
+
+    load_before = os.getloadavg()[0]
+    rows = []
+    for kind, asked in (("OpenFace's general model", 100.0), ("bundled model", None)):
+        cpp = 1e3 * RATIO * unit(10)
+        record, seconds = performed(kind, count)
+        assert record.frames == count
+        rows += [
+            Row("frames a second", kind, count, count / seconds, at_least=asked),
+            Row("frames with success", kind, count, 100 * record.seen / count, unit="%"),
+            Row("a C++ fit of an image, estimated before it", kind, 1, cpp, unit="ms"),
+        ]
+        print(rows[-3], flush=True)
+    body = (
+        f"{CLIP.name} over and over, {count} frames. Load before it began: {load_before:.1f}.\n\n"
+        + pivot(rows)
+    )
+    folder = HERE / "video_pipeline"
+    folder.mkdir(exist_ok=True)
+    write_results(folder, "The whole of jclnf video", body, {"load": load_before, "rows": rows})
+
+
+def memory(minutes: float) -> None:
+    count, kind = round(60 * minutes * 30), "OpenFace's general model"
+    page = os.sysconf("SC_PAGE_SIZE")
+    seen: list[tuple[int, float]] = []
+
+    def told(frame: Frame, _: object) -> bool:
+        if frame.number % 300 == 0:
+            resident = int(Path("/proc/self/statm").read_text().split()[1])
+            seen.append((frame.number, resident * page / 2**20))
+        return True
+
+    record, seconds = performed(kind, count, told)
+    first = next(size for number, size in seen if number >= 1800)
+    growth = max(size for number, size in seen if number >= 1800) - first
+    rows = [
+        Row("growth after the first minute", kind, len(seen), growth, 50.0, unit="MB"),
+        Row("memory after the first minute", kind, 1, first, unit="MB"),
+        Row("video", kind, 1, record.frames / 1800, unit="minutes"),
+        Row("frames a second", kind, 1, record.frames / seconds),
+    ]
+    folder = HERE / "video_memory"
+    folder.mkdir(exist_ok=True)
+    write_results(
+        folder,
+        "Memory of a long run",
+        f"{CLIP.name} over and over, {record.frames} frames (at 30 a second).\n\n{pivot(rows)}",
+        {"rows": rows, "megabytes": seen},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("speed", "memory"))
+    parser.add_argument("--frames", type=int, default=800)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    args = parser.parse_args()
+    jclnf.enable_compilation_cache()
+    if args.what == "speed":
+        speed(args.frames)
+    else:
+        memory(args.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Is the head pose of the bundled model's shapes the one that OpenFace's shapes have?
+
+    python experiments/openface_csv/bundled.py
+
+Both models put their own shapes through the same landmarks, those of OpenFace's tables of three
+clips, so that nothing but the shapes differs. Needs `openface/` of the development data.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from common import OPENFACE, Row, pivot, write_results  # noqa: E402
+
+import jclnf  # noqa: E402
+from jclnf.head_pose import pose_of_points  # noqa: E402
+from jclnf.pdm import shape3d  # noqa: E402
+
+SIZES = {"default": (640, 480), "changeLighting": (640, 480), "subj01_timepoint01": (1080, 720)}
+
+
+def main() -> None:
+    pdm = jclnf.load_model().pdm
+
+    @jax.jit
+    @jax.vmap
+    def poses(points: jax.Array, camera: jclnf.Camera) -> jclnf.HeadPose:
+        pose, shape = jclnf.fit_points(pdm, points, jnp.ones(pdm.n_landmarks, bool))
+        return pose_of_points(shape3d(pdm, shape), points, pose, camera)
+
+    rows: list[Row] = []
+    for clip, size in SIZES.items():
+        with (OPENFACE / "golden_csv" / f"{clip}.clnf_general.csv").open(newline="") as file:
+            table = list(csv.DictReader(file, skipinitialspace=True))
+
+        def column(pattern: str, axes: str) -> np.ndarray:
+            return np.array([[float(row[pattern.format(a)]) for a in axes] for row in table])  # noqa: B023
+
+        points = np.stack([column(f"{{}}_{i}", "xy") for i in range(68)], axis=1)
+        camera = jax.tree.map(
+            lambda v: jnp.full(len(table), v),  # noqa: B023
+            jclnf.Camera.assumed(*size),
+        )
+        found = jax.device_get(poses(jnp.asarray(points, jnp.float32), camera))
+        apart = np.rad2deg(found.rotation) - np.rad2deg(column("pose_R{}", "xyz"))
+        moved = np.ptp(np.rad2deg(column("pose_R{}", "xyz")), axis=0)
+        theirs = column("pose_T{}", "xyz")
+        for k, name in enumerate(("pitch", "yaw", "roll")):
+            numbers = (
+                ("range", moved[k]),
+                ("mean difference", apart[:, k].mean()),
+                ("spread of the difference", apart[:, k].std()),
+            )
+            rows += [
+                Row(f"{name}: {what}", clip, len(table), float(v), unit="degrees")
+                for what, v in numbers
+            ]
+        percent = 100 * (found.translation - theirs) / theirs[:, 2:]
+        for k, name in enumerate(("x", "y", "z")):
+            value = float(percent[:, k].mean())
+            quantity = f"position along {name}: mean difference, of the distance"
+            rows.append(Row(quantity, clip, len(table), value, unit="%"))
+    folder = HERE / "results_bundled"
+    folder.mkdir(exist_ok=True)
+    title = "Head pose of the bundled model's shapes less OpenFace's"
+    write_results(folder, title, pivot(rows), {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Where a run over a video stands, on disk: what it needs to go on after it was killed."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jclnf.errors import VideoError
+
+
+class Checkpoint:
+    """A file beside a run's results; it is either the one before or the one after, never half.
+
+    Args:
+        path: the file.
+        digest: of everything that the results depend on; a checkpoint of another one is refused.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path, self.digest = path, digest
+        self._partial = path.with_name(path.name + ".part")
+
+    def save(self, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
+        """Write the state: arrays, and what goes into JSON."""
+        header = json.dumps({"digest": self.digest, **numbers})
+        with self._partial.open("wb") as file:
+            np.savez(file, _header=np.frombuffer(header.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        self._partial.replace(self.path)
+
+    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """The state that was saved last; None if there is none.
+
+        Raises:
+            VideoError: it is damaged, or that of a run that would have had other results.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path) as file:
+                arrays = {name: file[name] for name in file.files}
+            numbers = json.loads(arrays.pop("_header").tobytes().decode())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise VideoError(
+                f"{self.path}: is damaged ({error}): run without --resume to begin again"
+            ) from None
+        if numbers.pop("digest") != self.digest:
+            raise VideoError(
+                f"{self.path}: the run that it was left by had other settings, another model, "
+                "video or version of jclnf: give the same, or run without --resume to begin again"
+            )
+        return arrays, numbers
+
+    def remove(self) -> None:
+        """The run is complete."""
+        self.path.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)

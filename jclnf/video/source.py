@@ -1,0 +1,318 @@
+"""Frames of videos, folders of numbered pictures, and cameras, one after the other."""
+
+import os
+import queue
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from jclnf.errors import ImageError, VideoError
+from jclnf.images import IMAGE_SUFFIXES, read_photo
+
+VIDEO_SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"),
+        *("mxf", "ogv", "ts", "vob", "webm", "wmv"),
+    )
+)
+"""Endings, in lower case, by which videos are recognised in a folder."""
+
+AHEAD = 8
+"""Frames that are read ahead, at most."""
+FOLDER_RATE = 30.0
+"""Frames per second that a folder of pictures is taken to have unless one is given."""
+_MISSING = 0.05
+"""Part of the frames that a file declares and that may be missing: many only estimate them."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video."""
+
+    number: int
+    """Counted from 1."""
+    time: float
+    """Seconds from the first frame: the file's own time stamps, as far as they make sense."""
+    picture: np.ndarray | None
+    """`(h, w, 3)` uint8 (blue, green, red), upright; None if it could not be read."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where frames come from."""
+
+    name: str
+    """For the names of files."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    rate: float
+    """Frames per second, nominally."""
+    count: int | None
+    """Number of frames that are expected; None if nobody knows."""
+    problems: list[str]
+    """What was wrong, as far as it was read."""
+
+    def frames(self, start: int = 1) -> Iterator[Frame]:
+        """The frames from number `start` on."""
+        ...
+
+
+def open_source(path: str | os.PathLike[str], *, rate: float | None = None) -> Source:
+    """Open a video file, or a folder of pictures in the order of the numbers in their names.
+
+    Args:
+        path: the file or folder.
+        rate: frames per second of a folder; a video file has its own.
+
+    Raises:
+        VideoError: there is no video to be read.
+    """
+    where = Path(path)
+    if where.is_dir():
+        return PictureFolder(where, FOLDER_RATE if rate is None else rate)
+    return VideoFile(where)
+
+
+class VideoFile:
+    """A video file, decoded by FFmpeg as OpenCV has it; rotated as its metadata say."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file and decode its first frame.
+
+        Raises:
+            VideoError: it is missing, empty, no video, or holds no picture.
+        """
+        self.path, self.name = path, path.stem
+        self.problems: list[str] = []
+        try:
+            if not path.is_file():
+                raise VideoError(f"{path}: there is no such file")
+            if path.stat().st_size == 0:
+                raise VideoError(f"{path}: the file is empty")
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from None
+        capture = self._open()
+        rate = float(capture.get(_cv2().CAP_PROP_FPS))
+        self.rate = rate if 0 < rate < 1000 else 30.0
+        declared = capture.get(_cv2().CAP_PROP_FRAME_COUNT)
+        self.count = int(declared) if 0 < declared < 2**31 else None
+        works, picture = capture.read()
+        capture.release()
+        if not works:
+            raise VideoError(f"{path}: no frame of it can be decoded: it is damaged")
+        self.size = picture.shape[1], picture.shape[0]
+
+    def _open(self) -> Any:
+        # FFmpeg and nothing else: OpenCV would take a name with a % for that of many pictures.
+        capture = _cv2().VideoCapture(str(self.path), _cv2().CAP_FFMPEG)
+        if not capture.isOpened():
+            raise VideoError(
+                f"{self.path}: cannot be decoded: it is no video, holds sound only, or was cut off "
+                "(`ffmpeg -i` says more)"
+            )
+        return capture
+
+    def frames(self, start: int = 1) -> Iterator[Frame]:
+        """See `Source`. Frames before `start` are passed by one by one: files' seeking is inexact.
+
+        A picture that cannot be decoded is None; where the file ends early is a problem.
+        """
+        cv2 = _cv2()
+        self.problems = []
+        capture = self._open()
+        clock = _Clock(1 / self.rate)
+        number = 0
+        try:
+            while capture.grab():
+                number += 1
+                time = clock.at(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+                if number < start:
+                    continue
+                works, picture = capture.retrieve()
+                if not works or picture is None or picture.shape[1::-1] != self.size:
+                    picture = None
+                    self.problems.append(f"frame {number} cannot be decoded")
+                yield Frame(number, time, picture)
+        finally:
+            capture.release()
+        if clock.corrected:
+            self.problems.append(
+                f"{clock.corrected} time stamps did not increase: replaced by the frame rate's"
+            )
+        if self.count is not None and number < (1 - _MISSING) * self.count - 2:
+            self.problems.append(
+                f"it ends after {number} of {self.count} frames: damaged, or cut off"
+            )
+
+
+class _Clock:
+    """Time stamps that increase and begin at 0."""
+
+    def __init__(self, step: float) -> None:
+        self._step, self._first, self._last = step, 0.0, -step
+        self._begun = False
+        self.corrected = 0
+
+    def at(self, stamp: float) -> float:
+        """The time of the next frame, whose stamp in the file is this."""
+        if not self._begun:
+            self._begun, self._first = True, stamp if np.isfinite(stamp) else 0.0
+        time = stamp - self._first
+        if not time > self._last:
+            self.corrected += 1
+            time = self._last + self._step
+        self._last = time
+        return time
+
+
+class PictureFolder:
+    """A folder of pictures, in the order of the numbers in their names."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        """List the folder.
+
+        Raises:
+            VideoError: it cannot be read, or holds no pictures.
+        """
+        self.path, self.name, self.rate = path, path.resolve().name or "frames", rate
+        self.problems: list[str] = []
+        if not 0 < rate < 1e6:
+            raise VideoError(f"{path}: {rate:g} frames per second cannot be: give a positive rate")
+        try:
+            files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        except OSError as error:
+            raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from None
+        self.files = sorted((p for p in files if not p.name.startswith(".")), key=_natural)
+        self.count: int | None = len(self.files)
+        for file in self.files:
+            try:
+                picture = read_photo(file).colour
+            except ImageError:
+                continue
+            self.size = picture.shape[1], picture.shape[0]
+            return
+        raise VideoError(f"{path}: none of its {self.count} pictures can be read")
+
+    def frames(self, start: int = 1) -> Iterator[Frame]:
+        """See `Source`."""
+        self.problems = []
+        for number, file in enumerate(self.files[start - 1 :], start):
+            picture: np.ndarray | None = None
+            try:
+                picture = read_photo(file).colour
+                if picture.shape[1::-1] != self.size:
+                    width, height = self.size
+                    self.problems.append(f"{file.name} is not {width} x {height} as the others")
+                    picture = None
+            except ImageError as error:
+                self.problems.append(str(error))
+            yield Frame(number, (number - 1) / self.rate, picture)
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """A key that sorts `frame10` behind `frame9`."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in parts]
+
+
+class Camera:
+    """A camera of this machine, by its number; its time is that of the clock."""
+
+    def __init__(self, number: int) -> None:
+        """Open the camera.
+
+        Raises:
+            VideoError: there is none.
+        """
+        self.name = f"camera{number}"
+        self.count: int | None = None
+        self.problems: list[str] = []
+        self._capture = _cv2().VideoCapture(number)
+        works, picture = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not works or picture is None:
+            raise VideoError(f"camera {number}: there is none, or another program uses it")
+        self.size = picture.shape[1], picture.shape[0]
+        rate = float(self._capture.get(_cv2().CAP_PROP_FPS))
+        self.rate = rate if 0 < rate < 1000 else 30.0
+
+    def frames(self, start: int = 1) -> Iterator[Frame]:
+        """Frames as they come, until the camera is taken away."""
+        from time import monotonic
+
+        begun, number = monotonic(), start - 1
+        try:
+            while True:
+                works, picture = self._capture.read()
+                if not works:
+                    return
+                number += 1
+                yield Frame(number, monotonic() - begun, picture)
+        finally:
+            self._capture.release()
+
+
+class Ahead:
+    """Frames read by a thread of its own, some before they are asked for.
+
+    Use it as a context: leaving it ends the thread.
+    """
+
+    def __init__(self, frames: Iterator[Frame], most: int = AHEAD) -> None:
+        self._frames = frames
+        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(most)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True, name="frames")
+
+    def __enter__(self) -> Iterator[Frame]:
+        self._thread.start()
+        return self._iterate()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        last: BaseException | None = None
+        try:
+            for frame in self._frames:
+                if not self._put(frame):
+                    return
+        except BaseException as error:  # raised again where frames are used
+            last = error
+        finally:
+            close = getattr(self._frames, "close", None)
+            if close is not None:
+                close()
+        self._put(last)
+
+    def _put(self, item: Frame | BaseException | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _iterate(self) -> Iterator[Frame]:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+def _cv2() -> Any:
+    import cv2
+
+    return cv2

@@ -1,0 +1,310 @@
+"""How far a fit is to be trusted: the network, what a fit makes of it, and how it is learned."""
+
+import dataclasses
+import json
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from synthetic import planted
+
+import jclnf
+from jclnf.clnf import describe
+from jclnf.confidence import Confidence, characteristics
+from jclnf.face import finish
+from jclnf.params import as_dtype
+from jclnf.pdm import displaced
+from jclnf.result import SUCCESS_CONFIDENCE
+from jclnf.train.confidence import calibrated, train_evidence
+from jclnf.train.faces import Faces
+from jclnf.train.fit_examples import KINDS, PICTURE, FitExamples, Fits, fits_of, made, no_face
+from jclnf.train.loop import Course
+from jclnf.validator import Validator
+
+N, M = 20, 4
+INPUTS = N + 6 + M
+
+
+def confidence(seed: int = 0, n: int = N, m: int = M, threshold: float = 0.5) -> Confidence:
+    rng = np.random.default_rng(seed)
+    inputs = n + 6 + m
+    sizes = ((inputs, 8), (8,), (8, 1 + n), (1 + n,))
+    arrays = [jnp.asarray(rng.normal(0, 0.3, size), jnp.float32) for size in sizes]
+    return Confidence(*arrays, jnp.float32(threshold))
+
+
+@pytest.fixture(scope="module")
+def face():
+    return planted()
+
+
+@pytest.fixture(scope="module")
+def model(face):
+    return dataclasses.replace(face.model, confidence=confidence())
+
+
+@pytest.fixture(scope="module")
+def box(face):
+    return face.box + np.float32([3, -2, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def plain(face, box):
+    """A fit by a model that cannot tell how good it is."""
+    return jclnf.fit(face.model, face.image, box)
+
+
+def finished(face, model, plain):
+    return finish(model, face.image, plain, model.defaults)
+
+
+@pytest.fixture(scope="module")
+def fitted(face, model, plain):
+    return finished(face, model, plain)
+
+
+def test_a_fit_has_the_probabilities_that_are_documented(model, fitted):
+    """The formula of the module's docstring, in NumPy."""
+    by = jax.tree.map(np.asarray, model.confidence)
+    given = np.concatenate(
+        [
+            np.log(np.asarray(fitted.landmark_likelihood) + 1e-8),
+            np.asarray(fitted.pose.matrix)[1:].ravel(),
+            np.asarray(fitted.shape) / np.sqrt(np.asarray(model.pdm.eigenvalues)),
+        ]
+    )
+    hidden = np.maximum(by.hidden.T @ given + by.hidden_bias, 0)
+    expected = 1 / (1 + np.exp(-(by.out.T @ hidden + by.out_bias)))
+    assert fitted.confidence == pytest.approx(expected[0], abs=1e-4)
+    np.testing.assert_allclose(fitted.landmark_confidence, expected[1:], atol=1e-4)
+    assert np.ptp(expected) > 0.1
+
+
+def test_a_success_is_over_the_models_threshold(face, model, plain, fitted):
+    said = float(fitted.confidence)
+    for threshold in (said - 0.01, said + 0.01):
+        by = dataclasses.replace(model.confidence, threshold=jnp.float32(threshold))
+        again = finished(face, dataclasses.replace(model, confidence=by), plain)
+        assert bool(again.success) == (said > threshold)
+    # A validator's confidence has OpenFace's limit, also in a result that says none.
+    for value in (SUCCESS_CONFIDENCE - 0.01, SUCCESS_CONFIDENCE + 0.01):
+        one = dataclasses.replace(fitted, confidence=jnp.float32(value), threshold=None)
+        assert bool(one.success) == (value > SUCCESS_CONFIDENCE)
+    assert plain.confidence is None
+    assert plain.landmark_confidence is None
+    assert plain.success
+
+
+def test_a_validator_goes_first(face, model, plain, fitted, monkeypatch):
+    monkeypatch.setattr("jclnf.validator.confidence", lambda *_: jnp.float32(0.7))
+    both = dataclasses.replace(model, validator=Validator(jnp.zeros((1, 3)), ()))
+    result = finished(face, both, plain)
+    assert float(result.confidence) == pytest.approx(0.7)
+    assert not result.success
+    np.testing.assert_array_equal(result.landmark_confidence, fitted.landmark_confidence)
+
+
+def test_a_failed_fit_is_not_trusted_at_all(face, model, plain):
+    failed = dataclasses.replace(plain, status=jnp.int32(jclnf.FitStatus.NOTHING_SEEN))
+    result = finished(face, model, failed)
+    assert float(result.confidence) == 0
+    assert not np.asarray(result.landmark_confidence).any()
+    assert not result.success
+
+
+def test_batches_and_descriptions_have_it(face, model, box, fitted):
+    batch = jclnf.fit_batch(model, [face.image, face.image], np.stack([box, face.box]))
+    assert batch.confidence.shape == batch.threshold.shape == (2,)
+    assert batch.landmark_confidence.shape == (2, N)
+    assert batch.confidence[0] == pytest.approx(float(fitted.confidence), abs=1e-3)
+    info = describe(fitted, model.defaults)
+    assert info["confidence"] == float(fitted.confidence)
+    np.testing.assert_array_equal(info["landmark_confidence"], fitted.landmark_confidence)
+
+
+def test_derivatives_are_those_of_finite_differences(model, fitted):
+    with jax.enable_x64(True):
+        exact, pose, shape, likelihood = as_dtype(
+            (model, fitted.pose, fitted.shape, fitted.landmark_likelihood), float
+        )
+
+        @jax.jit
+        def score(step):
+            moved, changed = displaced(pose, shape, step[: 6 + M])
+            face, each = exact.confidence(exact.pdm, moved, changed, likelihood * (1 + step[-N:]))
+            return jnp.log(face) + jnp.sin(3 * each).sum()
+
+        at = jnp.zeros(6 + M + N)
+        slope = jax.grad(score)(at)
+        for axis in (1, 2, 6, 9, 10, -1):
+            step = at.at[axis].set(1e-6)
+            numeric = float(score(step) - score(-step)) / 2e-6
+            assert abs(numeric) > 1e-4
+            assert slope[axis] == pytest.approx(numeric, rel=1e-5)
+
+
+def test_it_is_stored_with_the_model(face, model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    jclnf.save_model(model, path)
+    loaded = jclnf.load_model(path)
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.confidence, model.confidence))
+    jclnf.save_model(face.model, path)
+    assert jclnf.load_model(path).confidence is None
+    # As an earlier jclnf wrote it, which knew of no such thing.
+    header = json.loads(_header(path))
+    assert "confidence" not in header
+
+
+def _header(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return file.metadata()["jclnf"]
+
+
+def test_a_confidence_of_another_model_is_refused(face, model, tmp_path):
+    with pytest.raises(jclnf.ModelFileError, match="for 19 landmarks and 4 modes, not 20 and 4"):
+        dataclasses.replace(face.model, confidence=confidence(n=19))
+    with pytest.raises(jclnf.ModelFileError, match="for 20 landmarks and 5 modes"):
+        dataclasses.replace(face.model, confidence=confidence(m=5))
+    path = tmp_path / "model.safetensors"
+    jclnf.save_model(model, path)
+    tensors = load_file(path)
+    tensors["confidence.out"] = tensors["confidence.out"][:-1].copy()
+    save_file(tensors, path, metadata={"jclnf": _header(path)})
+    with pytest.raises(jclnf.ModelFileError, match="confidence"):
+        jclnf.load_model(path)
+
+
+def examples_of_fits(count: int, seed: int) -> Fits:
+    """Fits whose landmarks are off by what their responses say, with noise, in units of 10 %."""
+    rng = np.random.default_rng(seed)
+    bad = rng.uniform(0, 2, count)
+    each = bad[:, None] * rng.uniform(0.7, 1.3, (count, N))
+    given = np.concatenate([-6 * each - 3, rng.normal(size=(count, 6 + M))], axis=1)
+    errors = 10 * each * np.exp(rng.normal(0, 0.15, (count, N)))
+    errors[bad > 1.9] = np.nan  # no face
+    return Fits(given.astype(np.float32), errors.astype(np.float32))
+
+
+def test_it_learns_to_tell_right_from_wrong():
+    learned = train_evidence(examples_of_fits(4000, 0), Course(6, batch=64, rate=3e-3), quiet=True)
+    other = examples_of_fits(1000, 1)
+    logits = np.asarray(jax.vmap(learned.evidence)(jnp.asarray(other.given)))
+    assert ((logits[:, 0] > 0) == (other.error < 10)).mean() > 0.95
+    assert ((logits[:, 1:] > 0) == (other.errors < 10)).mean() > 0.85
+    assert (logits[np.isnan(other.error)] < 0).all()
+
+
+def test_calibration_finds_the_line_that_chance_followed():
+    """Right and wrong are drawn by probabilities that the logits tell only stretched and moved."""
+    rng = np.random.default_rng(0)
+    by = confidence()
+    given = rng.normal(0, 3, (5000, INPUTS)).astype(np.float32)
+    logits = np.asarray(jax.vmap(by.evidence)(jnp.asarray(given)))
+    true = logits * np.r_[0.5, np.full(N, 1.5)] + np.r_[0.4, np.full(N, -0.7)]
+    right = rng.uniform(size=true.shape) < 1 / (1 + np.exp(-true))
+    # The mean over landmarks is what makes a face right: one landmark carries it.
+    errors = np.where(right[:, 1:], 1.0, 11.0)
+    fits = Fits(given, errors)
+    found = calibrated(by, fits, len(given))
+    said = np.asarray(jax.vmap(found.evidence)(jnp.asarray(given)))
+    np.testing.assert_allclose(said[:, 1:], true[:, 1:], rtol=0.05, atol=0.05)
+    trust, was = 1 / (1 + np.exp(-said[:, 0])), fits.error < 10
+    assert trust.mean() == pytest.approx(was.mean(), abs=0.01)
+    # What a single face says moves it little.
+    one = calibrated(by, fits, 1)
+    moved = [np.abs(np.asarray(new.out / by.out) - 1).max() for new in (found, one)]
+    assert moved[1] < 0.7 * moved[0]
+
+
+@pytest.fixture(scope="module")
+def dotted():
+    """Faces of few landmarks, each a bright dot."""
+    rng = np.random.default_rng(3)
+    pictures, points = [], []
+    for _ in range(3):
+        picture = np.full((200, 220), 60, np.uint8)
+        at = rng.uniform([70, 60], [150, 140], (9, 2)).round()
+        for x, y in at.astype(int):
+            cv2.circle(picture, (x, y), 3, 250, -1)
+        pictures.append(picture)
+        points.append(at)
+    return Faces(pictures, np.array(points)), rng.permutation(9)
+
+
+def test_examples_show_their_landmarks_where_they_say(dotted, monkeypatch):
+    faces, mirror = dotted
+    monkeypatch.setattr("jclnf.train.fit_examples.augment", lambda picture, _: picture)
+    bright = dark = without = 0
+    for example in made(FitExamples(faces, np.arange(9)), 3, 40, seed=0):
+        picture, points = example["picture"], example["points"]
+        assert picture.shape == (PICTURE, PICTURE)
+        assert picture.dtype == np.uint8
+        x, y, w, h = example["box"]
+        np.testing.assert_allclose([x + w / 2, y + h / 2], (PICTURE - 1) / 2, atol=1e-3)
+        if np.isnan(points).any():
+            assert np.isnan(points).all()
+            without += 1
+            continue
+        inside = points[((points > 2) & (points < PICTURE - 3)).all(1)]
+        at = inside.round().astype(int)
+        seen = picture[at[:, 1], at[:, 0]] > 140
+        bright, dark = bright + seen.sum(), dark + (~seen).sum()
+    assert bright > 20 * max(dark, 1)
+    assert without == pytest.approx(120 * KINDS["nothing"], abs=15)
+    # The other way round they have the mirrored landmarks' names.
+    makes = (FitExamples(faces, names) for names in (np.arange(9), mirror))
+    pairs = [list(made(make, 3, 4, seed=1)) for make in makes]
+    ways = {
+        "same" if np.array_equal(a["points"], b["points"], equal_nan=True) else "mirrored"
+        for a, b in zip(*pairs, strict=True)
+        if np.array_equal(a["points"][mirror], b["points"], equal_nan=True)
+        or np.array_equal(a["points"], b["points"], equal_nan=True)
+    }
+    assert ways == {"same", "mirrored"}
+
+
+def test_examples_follow_from_the_seed(dotted):
+    make = FitExamples(*dotted)
+    one, two = (list(made(make, 3, 2, seed=5, threads=t)) for t in (1, 3))
+    for a, b in zip(one, two, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_pictures_of_no_face_are_none_of_the_face(dotted, rng):
+    picture = dotted[0].pictures[0]
+    made = [no_face(picture, rng) for _ in range(20)]
+    for other in made:
+        assert other.dtype == np.uint8
+        shared = picture[: other.shape[0], : other.shape[1]]
+        assert np.corrcoef(other.ravel(), shared.ravel())[0, 1] < 0.5
+
+
+def test_fits_of_examples_are_fits(face, monkeypatch):
+    """A model that finds its face from the true box, and not from elsewhere."""
+    monkeypatch.setattr("jclnf.train.fit_examples.OUTER_EYES", (0, 1))
+    examples = []
+    for shift in (0, 70, 0):
+        examples.append(
+            {
+                "picture": face.image.astype(np.uint8),
+                "box": face.box + np.float32([shift, 0, 0, 0]),
+                "points": face.landmarks.astype(np.float32),
+                "moved": np.float32(0),
+                "seed": np.uint32(0),
+            }
+        )
+    found = fits_of(face.model, examples)
+    assert found.given.shape == (3, INPUTS)
+    eyes = np.linalg.norm(face.landmarks[0] - face.landmarks[1])
+    assert found.error[0] < 100 * 1.0 / eyes < 100 * 20 / eyes < found.error[1]
+    direct = jclnf.fit(face.model, face.image.astype(np.uint8), face.box)
+    at = (direct.pose, direct.shape, direct.landmark_likelihood)
+    expected = characteristics(face.model.pdm, *at)
+    np.testing.assert_allclose(found.given[0], expected, atol=0.02)
+    np.testing.assert_array_equal(found.given[0], found.given[2])

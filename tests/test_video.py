@@ -1,0 +1,456 @@
+"""`jclnf video`: tables, what is made of them, and going on after a stop."""
+
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+from videos import SIZE, frames, write_video
+
+import jclnf
+from jclnf.annotations.pts import Stems, read_pts
+from jclnf.cli import main
+from jclnf.openface.table import OpenFaceTable
+from jclnf.smoothing import OneEuro
+from jclnf.video import source
+from jclnf.video.aligned import MILLIMETRES, aligned_face
+from jclnf.video.checkpoint import Checkpoint
+from jclnf.video.derived import rows_of
+from jclnf.video.source import Frame
+
+COUNT = 40
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("clip") / "face.avi", frames(COUNT))
+
+
+@pytest.fixture(scope="module")
+def whole(clip, tmp_path_factory):
+    """A run that nothing disturbed, with everything that can be had."""
+    out = tmp_path_factory.mktemp("whole")
+    asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
+    assert main(["video", str(clip), "--out", str(out), "--quiet", *asked]) == 0
+    return out
+
+
+class TestTable:
+    def test_its_rows_are_what_a_tracker_finds(self, clip, whole):
+        rows = read(whole / "face.csv")
+        assert [int(row["frame"]) for row in rows] == list(range(1, COUNT + 1))
+        assert {row["face_id"] for row in rows} == {"0"}
+        assert {row["success"] for row in rows} == {"1"}
+        assert list(rows[0]) == OpenFaceTable(68, 34, video=True, gaze=False).columns
+        tracker = jclnf.Tracker(jclnf.load_model(), detector=jclnf.detect.HaarDetector())
+        capture = cv2.VideoCapture(str(clip))
+        for row in rows[:5]:
+            (face,) = tracker.step(capture.read()[1])
+            found = [[float(row[f"{axis}_{i}"]) for axis in "xy"] for i in range(68)]
+            np.testing.assert_allclose(found, face.result.landmarks, atol=0.051)
+            assert abs(float(row["confidence"]) - face.confidence) < 0.0051
+            assert abs(float(row["p_ry"]) - face.result.pose.rotation[1]) < 6e-4
+
+    def test_it_follows_the_face(self, whole):
+        x = np.array([float(row["x_30"]) for row in read(whole / "face.csv")])
+        moved = np.array([round(20 + 12 * np.sin(k / 4)) for k in range(COUNT)])
+        assert np.abs((x - x.mean()) - (moved - moved.mean())).max() < 2.0
+
+    def test_times_are_those_of_the_file(self, whole):
+        times = [float(row["timestamp"]) for row in read(whole / "face.csv")]
+        np.testing.assert_allclose(times, np.arange(COUNT) / 25, atol=6e-4)
+
+
+class TestWhatIsMadeOfIt:
+    def test_metadata(self, whole, clip):
+        data = json.loads((whole / "face.json").read_text())
+        assert (data["frames"], data["rows"], data["rows_with_success"]) == (COUNT, COUNT, COUNT)
+        assert data["size"] == list(SIZE)
+        assert data["source"] == str(clip)
+        assert data["problems"] == []
+        assert data["camera"] == jclnf.Camera.assumed(*SIZE).numbers
+        assert not (whole / "face.checkpoint").exists()
+
+    def test_parquet_is_the_table(self, whole):
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = parquet.read_table(whole / "face.parquet").to_pydict()
+        rows = read(whole / "face.csv")
+        assert list(table) == list(rows[0])
+        for name in ("frame", "timestamp", "y_8", "pose_Tz"):
+            np.testing.assert_allclose(table[name], [float(row[name]) for row in rows], rtol=1e-6)
+
+    def test_smoothed_is_the_filter_of_the_table(self, whole):
+        rows, smoothed = read(whole / "face.csv"), read(whole / "face_smoothed.csv")
+        names = list(rows[0])[5:]
+        face = OneEuro()
+        for row, other in zip(rows, smoothed, strict=True):
+            values = face.step(float(row["timestamp"]), np.array([float(row[n]) for n in names]))
+            found = np.array([float(other[n]) for n in names])
+            assert np.abs(found - values).max() <= 0.051
+            assert row["frame"] == other["frame"]
+
+    def test_smoothed_keeps_all_digits_where_the_table_has_them(self, clip, tmp_path):
+        """From a first row on without any: that of a frame in which there is no face."""
+        boxes = tmp_path / "boxes.csv"
+        boxes.write_text("frame,x,y,w,h\n2,72,46,95,100\n")
+        asked = ["--boxes", str(boxes), "--one", "--to", "0.2", "--no-plot", "--quiet"]
+        asked += ["--full-precision", "--smooth", "one-euro"]
+        assert main(["video", str(clip), "--out", str(tmp_path), *asked]) == 0
+        rows, smoothed = read(tmp_path / "face.csv"), read(tmp_path / "face_smoothed.csv")
+        assert [row["success"] for row in rows[:2]] == ["0", "1"]
+        face = OneEuro()
+        for row, other in zip(rows[1:], smoothed[1:], strict=True):
+            value = face.step(float(row["timestamp"]), np.array([float(row["p_rx"])]))
+            np.testing.assert_allclose(float(other["p_rx"]), value, rtol=1e-8)
+
+    def test_overlay_shows_the_frames_with_something_drawn(self, whole):
+        capture = cv2.VideoCapture(str(whole / "face_overlay.mp4"))
+        for written in frames(3):
+            shown = capture.read()[1].astype(int)
+            assert shown.shape == written.shape
+            apart = np.abs(shown - written).max(-1)
+            assert np.median(apart) < 12
+            assert 0.01 < np.mean(apart > 60) < 0.2
+
+    def test_overlay_shows_what_was_asked_for(self, clip, tmp_path):
+        asked = ["--overlay", "--no-plot", "--quiet", "--from", "0.35", "--to", "0.5"]
+        assert main(["video", str(clip), "--out", str(tmp_path), *asked]) == 0
+        numbers = [int(row["frame"]) for row in read(tmp_path / "face.csv")]
+        assert numbers == [10, 11, 12, 13]
+        capture = cv2.VideoCapture(str(tmp_path / "face_overlay.mp4"))
+        for number in numbers:
+            apart = np.abs(capture.read()[1].astype(int) - frames(number)[-1]).max(-1)
+            assert np.median(apart) < 12
+        assert not capture.read()[0]
+
+    def test_pts_count_from_one(self, whole):
+        file = whole / "face_pts" / "000007_0.pts"
+        row = read(whole / "face.csv")[6]
+        x, y = (float(v) for v in file.read_text().splitlines()[3 + 30].split())
+        assert abs(x - 1 - float(row["x_30"])) < 0.06
+        assert abs(y - 1 - float(row["y_30"])) < 0.06
+        cv2.imwrite(str(file.with_suffix(".png")), frames(1)[0])
+        try:
+            ((_, face),) = read_pts(file, Stems())
+            assert face.landmarks.shape == (68, 2)
+        finally:
+            file.with_suffix(".png").unlink()
+
+    def test_aligned_pictures_show_landmarks_where_the_mean_shape_has_them(self, whole):
+        mean = np.asarray(jclnf.load_model().pdm.mean)
+        turn = np.deg2rad(20)
+        points = 1.7 * mean[:, :2] @ [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
+        points += 200
+        picture = np.zeros((400, 400), np.uint8)
+        for x, y in np.rint(points[[36, 45, 8, 30]]).astype(int):
+            cv2.circle(picture, (x, y), 2, 255, -1)
+        found = aligned_face(picture, points, mean, 200)
+        expected = 200 / MILLIMETRES * (mean - mean.mean(0))[:, :2] + 99.5
+        for index in (36, 45, 8, 30):
+            x, y = np.rint(expected[index]).astype(int)
+            assert found[y - 1 : y + 2, x - 1 : x + 2].max() > 120
+        assert len(list((whole / "face_aligned").glob("*.png"))) == COUNT
+
+
+class TestResume:
+    def test_a_killed_run_ends_as_one_that_was_not(self, clip, whole, tmp_path):
+        """Killed twice at moments that depend on the machine; what counts is the end."""
+        asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
+        command = [sys.executable, "-m", "jclnf", "video", str(clip), "--out", str(tmp_path)]
+        command += ["--quiet", "--resume", "--checkpoint-every", "0", *asked]
+        for _ in range(2):
+            process = subprocess.Popen(command)
+            deadline = time.monotonic() + 120
+            checkpoint = tmp_path / "face.checkpoint"
+            while not checkpoint.exists() and time.monotonic() < deadline:
+                if process.poll() is not None:
+                    break
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert main(command[3:]) == 0
+        names = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+        assert names == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+        for name in names:
+            if name.suffix != ".json":
+                assert (whole / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+    def test_a_run_from_its_checkpoint_continues(self, clip, whole, tmp_path):
+        """Ended after the first chunk, by what is told after each frame."""
+        from jclnf.video.job import load
+        from jclnf.video.run import Run
+        from jclnf.video.settings import CHUNK, Settings
+        from jclnf.video.source import open_source
+
+        settings = Settings()
+        model = load(settings)
+
+        def run():
+            return Run(settings, model, open_source(clip), tmp_path, "face")
+
+        class Stopped(Exception):
+            pass
+
+        def stop(frame, _):
+            if frame.number == CHUNK + 3:
+                raise Stopped
+            return True
+
+        with pytest.raises(Stopped):
+            run().perform(resume=False, every=0.0, told=stop)
+        assert len(read(tmp_path / "face.csv")) == CHUNK
+        with (tmp_path / "face.csv").open("a") as file:
+            file.write("half a line")
+        seen = []
+        record = run().perform(resume=True, told=lambda frame, _: seen.append(frame.number) or True)
+        assert seen == list(range(CHUNK + 1, COUNT + 1))
+        assert record.frames == COUNT
+        assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
+
+    def test_a_table_that_another_run_is_writing_is_left_alone(self, clip, tmp_path, capsys):
+        fcntl = pytest.importorskip("fcntl")
+        with (tmp_path / "face.csv").open("wb") as file:
+            file.write(b"another's")
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert main(["video", str(clip), "--out", str(tmp_path), "--quiet"]) == 1
+        assert "another run is writing it" in capsys.readouterr().err
+        assert (tmp_path / "face.csv").read_bytes() == b"another's"
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+    def test_workers_end_with_the_process_that_began_them(self, tmp_path):
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        for name in ("a.avi", "b.avi"):
+            write_video(folder / name, 10 * frames(100))
+        command = [sys.executable, "-m", "jclnf", "video", str(folder), "--out", str(tmp_path)]
+        command += ["--quiet", "--workers", "2", "--checkpoint-every", "0"]
+        process = subprocess.Popen(command, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*.checkpoint")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        time.sleep(3.0)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        assert not (tmp_path / "a.json").exists()
+
+    def test_another_runs_checkpoint_is_refused(self, tmp_path):
+        file = tmp_path / "x.checkpoint"
+        Checkpoint(file, "one").save({"a": np.arange(3)}, {"frame": 7})
+        arrays, numbers = Checkpoint(file, "one").load()
+        assert (arrays["a"].tolist(), numbers) == ([0, 1, 2], {"frame": 7})
+        with pytest.raises(jclnf.JclnfError, match="other settings"):
+            Checkpoint(file, "two").load()
+        file.write_bytes(file.read_bytes()[:50])
+        with pytest.raises(jclnf.JclnfError, match="is damaged"):
+            Checkpoint(file, "one").load()
+
+    def test_nothing_is_left_of_files_that_a_killed_run_was_writing(self, clip, whole, capsys):
+        left = [".face.png.77.part", ".face.json.77.part", "face_aligned/.000003_0.png.77.part"]
+        left += ["face.checkpoint", "face.checkpoint.part"]
+        for name in left:
+            (whole / name).write_bytes(b"half")
+        (whole / ".other.png.77.part").write_bytes(b"half")
+        asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
+        assert main(["video", str(clip), "--out", str(whole), "--resume", *asked]) == 0
+        assert "complete already" in capsys.readouterr().out
+        assert [name for name in left if (whole / name).exists()] == []
+        (whole / ".other.png.77.part").unlink()
+
+    def test_what_another_run_left_does_not_mix_with_this_ones(self, clip, tmp_path, capsys):
+        """Pictures of frames that are not used now; boxes that have changed since."""
+        boxes = tmp_path / "boxes.csv"
+        boxes.write_text("frame,x,y,w,h\n1,72,46,95,100\n")
+        asked = ["--boxes", str(boxes), "--pts", "--no-plot", "--quiet", "--to"]
+        command = ["video", str(clip), "--out", str(tmp_path), *asked]
+        assert main([*command, "0.2"]) == 0
+        assert main([*command, "0.1"]) == 0
+        names = sorted(path.name for path in (tmp_path / "face_pts").iterdir())
+        assert names == [f"00000{number}_0.pts" for number in (1, 2, 3)]
+        boxes.write_text("frame,x,y,w,h\n1,73,46,95,100\n")
+        assert main([*command, "0.1", "--resume"]) == 1
+        assert "other settings" in capsys.readouterr().err
+
+    def test_a_complete_run_is_left_alone(self, clip, whole, capsys):
+        before = (whole / "face.csv").stat().st_mtime_ns
+        asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
+        assert main(["video", str(clip), "--out", str(whole), "--resume", *asked]) == 0
+        assert "complete already" in capsys.readouterr().out
+        assert (whole / "face.csv").stat().st_mtime_ns == before
+        assert main(["video", str(clip), "--out", str(whole), "--resume", "--quiet"]) == 1
+        assert "other settings" in capsys.readouterr().err
+
+
+class TestCommand:
+    def test_one_failure_does_not_stop_the_others(self, clip, tmp_path, capsys):
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        (folder / "a.mp4").write_bytes(b"")
+        (folder / "b.avi").write_bytes(clip.read_bytes())
+        (folder / "notes.txt").write_text("no video")
+        out = tmp_path / "out"
+        asked = ["--one", "--to", "0.3", "--no-plot", "--full-precision"]
+        assert main(["video", str(folder), "--out", str(out), *asked]) == 1
+        captured = capsys.readouterr()
+        assert "a.mp4: the file is empty" in captured.err
+        assert "8 frames, 8 rows, 100.0 % with success" in captured.out
+        rows = read(out / "b.csv")
+        assert len(rows) == 8
+        assert len(rows[3]["x_4"].replace(".", "")) > 6
+
+    def test_what_nobody_expected_does_not_stop_the_others(
+        self, clip, tmp_path, capsys, monkeypatch
+    ):
+        first = tmp_path / "a.avi"
+        first.write_bytes(clip.read_bytes())
+        real = jclnf.Tracker.step
+
+        def step(self, frame, boxes=None):
+            if first.exists():
+                first.unlink()
+                raise cv2.error("of all things")
+            return real(self, frame, boxes)
+
+        monkeypatch.setattr(jclnf.Tracker, "step", step)
+        asked = ["--to", "0.1", "--no-plot", "--out", str(tmp_path)]
+        assert main(["video", str(first), str(clip), *asked]) == 1
+        captured = capsys.readouterr()
+        assert "a.avi: stopped by an error in jclnf: error('of all things')" in captured.err
+        assert captured.err.count("\n") == 1
+        assert "3 frames" in captured.out
+
+    def test_a_camera_is_recorded_until_ctrl_c(self, tmp_path, capsys, monkeypatch):
+        class FakeCamera:
+            name, size, rate, count = "camera7", SIZE, 25.0, None
+
+            def __init__(self, _number):
+                self.problems = []
+
+            def frames(self, start=1):
+                for number, picture in enumerate(itertools.cycle(frames(3)), start):
+                    if number == 5:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    yield Frame(number, number / 25, picture)
+
+        monkeypatch.setattr(source, "Camera", FakeCamera)
+        before = signal.getsignal(signal.SIGINT)
+        asked = ["--out", str(tmp_path), "--no-plot", "--quiet"]
+        assert main(["video", "7", *asked]) == 0
+        assert signal.getsignal(signal.SIGINT) is before
+        data = json.loads((tmp_path / "camera7.json").read_text())
+        assert data["frames"] == len(read(tmp_path / "camera7.csv")) > 0
+        assert main(["video", "7", *asked, "--overlay"]) == 2
+        assert "camera" in capsys.readouterr().err
+
+    def test_a_source_is_not_written_over(self, clip, tmp_path, capsys):
+        for name in ("a.avi", "a_overlay.mp4"):
+            (tmp_path / name).write_bytes(clip.read_bytes())
+        assert main(["video", str(tmp_path), "--out", str(tmp_path), "--overlay"]) == 2
+        assert "a_overlay.mp4" in capsys.readouterr().err
+        assert (tmp_path / "a_overlay.mp4").read_bytes() == clip.read_bytes()
+
+    def test_frames_without_a_face_have_rows_of_zeros_where_there_is_one_face(self, tmp_path):
+        for number in range(3):
+            picture = np.full((120, 160, 3), 128, np.uint8)
+            cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
+        (tmp_path / "1.png").write_bytes(b"no picture")
+        out = tmp_path / "out"
+        assert main(["video", str(tmp_path), "--out", str(out), "--one", "--no-plot"]) == 1
+        rows = read(out / f"{tmp_path.name}.csv")
+        assert [row["success"] for row in rows] == ["0", "0", "0"]
+        assert {row["x_0"] for row in rows} == {"0.0"}
+        data = json.loads((out / f"{tmp_path.name}.json").read_text())
+        assert data["unreadable_frames"] == [2]
+        assert "1.png" in data["problems"][0]
+
+    def test_frames_on_their_own_agree_with_following(self, clip, whole, tmp_path):
+        asked = ["--independent", "--no-plot", "--quiet", "--to", "0.3"]
+        assert main(["video", str(clip), "--out", str(tmp_path), *asked]) == 0
+        alone, followed = read(tmp_path / "face.csv"), read(whole / "face.csv")
+        assert {row["face_id"] for row in alone} == {"0"}
+        for a, b in zip(alone, followed, strict=False):
+            points = [[[float(r[f"{c}_{i}"]) for c in "xy"] for i in range(68)] for r in (a, b)]
+            apart = np.linalg.norm(np.subtract(*points), axis=1)
+            assert apart.mean() < 3.0  # of a face of 110 px
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (["--smooth", "kalman"], "no smoothing"),
+            (["--detector", "nothing"], "no detector"),
+            (["--focal", "1", "2", "3"], "one or two numbers"),
+            (["--focal", "-5"], "focal lengths"),
+            (["--boxes", "missing.csv"], "missing.csv"),
+            (["--faces", "0"], "at least 1"),
+        ],
+    )
+    def test_wrong_options_are_said_in_a_line(self, clip, tmp_path, capsys, options, says):
+        assert main(["video", str(clip), "--out", str(tmp_path), "--quiet", *options]) in (1, 2)
+        err = capsys.readouterr().err
+        assert says in err
+        assert err.count("\n") == 1
+
+    def test_given_boxes_begin_the_face(self, clip, tmp_path):
+        boxes = tmp_path / "boxes.csv"
+        with boxes.open("w") as file:
+            file.write("frame,x,y,w,h\n5,72,46,95,100\n")
+        asked = ["--boxes", str(boxes), "--no-plot", "--quiet"]
+        assert main(["video", str(clip), "--out", str(tmp_path), *asked]) == 0
+        rows = read(tmp_path / "face.csv")
+        assert int(rows[0]["frame"]) == 5
+        assert len(rows) == COUNT - 4
+
+
+class TestOneEuro:
+    def test_against_the_filter_written_out(self, rng):
+        times = np.cumsum(rng.uniform(0.01, 0.1, 30))
+        values = np.cumsum(rng.normal(size=30))
+        face = OneEuro(1.3, 0.4, 0.8)
+        found = [float(face.step(t, np.array([v]))[0]) for t, v in zip(times, values, strict=True)]
+        x, dx, expected = values[0], 0.0, [values[0]]
+        for k in range(1, 30):
+            step = times[k] - times[k - 1]
+
+            def alpha(cutoff, step=step):
+                tau = 1 / (2 * np.pi * cutoff)
+                return 1 / (1 + tau / step)
+
+            a = alpha(0.8)
+            dx = a * (values[k] - x) / step + (1 - a) * dx
+            a = alpha(1.3 + 0.4 * abs(dx))
+            x = a * values[k] + (1 - a) * x
+            expected.append(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+    def test_a_gap_begins_anew(self):
+        face = OneEuro()
+        face.step(0.0, np.array([1.0, 1.0]))
+        face.step(0.1, np.array([np.nan, 2.0]))
+        assert face.step(0.2, np.array([5.0, 2.0]))[0] == 5.0
+        face.reset()
+        assert face.step(0.3, np.array([9.0, 9.0])).tolist() == [9.0, 9.0]
+
+    def test_numbers_that_cannot_be(self):
+        with pytest.raises(jclnf.ParamsError, match="one-euro"):
+            OneEuro(-1.0)
+
+
+def test_rows_are_read_as_they_were_written(whole):
+    names, row = next(rows_of(whole / "face.csv"))
+    assert names[:3] == ["frame", "face_id", "timestamp"]
+    assert row[0] == "1"
