@@ -214,16 +214,36 @@ def test_boxes():
 
 
 def test_frames_of_a_clip_as_openface_has_them(shared):
-    """Landmarks that OpenFace wrote to 0.1 px; experiments/parity_video has all frames."""
+    """From the parameters that OpenFace wrote for the first frame, to 0.001, to its landmarks of
+    the next ones, to 0.1 px; experiments/parity_video has all frames, and the first fit."""
     video = cv2.VideoCapture(str(shared / "openface/samples/changeLighting.wmv"))
     with open(shared / "openface/golden_csv/changeLighting.clnf_general.csv", newline="") as f:
-        rows = list(csv.DictReader(f, skipinitialspace=True))[:4]
+        first, *rows = list(csv.DictReader(f, skipinitialspace=True))[:4]
     model_file = shared / "openface/model/main_clnf_general.txt"
     model = jclnf.load_openface(model_file, parts=True, validator=True)
     tracker = Tracker(model, TrackParams.openface(model), single=True)
-    boxes = [[202.052, 151.701, 216.971, 212.899]]
+
+    def numbers(*names: str) -> np.ndarray:
+        return np.array([float(first[name]) for name in names], np.float32)
+
+    angles = numbers("p_rx", "p_ry", "p_rz")
+    tracker.restore(
+        {
+            **tracker.state(),
+            "counters": np.array([1, 1, 0]),
+            "ids": np.array([0]),
+            "boxes": np.array([[202.052, 151.701, 216.971, 212.899]]),
+            "seen": np.array([True]),
+            "failures": np.array([0], np.int32),
+            "scale": numbers("p_scale"),
+            "matrix": np.asarray(jclnf.rotation.euler_to_matrix(jax.numpy.array(angles)))[None],
+            "translation": numbers("p_tx", "p_ty")[None],
+            "shape": numbers(*(f"p_{i}" for i in range(34)))[None],
+        }
+    )
+    video.read()
     for row in rows:
-        (face,) = tracker.step(video.read()[1], boxes)
+        (face,) = tracker.step(video.read()[1])
         expected = np.array([[float(row[f"{a}_{i}"]) for a in "xy"] for i in range(68)])
         assert np.linalg.norm(face.result.landmarks - expected, axis=1).mean() < 0.1
         assert face.success
