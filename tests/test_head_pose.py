@@ -249,7 +249,7 @@ def test_a_photograph_has_openfaces_table(shared):
     fit = jax.device_get(jclnf.fit(model.prepare(params), piece.image, piece.box, params))
     height, width = photo.grey.shape
     camera = Camera.assumed(width, height)
-    (one,) = measure(model.pdm, [fit.shifted(piece.offset)], camera, batch=1)
+    (one,) = measure([fit.shifted(piece.offset)], camera, batch=1)
     table = OpenFaceTable(68, 34, video=False, gaze=True)
     header, (theirs,) = read_golden(openface / "golden_csv" / "sample5.clnf_general.csv", 1)
     assert table.header == header

@@ -21,10 +21,10 @@ from common import DATA, model_file, table, write_results  # noqa: E402
 import jclnf  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
 
-LEARNED, WATCHED, SEARCHED = 2400, 300, 200
+LEARNED, WATCHED, SEARCHED = 2000, 250, 160
 """Faces to learn from, to choose the epoch by, and to compare random settings on."""
-CANDIDATES = 50
-COURSE = jclnf.Course(epochs=7, batch=16, rate=3e-3)
+CANDIDATES = 44
+COURSE = jclnf.Course(epochs=6, batch=16, rate=3e-3)
 
 
 def main() -> None:
