@@ -203,7 +203,7 @@ class Run:
     def _follow(
         self, chunk: Iterator[Frame], told: Told | None
     ) -> tuple[list[tuple[Frame, list[TrackedFace]]], bool]:
-        """Follow the faces through a chunk; its frames with them, and False if the run was ended."""
+        """A chunk's frames with their faces, and False if the run was ended."""
         followed: list[tuple[Frame, list[TrackedFace]]] = []
         going = True
         for frame, faces in self._faces.follow(chunk):
