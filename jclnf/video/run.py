@@ -5,7 +5,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -155,22 +154,14 @@ class Run:
             if offset == 0:
                 file.write(self.table.header.encode())
             last = time.monotonic()
-            # A chunk is measured and written while the faces are followed through the next one.
-            with Ahead(self.used(first)) as frames, ThreadPoolExecutor(1) as writer:
-                writing: Future[None] | None = None
+            with Ahead(self.used(first)) as frames:
                 for chunk in _chunks(frames):
-                    followed, going = self._follow(chunk, told)
-                    if writing is not None:
-                        writing.result()
-                    writing = writer.submit(self._write, followed, file)
+                    number, going = self._one_chunk(chunk, file, told)
                     if not going:
                         break
                     if time.monotonic() - last >= every:
-                        writing.result()
-                        self._save(file, followed[-1][0].number + 1)
+                        self._save(file, number + 1)
                         last = time.monotonic()
-                if writing is not None:
-                    writing.result()
             file.flush()
             os.fsync(file.fileno())
         return self.record
@@ -200,29 +191,28 @@ class Run:
         numbers = {"frame": following, "offset": file.tell(), "record": vars(self.record)}
         self.checkpoint.save(self._faces.state(), numbers)
 
-    def _follow(
-        self, chunk: Iterator[Frame], told: Told | None
-    ) -> tuple[list[tuple[Frame, list[TrackedFace]]], bool]:
-        """A chunk's frames with their faces, and False if the run was ended."""
-        followed: list[tuple[Frame, list[TrackedFace]]] = []
+    def _one_chunk(
+        self, chunk: Iterator[Frame], file: BinaryIO, told: Told | None
+    ) -> tuple[int, bool]:
+        """Follow the faces through a chunk and write their rows; the last frame's number, and
+        False if the run was ended."""
+        frames: list[Frame] = []
+        found: list[list[TrackedFace]] = []
         going = True
         for frame, faces in self._faces.follow(chunk):
             self._write_pictures(frame, faces)
             going = told is None or told(frame, faces)
             # A chunk of large pictures would fill the memory.
-            followed.append((dataclasses.replace(frame, picture=None), faces))
+            frames.append(dataclasses.replace(frame, picture=None))
+            found.append(faces)
             if frame.picture is None:
                 self.record.unreadable.append(frame.number)
             if not going:
                 break
-        return followed, going
-
-    def _write(self, followed: list[tuple[Frame, list[TrackedFace]]], file: BinaryIO) -> None:
-        """Measure the faces of a chunk and write their rows."""
-        results = [face.result for _, faces in followed for face in faces]
+        results = [face.result for faces in found for face in faces]
         measured = iter(measure(results, self.camera))
         lines = []
-        for frame, faces in followed:
+        for frame, faces in zip(frames, found, strict=True):
             for face in faces:
                 # Without any means to tell, a fit that did not fail is as good as it gets.
                 confidence = float(face.success) if face.confidence is None else face.confidence
@@ -231,10 +221,11 @@ class Run:
                 self.record.seen += face.success
             if not faces and self.settings.one:
                 lines.append(self.table.row((frame.number, 0, frame.time, 0.0, 0), None))
-        self.record.frames += len(followed)
+        self.record.frames += len(frames)
         self.record.rows += len(lines)
         file.write("".join(lines).encode())
         file.flush()
+        return frames[-1].number, going
 
     def _write_pictures(self, frame: Frame, faces: list[TrackedFace]) -> None:
         if frame.picture is None:
