@@ -62,7 +62,8 @@ def performed(kind: str, count: int, told=None) -> tuple[Record, float]:
     chosen = settings(kind)
     model = load(chosen)
     with tempfile.TemporaryDirectory() as folder:
-        Run(chosen, model, Looped(CLIP, 64), Path(folder), "warm").perform(resume=False)
+        # The whole clip: each size of crop that its face comes to is compiled when it first comes.
+        Run(chosen, model, VideoFile(CLIP), Path(folder), "warm").perform(resume=False)
         run = Run(chosen, model, Looped(CLIP, count), Path(folder), "run")
         begun = time.perf_counter()
         record = run.perform(resume=False, told=told)
