@@ -30,8 +30,9 @@ from jclnf.train.batches import (
 from jclnf.train.ccnf import experts_of, response_loss, train_ccnf
 from jclnf.train.faces import MIRROR_68, Faces, Posed, cut_out
 from jclnf.train.loop import Course, run_course
+from jclnf.train.measure import fit_errors
 from jclnf.train.networks import map_loss
-from jclnf.train.pipeline import Plan, fine_tune, fit_errors, train_model
+from jclnf.train.pipeline import Plan, fine_tune, train_model
 from jclnf.train.shape_model import ShapeModel, learn_shape_model
 
 NOT_AT_ALL = Disturbance((0.0, 0.0, 0.0), 0.0, 0.0, (1.0, 1.0), 0.0)
@@ -139,7 +140,7 @@ class TestExamples:
             assert np.median(apart) < 6
 
     def test_boxes_hold_their_points(self, posed):
-        examples = BoxExamples(posed, 160, (1.8, 3.2), changed=False, inexact=False)
+        examples = BoxExamples(posed.faces, 160, (1.8, 3.2), changed=False, inexact=False)
         for face in range(4):
             made = examples(face, np.random.default_rng(face))
             points, box = made["points"], made["box"]
@@ -329,7 +330,8 @@ def test_from_faces_to_a_model_and_further(tmp_path, faces):
     )
     posed = Posed.of(faces, learn_shape_model(faces.points, shapes(40), MIRROR_68, modes=6))
     made = [
-        BoxExamples(posed, 160, (2.0, 2.0), False)(i, np.random.default_rng(i)) for i in range(8)
+        BoxExamples(posed.faces, 160, (2.0, 2.0), False)(i, np.random.default_rng(i))
+        for i in range(8)
     ]
     examples = {key: np.stack([example[key] for example in made]) for key in made[0]}
     assert fit_errors(tuned, examples).mean() < fit_errors(loaded, examples).mean()

@@ -16,7 +16,7 @@ import numpy as np
 from jclnf.experts.trunk import SAMPLING
 from jclnf.start import MARGIN, SIZE
 from jclnf.train.augment import augment
-from jclnf.train.faces import Posed
+from jclnf.train.faces import Faces, Posed
 
 _TURN = 0.22
 """Standard deviation of turns in the picture, radians."""
@@ -141,14 +141,14 @@ class BoxExamples:
     """Makes pictures of faces with their boxes, as the learned start or a whole fit sees them.
 
     Attributes:
-        posed: the faces.
+        faces: the faces.
         size: side of the pictures in pixels.
         margin: side of the pictures in mean sides of the box: a range to draw from.
         changed: whether pictures are turned and augmented.
         inexact: whether boxes are made inexact.
     """
 
-    posed: Posed
+    faces: Faces
     size: int = SIZE
     margin: tuple[float, float] = (MARGIN, MARGIN)
     changed: bool = True
@@ -156,7 +156,7 @@ class BoxExamples:
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`picture` (size, size) uint8, `box` (4,) and `points` (n, 2) in its pixels."""
-        points = self.posed.faces.points[face]
+        points = self.faces.points[face]
         change = _turned_and_stretched(rng) if self.changed else np.eye(2)
         moved = points @ change.T
         low, high = moved.min(0), moved.max(0)
@@ -170,7 +170,7 @@ class BoxExamples:
         step = rng.uniform(*self.margin) * extent.mean() / self.size
         centre = low + extent / 2
         back = np.linalg.inv(change)
-        picture = warped(self.posed.faces.pictures[face], back @ centre, step * back, self.size)
+        picture = warped(self.faces.pictures[face], back @ centre, step * back, self.size)
         corner = (self.size - 1) / 2 - extent / step / 2
         return {
             "picture": augment(picture, rng) if self.changed else picture,

@@ -17,6 +17,7 @@ from jclnf.fit import fit_from
 from jclnf.metrics import OUTER_EYES
 from jclnf.model import Model
 from jclnf.pdm import Pose, clamp
+from jclnf.readout import read_off
 from jclnf.rotation import retract
 from jclnf.train.augment import augment
 from jclnf.train.batches import Example, Maker, warped
@@ -187,7 +188,7 @@ def _fit(model: Model, example: dict[str, Array]) -> tuple[Array, Array]:
     image, truth = example["picture"].astype(jnp.float32), example["points"]
     pose, shape = place(model, image, example["box"], None)
     pose, shape = moved(model, pose, shape, example["moved"], jax.random.key(example["seed"]))
-    result = fit_from(model, image, pose, shape, model.defaults)
+    result = read_off(model, fit_from(model, image, pose, shape, model.defaults))
     at = (result.pose, result.shape, result.landmark_likelihood)
     eyes = jnp.linalg.norm(truth[OUTER_EYES[0]] - truth[OUTER_EYES[1]])
     errors = 100 * jnp.linalg.norm(result.landmarks - truth, axis=-1) / eyes

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +20,9 @@ from jaxtyping import Array
 from jclnf.errors import TrainingError
 from jclnf.experts import TrunkExperts
 from jclnf.experts.trunk import trunk, trunk_shapes
-from jclnf.face import fit
 from jclnf.model import Model
 from jclnf.params import FitParams
 from jclnf.pdm import PDM, project
-from jclnf.result import FitResult
 from jclnf.serialise import save_model
 from jclnf.start import LearnedStart, decode, start_network, start_shapes
 from jclnf.train.batches import (
@@ -37,9 +34,10 @@ from jclnf.train.batches import (
     Maker,
     TrunkExamples,
 )
-from jclnf.train.end_to_end import EYE_DISTANCE, averaged, train_end_to_end
+from jclnf.train.end_to_end import averaged, train_end_to_end
 from jclnf.train.faces import Faces, Posed
 from jclnf.train.loop import Course
+from jclnf.train.measure import errors, fit_errors, summary
 from jclnf.train.networks import (
     Trained,
     Weights,
@@ -190,14 +188,14 @@ def train_model(
     whole = assemble(pdm, start, [folded(*trained) for trained in trunks], plan, name)
     # Kept to compare with.
     save_model(whole, folder / "before_fit.safetensors")
-    held = _made(BoxExamples(watched, FIT_PICTURE, FIT_MARGIN), len(watched.faces))
-    say(f"before training through the fit, held out: {_summary(fit_errors(whole, held))}")
+    held = _made(BoxExamples(watched.faces, FIT_PICTURE, FIT_MARGIN), len(watched.faces))
+    say(f"before training through the fit, held out: {summary(fit_errors(whole, held))}")
     trained = []
     for k in range(plan.fits):
         course = dataclasses.replace(plan.fit, seed=plan.fit.seed + k)
         trained.append(_through_the_fit(workshop, whole, posed, held, course, f"fit{k}", quiet))
-    final = learn_readout(averaged(trained), posed, FIT_PICTURE, FIT_MARGIN)
-    say(f"after it: {_summary(fit_errors(final, held))}")
+    final = learn_readout(averaged(trained), faces, FIT_PICTURE, FIT_MARGIN)
+    say(f"after it: {summary(fit_errors(final, held))}")
     return final
 
 
@@ -235,13 +233,13 @@ def fine_tune(
     shapes = ShapeModel(pdm.mean, pdm.components, pdm.eigenvalues, 1.5, [])
     posed = Posed.of(faces.with_mirrored(mirror), shapes)
     watched = Posed.of(held_out, shapes)
-    held = _made(BoxExamples(watched, FIT_PICTURE, FIT_MARGIN), len(held_out))
-    say(f"before, held out: {_summary(fit_errors(model, held))}")
+    held = _made(BoxExamples(watched.faces, FIT_PICTURE, FIT_MARGIN), len(held_out))
+    say(f"before, held out: {summary(fit_errors(model, held))}")
     # Fits are trained towards the annotations themselves; what is left is learned anew.
     model = dataclasses.replace(model, readout=None)
     model = _through_the_fit(workshop, model, posed, held, course, "fit", quiet)
-    model = learn_readout(model, posed, FIT_PICTURE, FIT_MARGIN)
-    say(f"after: {_summary(fit_errors(model, held))}")
+    model = learn_readout(model, faces, FIT_PICTURE, FIT_MARGIN)
+    say(f"after: {summary(fit_errors(model, held))}")
     return model
 
 
@@ -288,43 +286,12 @@ def _through_the_fit(
 
     return train_end_to_end(
         model,
-        BoxExamples(posed, FIT_PICTURE, FIT_MARGIN),
+        BoxExamples(posed.faces, FIT_PICTURE, FIT_MARGIN),
         len(posed.faces),
         course,
         checkpoint=workshop.checkpoint(stage),
         report=report,
         quiet=quiet,
-    )
-
-
-def fit_errors(model: Model, examples: Example, chunk: int = 16) -> np.ndarray:
-    """Mean landmark error `(b,)` of the fit of each example, in % of the eye distance."""
-    errors = []
-    for first in range(0, len(examples["box"]), chunk):
-        part = slice(first, first + chunk)
-        found = fitted(model, examples["picture"][part], examples["box"][part]).landmarks
-        errors.append(_errors(np.asarray(found), examples["points"][part]))
-    return np.concatenate(errors)
-
-
-@eqx.filter_jit
-def fitted(model: Model, pictures: Any, boxes: Any) -> FitResult:
-    """The fits of a batch of pictures."""
-    return jax.vmap(lambda picture, box: fit(model, picture, box))(pictures, boxes)
-
-
-def _errors(landmarks: Any, truth: Any) -> np.ndarray:
-    """As `fit_loss` measures them."""
-    size = np.sqrt(np.ptp(truth, axis=1).prod(axis=1))
-    distances = np.linalg.norm(landmarks - truth, axis=-1).mean(axis=1)
-    return 100 * distances / (EYE_DISTANCE * size)
-
-
-def _summary(errors: np.ndarray) -> str:
-    mean, median, tail = errors.mean(), np.median(errors), np.percentile(errors, 90)
-    return (
-        f"error {mean:.2f} % of the eye distance (median {median:.2f}, 90th percentile "
-        f"{tail:.2f}; {len(errors)} faces in changed pictures, from inexact boxes)"
     )
 
 
@@ -355,7 +322,7 @@ def _shape_model(
 def _learned_start(
     workshop: Workshop, posed: Posed, watched: Posed, pdm: PDM, plan: Plan, quiet: bool
 ) -> Weights:
-    held = _made(BoxExamples(watched), len(watched.faces))
+    held = _made(BoxExamples(watched.faces), len(watched.faces))
 
     @jax.jit
     def landmarks(codes: Array, boxes: Array) -> Array:
@@ -363,7 +330,7 @@ def _learned_start(
 
     def report(epoch: int, loss: float, weights: Weights) -> None:
         found = landmarks(start_codes(weights, held["picture"]), held["box"])
-        error = float(_errors(np.asarray(found), held["points"]).mean())
+        error = float(errors(np.asarray(found), held["points"]).mean())
         workshop.note("start", epoch, loss, error)
 
     trained = train_network(
@@ -371,7 +338,7 @@ def _learned_start(
         start_shapes(pdm.n_modes),
         ("out",),
         start_loss(pdm),
-        BoxExamples(posed),
+        BoxExamples(posed.faces),
         len(posed.faces),
         plan.start,
         name="start",

@@ -8,7 +8,8 @@ import numpy as np
 from jclnf.model import Model
 from jclnf.pdm import PDM
 from jclnf.train.batches import BoxExamples
-from jclnf.train.faces import Posed
+from jclnf.train.faces import Faces
+from jclnf.train.measure import fitted
 
 RIDGE = 0.1
 """Shrinks the regression on shape parameters, in parts of the number of faces."""
@@ -17,26 +18,25 @@ FEWEST = 100.0
 _CHUNK = 32
 
 
-def learn_readout(model: Model, posed: Posed, size: int, margin: tuple[float, float]) -> Model:
+def learn_readout(model: Model, faces: Faces, size: int, margin: tuple[float, float]) -> Model:
     """The model with a shape model to read landmarks off by.
 
     The distance from fit to annotation, turned into the head's frame, is regressed on the shape
     parameters of the fit; that is added to the mean shape and the modes, in x and y. Pictures are
-    as they were annotated, from inexact boxes.
+    as they were annotated, from inexact boxes. Give it no mirror images: what an annotation does
+    to the left and to the right need not be the same, and this is where a model can follow it.
 
     Args:
         model: a trained model.
-        posed: the faces to learn from.
+        faces: the faces to learn from.
         size, margin: of the pictures that are fitted, see `BoxExamples`.
     """
-    from jclnf.train.pipeline import fitted
-
     model = dataclasses.replace(model, readout=None)
-    make = BoxExamples(posed, size, margin, changed=False)
+    make = BoxExamples(faces, size, margin, changed=False)
     apart, latent = [], []
-    for first in range(0, len(posed.faces), _CHUNK):
-        faces = range(first, min(first + _CHUNK, len(posed.faces)))
-        made = [make(face, np.random.default_rng([face, 1])) for face in faces]
+    for first in range(0, len(faces), _CHUNK):
+        several = range(first, min(first + _CHUNK, len(faces)))
+        made = [make(face, np.random.default_rng([face, 1])) for face in several]
         pictures, boxes, points = (
             np.stack([example[key] for example in made]) for key in ("picture", "box", "points")
         )
