@@ -333,8 +333,10 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
         (("--one", "--boxes", "b.csv"), "not allowed"),
         (("--boxes", "missing.csv"), "missing.csv"),
         (("--out", "a.png"), "a.png: cannot be written"),
-        (("--focal", "-500"), "must be positive"),
-        (("--focal", "1", "2", "3"), "--focal takes one or two numbers"),
+        (("--focal=-500",), "must be positive"),
+        (("--focal", "1,2,3"), "--focal takes one or two numbers"),
+        (("--centre", "1"), "--centre takes two numbers"),
+        (("--focal", "far"), "'far'"),
         (("--full-precision",), "--openface-csv"),
         (("--nonsense",), "--nonsense"),
     ],
@@ -399,7 +401,7 @@ def test_openfaces_tables(run, astronaut, box):
     boxes = f"image,x,y,w,h\nlandmarks.png,{line}\nboxes.png,{line}\nboxes.png,90,81,72,72\n"
     Path("in/boxes.csv").write_text(boxes)
     options = ("--boxes", "in/boxes.csv", "--out", "in", "--no-overlay", "--openface-csv")
-    code, out, err = run("in", "other", *options, "--focal", "600", "630", "--centre", "140", "130")
+    code, out, err = run("in", "other", *options, "--focal", "600,630", "--centre", "140,130")
     assert (code, err) == (0, "")
     assert Path("in/boxes.csv").read_text() == boxes
     tables = {name: openface_rows(f"in/{name}.csv") for name in ("boxes_2", "boxes_3")}

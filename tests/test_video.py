@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -249,6 +250,29 @@ class TestResume:
             os.killpg(process.pid, 0)
         assert not (tmp_path / "a.json").exists()
 
+    @pytest.mark.slow
+    @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for children")
+    def test_a_killed_worker_takes_no_other_video_with_it(self, tmp_path):
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        for name in ("a.avi", "b.avi", "c.avi"):
+            write_video(folder / name, (20 if name == "a.avi" else 1) * frames(30))
+        command = [sys.executable, "-m", "jclnf", "video", str(folder), "--out", str(tmp_path)]
+        command += ["--quiet", "--no-plot", "--one", "--workers", "2", "--checkpoint-every", "0"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "a.checkpoint").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(holder(process.pid, tmp_path / "a.csv"), signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        lines = [line for line in err.splitlines() if "ended by the system" in line]
+        assert len(lines) == 1
+        assert "a.avi" in lines[0]
+        assert not (tmp_path / "a.json").exists()
+        assert (tmp_path / "b.json").exists()
+        assert (tmp_path / "c.json").exists()
+
     def test_another_runs_checkpoint_is_refused(self, tmp_path):
         file = tmp_path / "x.checkpoint"
         Checkpoint(file, "one").save({"a": np.arange(3)}, {"frame": 7})
@@ -393,8 +417,8 @@ class TestCommand:
         [
             (["--smooth", "kalman"], "no smoothing"),
             (["--detector", "nothing"], "no detector"),
-            (["--focal", "1", "2", "3"], "one or two numbers"),
-            (["--focal", "-5"], "focal lengths"),
+            (["--focal", "1,2,3"], "one or two numbers"),
+            (["--focal=-5"], "focal lengths"),
             (["--boxes", "missing.csv"], "missing.csv"),
             (["--faces", "0"], "at least 1"),
         ],
@@ -414,6 +438,16 @@ class TestCommand:
         rows = read(tmp_path / "face.csv")
         assert int(rows[0]["frame"]) == 5
         assert len(rows) == COUNT - 4
+
+
+def holder(parent: int, file: Path) -> int:
+    """The child process that has a file open."""
+    children = Path(f"/proc/{parent}/task").glob("*/children")
+    pids = [int(pid) for one in children for pid in one.read_text().split()]
+    for pid in pids:
+        if file in [Path(os.readlink(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir()]:
+            return pid
+    raise AssertionError(f"none of {pids} has {file}")
 
 
 class TestOneEuro:

@@ -10,14 +10,10 @@ def add_camera(group: Any) -> None:
     """Describe the options that `camera_numbers` reads to a group of options."""
     group.add_argument(
         "--focal",
-        type=float,
-        nargs="+",
-        metavar="F",
+        metavar="F[,F]",
         help="focal length in pixels, or those along x and y (default: OpenFace's guess)",
     )
-    group.add_argument(
-        "--centre", type=float, nargs=2, metavar=("X", "Y"), help="of the image, in pixels"
-    )
+    group.add_argument("--centre", metavar="X,Y", help="of the image, in pixels")
 
 
 def camera_numbers(
@@ -31,12 +27,23 @@ def camera_numbers(
     from jclnf.camera import Camera
     from jclnf.errors import ParamsError
 
-    focal = None if args.focal is None else (args.focal[0], args.focal[-1])
-    centre = None if args.centre is None else (args.centre[0], args.centre[1])
-    if args.focal is not None and len(args.focal) > 2:
-        raise CommandError(f"--focal takes one or two numbers, not {len(args.focal)}")
+    focal, centre = _numbers("focal", args.focal, 1), _numbers("centre", args.centre, 2)
     try:
         Camera.assumed(640, 480, focal, centre)
     except ParamsError as error:
         raise CommandError(f"--focal, --centre: {error}") from error
     return focal, centre
+
+
+def _numbers(name: str, text: str | None, least: int) -> tuple[float, float] | None:
+    """The one (used for both) or two numbers of an option."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not least <= len(numbers) <= 2:
+        wanted = "two numbers" if least == 2 else "one or two numbers"
+        raise CommandError(f"--{name} takes {wanted}, separated by a comma, not {text!r}")
+    return numbers[0], numbers[-1]

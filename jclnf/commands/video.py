@@ -2,12 +2,12 @@
 
 import argparse
 import os
+import queue
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -358,49 +358,99 @@ def _in_processes(
     args: argparse.Namespace, settings: "Settings", out: Path, jobs: list[tuple[str, str]]
 ) -> bool:
     """Do several videos at the same time; return whether anything failed."""
-    import multiprocessing
-
-    from jclnf.video.job import Done
-
-    workers = min(args.workers, len(jobs))
     # As many threads as cores in each process would only wait for each other.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    context = multiprocessing.get_context("spawn")
+    options = {"resume": args.resume, "every": args.checkpoint_every}
+    workers = [_Worker(settings, out, options) for _ in range(min(args.workers, len(jobs)))]
+    free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def one(job: tuple[str, str]) -> "Done":
+        worker = free.get()
+        try:
+            return worker.do(*job)
+        finally:
+            free.put(worker)
+
     failed = False
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(settings,)) as pool:
-        waiting = {
-            pool.submit(
-                _one_in_process, settings, out, job, args.resume, args.checkpoint_every
-            ): job
-            for job in jobs
-        }
-        for future in as_completed(waiting):
-            path, _ = waiting[future]
-            try:
-                done = future.result()
-            except BrokenProcessPool:
-                ended = "a worker process was ended by the system, for want of memory perhaps"
-                done = Done(path, problems=[f"{path}: {ended}: go on with --resume"])
-            except Exception as error:  # the model could not be loaded
-                done = Done(path, problems=[f"{path}: {error or type(error).__name__}"])
-            failed = _tell(args, done) or failed
+    with ThreadPoolExecutor(len(workers)) as threads:
+        try:
+            for future in as_completed([threads.submit(one, job) for job in jobs]):
+                failed = _tell(args, future.result()) or failed
+        finally:
+            for worker in workers:
+                worker.end()
     return failed
 
 
-_model: Any = None
+class _Worker:
+    """A process that does videos, one after the other; another takes its place if it is killed."""
+
+    def __init__(self, settings: "Settings", out: Path, options: dict[str, Any]) -> None:
+        self._work = settings, out, options
+        self._lock = threading.Lock()
+        self._ended = False
+        self._process: Any = None
+        self._connection: Any = None
+
+    def do(self, path: str, stem: str) -> "Done":
+        """Do a video; if the process is killed over it, that is said in the result."""
+        from jclnf.video.job import Done
+
+        with self._lock:
+            if self._ended:
+                return Done(path)
+            if self._process is None:
+                self._begin()
+        try:
+            self._connection.send((path, stem))
+            done: Done = self._connection.recv()
+            return done
+        except (EOFError, OSError):
+            self._process = None
+            ended = "its process was ended by the system, for want of memory perhaps"
+            return Done(path, problems=[f"{path}: {ended}: go on with --resume"])
+
+    def end(self) -> None:
+        """End the process, and begin no other."""
+        with self._lock:
+            self._ended = True
+            if self._process is not None:
+                self._process.terminate()
+
+    def _begin(self) -> None:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, *self._work), daemon=True)
+        self._process.start()
+        theirs.close()
 
 
-def _begin(settings: "Settings") -> None:
-    """Load the model of a worker process."""
-    global _model
+def _serve(connection: Any, settings: "Settings", out: Path, options: dict[str, Any]) -> None:
+    """Do the videos that are asked for, in a process of its own."""
+    from jclnf.video.job import Done, do_video
+
     # Ctrl-C goes to all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    problem = None
     try:
-        _model = _prepare(settings, 2)
+        model = _prepare(settings, 2)
     except CommandError as error:
-        _model = error
+        problem = str(error)
+    while True:
+        try:
+            path, stem = connection.recv()
+        except EOFError:
+            return
+        if problem is not None:
+            connection.send(Done(path, problems=[f"{path}: {problem}"]))
+        else:
+            connection.send(do_video(settings, model, path, out, stem, **options))
 
 
 def _end_with_parent() -> None:
@@ -411,16 +461,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(INTERRUPTED)
-
-
-def _one_in_process(
-    settings: "Settings", out: Path, job: tuple[str, str], resume: bool, every: float
-) -> "Done":
-    from jclnf.video.job import do_video
-
-    if isinstance(_model, CommandError):
-        raise _model
-    return do_video(settings, _model, job[0], out, job[1], resume=resume, every=every)
 
 
 def _tell(args: argparse.Namespace, done: "Done") -> bool:

@@ -13,6 +13,13 @@ import numpy as np
 from jclnf.errors import ModelFileError
 from jclnf.openface.binary import BinaryReader, read_bytes
 from jclnf.openface.install import models_folder
+from jclnf.openface.layers import (
+    MAX_BYTES,
+    MAX_LAYERS,
+    read_convolution,
+    read_dense,
+    read_floats,
+)
 from jclnf.openface.text import read_list
 
 LIST_FILE = "MTCNN_detector.txt"
@@ -24,14 +31,9 @@ INPUT_SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}
 OUTPUTS = 6
 """Numbers that a network puts out at least: of two classes, and four of the box's correction."""
 
-MAX_BYTES = 2**26
-MAX_LAYERS = 100
-MAX_MAPS = 1024
 MAX_SIDE = 16
 """Largest side of a kernel and of a pooling window."""
 
-_FLOATS = (5, 6)
-_FLOAT_CODES = {4: 5, 8: 6}
 _MISSING = (
     f"no such file; give OpenFace's model folder, its folder {FOLDER} or the {LIST_FILE} in it"
 )
@@ -128,17 +130,17 @@ def _list_file(path: Path) -> Path:
 
 
 def _read_layer(reader: BinaryReader) -> LayerArrays:
-    """A layer: int32 code, and for
+    """A layer: int32 code, and what follows it (for 0 and 2 see `jclnf.openface.layers`):
 
-    - 0, convolution: int32 maps in, int32 maps out, for each map out a float32 bias, for each map
-      in and each map out (this the faster) the matrix of a kernel;
+    - 0, convolution; 2, fully connected;
     - 1, pooling: int32 width and height of the window, int32 step in x and in y;
-    - 2, fully connected: the matrix of biases (out x 1), the matrix of weights (in x out);
     - 3, rectifier with slopes: their matrix (maps x 1).
     """
     code = reader.integer("kind of a layer", 0, 3)
     if code == 0:
-        return _read_convolution(reader)
+        kernels, bias = read_convolution(reader, MAX_SIDE)
+        kernels = np.ascontiguousarray(kernels.transpose(2, 3, 0, 1))
+        return LayerArrays("Convolution", {"kernels": kernels, "bias": bias})
     if code == 1:
         width, height = (reader.integer(f"{s} of a window", 1, MAX_SIDE) for s in _SIDES)
         # A step beyond the window could put a window outside of the map.
@@ -146,36 +148,9 @@ def _read_layer(reader: BinaryReader) -> LayerArrays:
         down = reader.integer("step in y", 1, height)
         return LayerArrays("MaxPool", {"window": (height, width), "step": (down, across)})
     if code == 2:
-        bias = _floats(reader, "the biases of a full layer", (None, 1))[:, 0]
-        weights = _floats(reader, "the weights of a full layer", (None, len(bias)))
+        weights, bias = read_dense(reader)
         return LayerArrays("Dense", {"weights": weights, "bias": bias})
-    return LayerArrays("PReLU", {"slopes": _floats(reader, "the slopes", (None, 1))[:, 0]})
-
-
-def _read_convolution(reader: BinaryReader) -> LayerArrays:
-    inputs = reader.integer("number of maps into a convolution", 1, MAX_MAPS)
-    outputs = reader.integer("number of maps out of a convolution", 1, MAX_MAPS)
-    start = reader.offset
-    bias = reader.records(np.dtype("<f4"), outputs, "the biases of a convolution")
-    bias = reader.float32(bias, "the biases of a convolution", offset=start)
-    start = reader.offset
-    first = reader.matrix("a kernel", (None, None), _FLOATS)
-    height, width = first.shape
-    if not all(1 <= side <= MAX_SIDE for side in (height, width)):
-        raise reader.error(f"a kernel is {height} x {width}", offset=start)
-    # There are thousands, all with the same header: they are read at once.
-    header = (height, width, _FLOAT_CODES[first.dtype.itemsize])
-    record = np.dtype([("header", "<i4", 3), ("values", first.dtype, first.shape)])
-    others_at = reader.offset
-    others = reader.records(record, inputs * outputs - 1, "the kernels of a convolution")
-    unlike = np.flatnonzero((others["header"] != header).any(axis=1))
-    if len(unlike):
-        offset = others_at + int(unlike[0]) * record.itemsize
-        raise reader.error(f"a kernel is not {height} x {width} as the first", offset=offset)
-    kernels = np.concatenate([first[None], others["values"]])
-    kernels = reader.float32(kernels, "the kernels of a convolution", offset=start)
-    kernels = kernels.reshape(inputs, outputs, height, width).transpose(2, 3, 0, 1)
-    return LayerArrays("Convolution", {"kernels": np.ascontiguousarray(kernels), "bias": bias})
+    return LayerArrays("PReLU", {"slopes": read_floats(reader, "the slopes", (None, 1))[:, 0]})
 
 
 def _connect(
@@ -233,8 +208,3 @@ def pooled_side(side: int, window: int, step: int) -> int:
 
 
 _SIDES = ("width", "height")
-
-
-def _floats(reader: BinaryReader, what: str, shape: tuple[int | None, int | None]) -> np.ndarray:
-    start = reader.offset
-    return reader.float32(reader.matrix(what, shape, _FLOATS), what, offset=start)

@@ -19,11 +19,15 @@ import numpy as np
 
 from jclnf import validator
 from jclnf.openface.binary import BinaryReader, read_bytes
+from jclnf.openface.layers import (
+    MAX_BYTES,
+    MAX_LAYERS,
+    read_convolution,
+    read_dense,
+    read_floats,
+)
 
-MAX_BYTES = 2**26
 MAX_VIEWS = 100
-MAX_LAYERS = 100
-MAX_MAPS = 1024
 MAX_SIDE = 512
 MAX_VALUES = 2**22
 """Most numbers that a layer may put out; those of OpenFace's networks put out up to 62,720."""
@@ -32,8 +36,7 @@ TOLERANCE = 0.01
 """By how much, in pixels and in parts of a triangle, a pixel may lie off where the warp has it."""
 
 _KIND = 3
-_FLOATS = (5, 6)
-_INT32, _FLOAT32, _FLOAT64 = 4, 5, 6
+_INT32, _FLOAT64 = 4, 6
 
 
 class LayerArrays(NamedTuple):
@@ -112,9 +115,9 @@ def _read_centre(reader: BinaryReader) -> np.ndarray:
 
 def _read_view(reader: BinaryReader, landmarks: int) -> ViewArrays:
     start = reader.offset
-    mean = _floats(reader, "the mean face", (1, None))[0]
+    mean = read_floats(reader, "the mean face", (1, None))[0]
     deviation_at = reader.offset
-    deviation = _floats(reader, "the deviation of faces", (1, len(mean)))[0]
+    deviation = read_floats(reader, "the deviation of faces", (1, len(mean)))[0]
     if not (deviation >= np.finfo(np.float32).tiny).all():
         raise reader.error("a deviation of faces is not positive", offset=deviation_at)
     network_at = reader.offset
@@ -136,38 +139,18 @@ def _read_view(reader: BinaryReader, landmarks: int) -> ViewArrays:
 
 
 def _read_layer(reader: BinaryReader) -> LayerArrays:
-    """A layer: int32 code, and for two of the codes more.
+    """A layer: int32 code, and for two of the codes more, see `jclnf.openface.layers`.
 
-    - 0, convolution: int32 maps in, int32 maps out, for each map out a float32 bias, for each map
-      in and each map out (this the faster) the matrix of a kernel;
-    - 1, pooling; 3, rectifier; 4, sigmoid;
-    - 2, fully connected: the matrix of biases (out x 1), the matrix of weights (in x out).
+    The codes are 0, convolution; 1, pooling; 2, fully connected; 3, rectifier; 4, sigmoid.
     """
     code = reader.integer("kind of a layer", 0, 4)
     if code == 0:
-        return _read_convolution(reader)
+        kernels, bias = read_convolution(reader, MAX_SIDE)
+        return LayerArrays("Convolution", {"kernels": kernels.swapaxes(0, 1), "bias": bias})
     if code == 2:
-        bias = _floats(reader, "the biases of a full layer", (None, 1))[:, 0]
-        weights = _floats(reader, "the weights of a full layer", (None, len(bias)))
+        weights, bias = read_dense(reader)
         return LayerArrays("Dense", {"weights": weights.T, "bias": bias})
     return LayerArrays({1: "MaxPool", 3: "Rectifier", 4: "Sigmoid"}[code], {})
-
-
-def _read_convolution(reader: BinaryReader) -> LayerArrays:
-    inputs = reader.integer("number of maps into a convolution", 1, MAX_MAPS)
-    outputs = reader.integer("number of maps out of a convolution", 1, MAX_MAPS)
-    start = reader.offset
-    bias = reader.records(np.dtype("<f4"), outputs, "the biases of a convolution")
-    bias = reader.float32(bias, "the biases of a convolution", offset=start)
-    start = reader.offset
-    kernels = [_floats(reader, "a kernel", (None, None))]
-    height, width = kernels[0].shape
-    if not all(1 <= side <= MAX_SIDE for side in (height, width)):
-        raise reader.error(f"a kernel is {height} x {width}", offset=start)
-    for _ in range(inputs * outputs - 1):
-        kernels.append(_floats(reader, "a kernel", (height, width)))
-    stacked = np.stack(kernels).reshape(inputs, outputs, height, width)
-    return LayerArrays("Convolution", {"kernels": stacked.swapaxes(0, 1), "bias": bias})
 
 
 def _connect(
@@ -220,7 +203,7 @@ def _read_warp(reader: BinaryReader, landmarks: int) -> tuple[np.ndarray, np.nda
     start = reader.offset
     pixels = reader.integer("number of pixels in the mask", 1, MAX_SIDE**2)
     origin = [reader.number(f"least {axis} of the frame", -1e4, 1e4) for axis in "xy"]
-    shape = _floats(reader, "the landmarks of the frame", (2 * landmarks, 1))
+    shape = read_floats(reader, "the landmarks of the frame", (2 * landmarks, 1))
     points = shape.reshape(2, landmarks).T.astype(np.float64)
     triangles_at = reader.offset
     triangles = reader.matrix("the triangles", (None, 3), (_INT32,))
@@ -242,7 +225,8 @@ def _read_warp(reader: BinaryReader, landmarks: int) -> tuple[np.ndarray, np.nda
     if not ((inside >= 0) & (inside < len(triangles))).all():
         raise reader.error("a pixel of the mask lies in no triangle", offset=map_at)
     parts = [
-        _floats(reader, what, (len(triangles), 3)).astype(np.float64) for what in ("alpha", "beta")
+        read_floats(reader, what, (len(triangles), 3)).astype(np.float64)
+        for what in ("alpha", "beta")
     ]
     y, x = np.nonzero(mask)
     position = np.stack([x + origin[0], y + origin[1]], axis=-1)
@@ -263,8 +247,3 @@ def _on_mask(values: np.ndarray, mask: np.ndarray, elsewhere: float) -> np.ndarr
     columns = np.full(mask.T.shape, elsewhere, np.float32)
     columns[mask.T] = values
     return np.ascontiguousarray(columns.T)
-
-
-def _floats(reader: BinaryReader, what: str, shape: tuple[int | None, int | None]) -> np.ndarray:
-    start = reader.offset
-    return reader.float32(reader.matrix(what, shape, _FLOATS), what, offset=start)
