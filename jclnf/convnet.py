@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -17,6 +18,11 @@ Layer = Callable[[str, Array, int], Array]
 """Applies the convolution of a name to `(b, h, w, c)` with a stride."""
 Shapes = Mapping[str, tuple[int, int, int]]
 """Kernel side, input and output channels of each convolution."""
+
+AROUND = 0.05
+"""Standard deviation, in sides of a picture, of the mean that `evened` divides by."""
+_FLAT = 1e-9
+"""Variance below which no more than rounding is left of an evened picture."""
 
 
 def convolve(
@@ -64,9 +70,33 @@ def check_weights(
     return None
 
 
+def normalised(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """A picture as networks see it: `evened`, less its mean, over its standard deviation."""
+    return standardised(evened(square))
+
+
+def evened(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """Grey levels over their mean around each pixel: light that falls from one side is taken away.
+
+    The mean is Gaussian, `AROUND` wide; a tenth of the whole picture's mean is added to it, so that
+    dark areas do not become noise. Source: Wang, Li, Wang, "Face recognition under varying lighting
+    conditions using self quotient image" (FG 2004).
+    """
+    smooth = [jnp.asarray(_averages(side), square.dtype) for side in square.shape]
+    around = smooth[0] @ square @ smooth[1].T
+    return square / (around + jnp.maximum(0.1 * square.mean(), 1.0))
+
+
+def _averages(side: int) -> np.ndarray:
+    """Weights of the Gaussian mean around each of `side` pixels, within the picture."""
+    apart = np.arange(side) - np.arange(side)[:, None]
+    weights = np.exp(-0.5 * (apart / (AROUND * side)) ** 2)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
 def standardised(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
-    """Grey levels less their mean, over their standard deviation; a flat picture becomes 0."""
+    """Numbers less their mean, over their standard deviation; a flat picture becomes 0."""
     centred = square - square.mean()
     variance = jnp.mean(centred**2)
-    textured = variance > 1e-4
+    textured = variance > _FLAT
     return jnp.where(textured, centred * lax.rsqrt(jnp.where(textured, variance, 1.0)), 0.0)

@@ -24,7 +24,7 @@ from jclnf.start import LearnedStart
 from jclnf.uncertainty import Uncertainty
 from jclnf.validator import LAYERS, Validator, View
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EXPERT_KINDS: dict[str, type[PatchExperts]] = {
     "ccnf": CCNF,
     "svr": SVR,

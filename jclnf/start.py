@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from jclnf.convnet import Layer, Shapes, check_weights, plain_layer, standardised
+from jclnf.convnet import Layer, Shapes, check_weights, normalised, plain_layer
 from jclnf.errors import ModelFileError
 from jclnf.pdm import PDM, Pose, clamp, pose_from_box
 from jclnf.rotation import euler_to_matrix
@@ -67,10 +67,10 @@ def decode(
 
 
 def picture(image: Real[Array, "h w"], box: Float[Array, "4"]) -> Float[Array, "size size"]:
-    """The standardised picture of a box that the network sees."""
+    """The picture of a box as the network sees it."""
     step = MARGIN * box[2:].mean() / SIZE
     centre = box[:2] + box[2:] / 2
-    return standardised(sample_square(image, centre, jnp.stack([step, 0.0 * step]), SIZE))
+    return normalised(sample_square(image, centre, jnp.stack([step, 0.0 * step]), SIZE))
 
 
 class LearnedStart(eqx.Module):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jclnf.convnet import Layer, Shapes, check_weights, plain_layer, standardised
+from jclnf.convnet import Layer, Shapes, check_weights, normalised, plain_layer
 from jclnf.errors import ModelFileError
 from jclnf.experts.base import PatchExperts
 from jclnf.params import Arithmetic
@@ -143,7 +143,7 @@ class TrunkExperts(PatchExperts):
         centre = centroid + apply(to_image, middle)
         square = sample_square(image, centre, to_image / SAMPLING, SAMPLING * self.grid)
         weights = {name: array[scale] for name, array in self.kernels.items()}
-        maps = trunk(standardised(square)[None, :, :, None], plain_layer(weights))[0]
+        maps = trunk(normalised(square)[None, :, :, None], plain_layer(weights))[0]
         at = apply(invert(to_image), landmarks - centroid) - middle + (self.grid - 1) / 2
         return responses_in_windows(maps, at, window)
 

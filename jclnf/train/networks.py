@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from jclnf.convnet import Layer, Shapes, convolve, initial_weights, plain_layer, standardised
+from jclnf.convnet import Layer, Shapes, convolve, initial_weights, normalised, plain_layer
 from jclnf.experts.trunk import trunk
 from jclnf.pdm import PDM, project
 from jclnf.start import decode, start_network
@@ -119,7 +119,7 @@ def train_network(
 
 def seen_as(pictures: Array) -> Float[Array, "b h w 1"]:
     """A batch of pictures `(b, h, w)` uint8 as the networks see it."""
-    return jax.vmap(standardised)(pictures.astype(jnp.float32))[..., None]
+    return jax.vmap(normalised)(pictures.astype(jnp.float32))[..., None]
 
 
 def _is_kernel(weights: Any) -> Any:
