@@ -76,15 +76,16 @@ def normalised(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
 
 
 def evened(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
-    """Grey levels over their mean around each pixel: light that falls from one side is taken away.
+    """How much lighter each pixel is than what is around it, in parts of that: light that falls
+    from one side is taken away.
 
-    The mean is Gaussian, `AROUND` wide; a tenth of the whole picture's mean is added to it, so that
-    dark areas do not become noise. Source: Wang, Li, Wang, "Face recognition under varying lighting
-    conditions using self quotient image" (FG 2004).
+    The mean around a pixel is Gaussian, `AROUND` wide; to the divisor a tenth of the whole
+    picture's mean is added, so that dark areas do not become noise. Source: Wang, Li, Wang, "Face
+    recognition under varying lighting conditions using self quotient image" (FG 2004).
     """
     smooth = [jnp.asarray(_averages(side), square.dtype) for side in square.shape]
     around = smooth[0] @ square @ smooth[1].T
-    return square / (around + jnp.maximum(0.1 * square.mean(), 1.0))
+    return (square - around) / (around + jnp.maximum(0.1 * square.mean(), 1.0))
 
 
 def _averages(side: int) -> np.ndarray:

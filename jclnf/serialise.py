@@ -183,7 +183,7 @@ def _load(path: Path) -> Model:
         raise ModelFileError(
             path,
             f"format version {version}, but this jclnf reads {FORMAT_VERSION}: "
-            "update jclnf, or save the model again",
+            "update jclnf, or train the model again",
         )
     for name, tensor in tensors.items():
         if name.endswith(".eigenvalues") and not (tensor > 0).all():

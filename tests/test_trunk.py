@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jclnf.convnet import check_weights, initial_weights, plain_layer, standardised
+from jclnf.convnet import (
+    AROUND,
+    check_weights,
+    evened,
+    initial_weights,
+    normalised,
+    plain_layer,
+    standardised,
+)
 from jclnf.errors import ModelFileError
 from jclnf.experts import TrunkExperts
 from jclnf.experts.trunk import responses_in_windows, trunk, trunk_shapes, variance
@@ -163,10 +171,10 @@ def test_folding_gives_what_normalisation_with_the_averages_gave():
         weights[f"{name}.bias"] = jnp.asarray(rng.normal(size=width), jnp.float32)
     x = jnp.asarray(rng.standard_normal((3, 32, 32, 1)), jnp.float32)
     seen: dict = {}
-    normalised = trunk(x, _normalised_layer(weights, seen, ("maps",)))
+    in_training = trunk(x, _normalised_layer(weights, seen, ("maps",)))
     assert set(seen) == set(shapes) - {"maps"}
     plain = trunk(x, plain_layer(folded(weights, seen)))
-    np.testing.assert_allclose(plain, normalised, atol=2e-3 * float(jnp.abs(plain).max()))
+    np.testing.assert_allclose(plain, in_training, atol=2e-3 * float(jnp.abs(plain).max()))
 
 
 def test_standardised_pictures():
@@ -175,6 +183,31 @@ def test_standardised_pictures():
     assert found.mean() == pytest.approx(0, abs=1e-5)
     assert found.std() == pytest.approx(1, rel=1e-4)
     assert not np.asarray(standardised(jnp.full((8, 8), 77.0))).any()
+
+
+class TestEvened:
+    def test_against_opencv(self):
+        """The mean within the picture is OpenCV's with zeros around it, over that of ones."""
+        picture = texture(48)
+
+        def blurred(x: np.ndarray) -> np.ndarray:
+            border = cv2.BORDER_CONSTANT
+            return cv2.GaussianBlur(x, (97, 97), AROUND * 48, borderType=border)
+
+        around = blurred(picture) / blurred(np.ones_like(picture))
+        expected = (picture - around) / (around + 0.1 * picture.mean())
+        np.testing.assert_allclose(evened(jnp.asarray(picture)), expected, atol=1e-5)
+
+    def test_light_from_one_side_matters_little(self):
+        picture = 0.5 * texture(96) + 40
+        light = np.linspace(0.3, 1.7, 96, dtype=np.float32)
+        plain, lit = (np.asarray(normalised(jnp.asarray(p))) for p in (picture, picture * light))
+        without = [np.asarray(standardised(jnp.asarray(p))) for p in (picture, picture * light)]
+        assert np.abs(lit - plain).mean() < 0.25 * np.abs(without[1] - without[0]).mean()
+
+    def test_pictures_of_one_grey_level_are_nothing(self):
+        for level in (0.0, 0.3, 77.0, 255.0):
+            assert not np.asarray(normalised(jnp.full((96, 96), level))).any()
 
 
 class TestStart:
