@@ -1,11 +1,9 @@
-"""Whether a fit knows that it went wrong: learns the bundled model's confidence, and checks it.
+"""Whether a fit knows that it went wrong: checks the bundled model's confidence.
 
-    python experiments/confidence/run.py [--store]
+    python experiments/confidence/run.py
 
-It learns on the training split, is calibrated on the people there that the model's training was
-only watched on, and is checked on the validation split: from its boxes, from boxes and starts that
-are disturbed up to failure, and in boxes and pictures without a face. `--store` writes it into the
-bundled model.
+On the validation split: from its boxes, from boxes and starts that are disturbed up to failure, and
+in boxes and pictures without a face.
 """
 
 import csv
@@ -21,23 +19,17 @@ import cv2  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from common import DATA, REPOSITORY, Row, pivot, table, write_results  # noqa: E402
+from common import DATA, Row, pivot, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.confidence import FACE_LIMIT, LANDMARK_LIMIT, characteristics  # noqa: E402
+from jclnf.confidence import FACE_LIMIT, LANDMARK_LIMIT  # noqa: E402
 from jclnf.detect.haar import CASCADE, correct  # noqa: E402
 from jclnf.face import finish, place  # noqa: E402
 from jclnf.images import read_photo  # noqa: E402
 from jclnf.metrics import OUTER_EYES  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
-from jclnf.train.confidence import calibrated, train_evidence  # noqa: E402
-from jclnf.train.faces import MIRROR_68, Faces, cut_out  # noqa: E402
-from jclnf.train.fit_examples import FitExamples, Fits, fits_of, made, moved, no_face  # noqa: E402
+from jclnf.train.fit_examples import moved, no_face  # noqa: E402
 
-HELD_OUT = 0.03
-"""Part of the people that the model's training was watched on, see its card."""
-EACH, HELD_EACH = 5, 20
-"""Fits of each face to learn from, and to calibrate on."""
 CHUNK = 32
 BINS = 10
 
@@ -57,16 +49,11 @@ class Case(NamedTuple):
 class Outcome(NamedTuple):
     """Fits of cases; arrays with a leading axis."""
 
-    given: Any
+    trust: Any
+    """The confidence of the face, then of each landmark."""
     errors: Any
     """% of the eye distance."""
     ok: Any
-    scale: Any
-
-
-def read(annotated: list[jclnf.AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
-    return Faces([picture for picture, _ in pieces], np.array([points for _, points in pieces]))
 
 
 def cases() -> list[Case]:
@@ -163,11 +150,11 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
             pose, shape = place(model, image, box, None)
             pose, shape = moved(model, pose, shape, far, jax.random.key(seed))
             result = jclnf.fit_from(model, image, pose, shape, model.defaults)
-            at = (result.pose, result.shape, result.landmark_likelihood)
+            result = finish(model, image, result, model.defaults)
             eyes = jnp.linalg.norm(truth[OUTER_EYES[0]] - truth[OUTER_EYES[1]])
             errors = 100 * jnp.linalg.norm(result.landmarks - truth, axis=-1) / eyes
-            given = characteristics(model.pdm, *at)
-            return Outcome(given, errors, result.ok, result.pose.scale)
+            trust = jnp.concatenate([result.confidence[None], result.landmark_confidence])
+            return Outcome(trust, errors, result.ok)
 
         return jax.lax.map(one, batch)
 
@@ -253,22 +240,12 @@ def cost(model: jclnf.Model) -> tuple[float, float]:
     return float(np.median(times[False][1:])), float(np.median(times[True][1:]))
 
 
-def without(fits: Fits, columns: slice) -> Fits:
-    given = fits.given.copy()
-    given[:, columns] = 0
-    return fits._replace(given=given)
-
-
 def main() -> None:
     use_all_cores(8)
     jclnf.enable_compilation_cache()
-    model = dataclasses.replace(jclnf.load_model(), confidence=None)
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
-    train, held = map(read, jclnf.split_by_identity(annotated, HELD_OUT, 0))
-    fits, others = (
-        fits_of(model, made(FitExamples(faces, MIRROR_68), len(faces), each, seed=seed))
-        for faces, each, seed in ((train, EACH, 0), (held, HELD_EACH, 1))
-    )
+    model = jclnf.load_model()
+    confidence = model.confidence
+    assert confidence is not None
     tried = cases()
     found = outcomes(model, tried)
     kinds = np.array([case.kind for case in tried])
@@ -276,56 +253,20 @@ def main() -> None:
     points_right = found.ok[:, None] & (found.errors < LANDMARK_LIMIT)
     no_face_kinds = ("background", "detector's mistakes", "noise, or in disorder", "flat")
     faces = ~np.isin(kinds, no_face_kinds)
-
-    def probabilities(confidence: Any, given: np.ndarray) -> np.ndarray:
-        logits = jax.vmap(confidence.evidence)(jnp.asarray(np.nan_to_num(given)))
-        return np.where(found.ok[:, None], np.asarray(jax.nn.sigmoid(logits)), 0.0)
-
-    n, rows = model.pdm.n_landmarks, []
-    hidden = {
-        "all of it": slice(0, 0),
-        "responses alone": slice(n, None),
-        "shape and pose alone": slice(0, n),
-    }
-    learned = {}
-    for name, left_out in hidden.items():
-        begun = train_evidence(without(fits, left_out), quiet=True)
-        learned[name] = calibrated(begun, without(others, left_out), len(held))
-        given = found.given.copy()
-        given[:, left_out] = 0
-        trust = probabilities(learned[name], given)
-        for where, chosen in (("faces", faces), ("faces and others", np.ones(len(kinds), bool))):
-            said, was = trust[chosen], right[chosen]
-            asked = {"at_least": 0.97} if name == "all of it" else {}
-            rows += [
-                Row(
-                    f"{name}: face, area under ROC",
-                    where,
-                    len(was),
-                    area_under_roc(said[:, 0], was),
-                    **asked,
-                ),
-                Row(
-                    f"{name}: landmark, area under ROC",
-                    where,
-                    was.size * n,
-                    area_under_roc(said[:, 1:].ravel(), points_right[chosen].ravel()),
-                ),
-                Row(
-                    f"{name}: face, calibration error",
-                    where,
-                    len(was),
-                    reliability(said[:, 0], was)[1],
-                ),
-                Row(
-                    f"{name}: landmark, calibration error",
-                    where,
-                    was.size * n,
-                    reliability(said[:, 1:].ravel(), points_right[chosen].ravel())[1],
-                ),
-            ]
-    confidence = learned["all of it"]
-    trust = probabilities(confidence, found.given)
+    trust, rows = found.trust, []
+    for where, chosen in (("faces", faces), ("faces and others", np.ones(len(kinds), bool))):
+        said, was = trust[chosen], right[chosen]
+        points, points_were = said[:, 1:].ravel(), points_right[chosen].ravel()
+        area, points_area = area_under_roc(said[:, 0], was), area_under_roc(points, points_were)
+        error, points_error = (
+            reliability(*both)[1] for both in ((said[:, 0], was), (points, points_were))
+        )
+        rows += [
+            Row("face, area under ROC", where, len(was), area, at_least=0.97),
+            Row("landmark, area under ROC", where, points.size, points_area),
+            Row("face, calibration error", where, len(was), error),
+            Row("landmark, calibration error", where, points.size, points_error),
+        ]
     accepted = trust[:, 0] > float(confidence.threshold)
     lines = []
     for kind in dict.fromkeys(kinds):
@@ -345,12 +286,10 @@ def main() -> None:
     whole, whole_error = reliability(trust[:, 0], right)
     points, points_error = reliability(trust[faces][:, 1:].ravel(), points_right[faces].ravel())
     usual_points = reliability(trust[usual][:, 1:].ravel(), points_right[usual].ravel())
-    before, after = cost(dataclasses.replace(model, confidence=confidence))
+    before, after = cost(model)
     head = ["confidence", "fits", "said, mean", "right"]
     body = (
-        f"{faces.sum()} fits of 495 validation faces and {(~faces).sum()} of what is no face, by a "
-        f"confidence learned on {len(fits.errors)} fits of {len(train)} faces of other people "
-        f"and calibrated on {len(others.errors)} of {len(held)} faces of yet others."
+        f"{faces.sum()} fits of 495 validation faces and {(~faces).sum()} of what is no face."
         f"\n\n{pivot(rows)}\n\n"
         "## What is accepted\n\n"
         + table(["", "fits", "right", "right ones accepted", "wrong ones accepted", "mean"], lines)
@@ -371,10 +310,6 @@ def main() -> None:
     data = {"rows": [dataclasses.asdict(row) for row in rows], "kinds": lines}
     data |= {"faces": whole, "landmarks": points, "milliseconds": [before, after]}
     write_results(HERE, "Does a fit know that it went wrong?", body, data)
-    if "--store" in sys.argv[1:]:
-        file = REPOSITORY / "models" / "default.safetensors"
-        jclnf.save_model(dataclasses.replace(model, confidence=confidence), file)
-        print("stored in", file)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """All results of one video: the run over it, what is made of its table, and its metadata."""
 
+import functools
 import json
 import platform
 import time
@@ -84,11 +85,13 @@ def do_video(
             done.summary = "complete already"
             return done
         metadata.unlink(missing_ok=True)
-        if begun is not None:
-            saved = run.checkpoint.load() if resume else None
-            begun(source, 0 if saved is None else saved[1]["frame"] - 1)
         start = time.monotonic()
-        record = run.perform(resume=resume, every=every, told=told)
+        record = run.perform(
+            resume=resume,
+            every=every,
+            told=told,
+            begun=None if begun is None else functools.partial(begun, source),
+        )
         seconds = time.monotonic() - start
         done.problems += [f"{path}: {problem}" for problem in source.problems]
         _derive(settings, run, source, done)

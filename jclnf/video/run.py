@@ -115,7 +115,12 @@ class Run:
         return Followed(tracker, boxes)
 
     def perform(
-        self, *, resume: bool, every: float = CHECKPOINT_SECONDS, told: Told | None = None
+        self,
+        *,
+        resume: bool,
+        every: float = CHECKPOINT_SECONDS,
+        told: Told | None = None,
+        begun: Callable[[int], None] | None = None,
     ) -> Record:
         """Read the video and write the table, and what comes with each frame.
 
@@ -123,6 +128,7 @@ class Run:
             resume: go on from the checkpoint, if there is one.
             every: seconds between checkpoints.
             told: see `Told`.
+            begun: called with the number of frames that are done already.
 
         Raises:
             VideoError: as `Checkpoint.load`; or another process does this run.
@@ -135,6 +141,8 @@ class Run:
             first, offset = numbers["frame"], numbers["offset"]
             self.record = Record(**numbers["record"])
             self._faces.restore(arrays)
+        if begun is not None:
+            begun(first - 1)
         for wanted, folder in (
             (self.settings.pts, self._pts),
             (self.settings.aligned, self._aligned),
