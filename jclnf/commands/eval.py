@@ -17,7 +17,7 @@ import numpy as np
 from jclnf.annotations import AnnotatedFace, read_annotations
 from jclnf.atomic import write_bytes
 from jclnf.commands import INCOMPLETE, OK, CommandError, complain, printable
-from jclnf.commands.fit import add_settings, fit_params
+from jclnf.commands.settings import add_settings, fit_params
 from jclnf.errors import AnnotationError, BoxError, ModelFileError, ParamsError
 from jclnf.metrics import MEASURES, Statistics, Summary, face_errors
 

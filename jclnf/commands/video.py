@@ -133,7 +133,7 @@ def add_parser(subparsers: Any) -> None:
     )
     results.add_argument("--no-plot", action="store_true", help="without NAME.png")
 
-    from jclnf.commands.fit import add_numbers
+    from jclnf.commands.settings import add_numbers
 
     add_numbers(p.add_argument_group("the fit (default: as the model was trained)"))
     p.add_argument("--checkpoint-every", type=float, default=5.0, help=argparse.SUPPRESS)
