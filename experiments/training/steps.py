@@ -86,7 +86,8 @@ def main() -> None:
             before, packed(annotated), folder, epochs
         ),
         "+ trunk": before,
-        "+ training through the fit": final,
+        "+ training through the fit": dataclasses.replace(final, readout=None),
+        "+ readout": final,
         "the same, three iterations": settings(final, iterations=3),
         "the same, from 11 rotations": final,
     }
