@@ -83,8 +83,9 @@ def evened(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
     picture's mean is added, so that dark areas do not become noise. Source: Wang, Li, Wang, "Face
     recognition under varying lighting conditions using self quotient image" (FG 2004).
     """
-    smooth = [jnp.asarray(_averages(side), square.dtype) for side in square.shape]
-    around = smooth[0] @ square @ smooth[1].T
+    down, across = (jnp.asarray(_averages(side), square.dtype) for side in square.shape)
+    # In full precision also on accelerators: a flat picture must stay one.
+    around = jnp.einsum("ij,jk,lk->il", down, square, across, precision=lax.Precision.HIGHEST)
     return (square - around) / (around + jnp.maximum(0.1 * square.mean(), 1.0))
 
 
