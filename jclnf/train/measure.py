@@ -9,8 +9,14 @@ import numpy as np
 from jclnf.face import fit
 from jclnf.model import Model
 from jclnf.result import FitResult
-from jclnf.train.batches import Example
+from jclnf.train.batches import Example, Maker
 from jclnf.train.end_to_end import EYE_DISTANCE
+
+
+def one_of_each(make: Maker, count: int) -> Example:
+    """An example of each face, always the same ones."""
+    made = [make(face, np.random.default_rng([face])) for face in range(count)]
+    return {key: np.stack([example[key] for example in made]) for key in made[0]}
 
 
 @eqx.filter_jit

@@ -31,13 +31,12 @@ from jclnf.train.batches import (
     BoxExamples,
     Disturbance,
     Example,
-    Maker,
     TrunkExamples,
 )
 from jclnf.train.end_to_end import averaged, train_end_to_end
 from jclnf.train.faces import Faces, Posed
 from jclnf.train.loop import Course
-from jclnf.train.measure import errors, fit_errors, summary
+from jclnf.train.measure import errors, fit_errors, one_of_each, summary
 from jclnf.train.networks import (
     Trained,
     Weights,
@@ -188,7 +187,7 @@ def train_model(
     whole = assemble(pdm, start, [folded(*trained) for trained in trunks], plan, name)
     # Kept to compare with.
     save_model(whole, folder / "before_fit.safetensors")
-    held = _made(BoxExamples(watched.faces, FIT_PICTURE, FIT_MARGIN), len(watched.faces))
+    held = one_of_each(BoxExamples(watched.faces, FIT_PICTURE, FIT_MARGIN), len(watched.faces))
     say(f"before training through the fit, held out: {summary(fit_errors(whole, held))}")
     trained = []
     for k in range(plan.fits):
@@ -233,7 +232,7 @@ def fine_tune(
     shapes = ShapeModel(pdm.mean, pdm.components, pdm.eigenvalues, 1.5, [])
     posed = Posed.of(faces.with_mirrored(mirror), shapes)
     watched = Posed.of(held_out, shapes)
-    held = _made(BoxExamples(watched.faces, FIT_PICTURE, FIT_MARGIN), len(held_out))
+    held = one_of_each(BoxExamples(watched.faces, FIT_PICTURE, FIT_MARGIN), len(held_out))
     say(f"before, held out: {summary(fit_errors(model, held))}")
     # Fits are trained towards the annotations themselves; what is left is learned anew.
     model = dataclasses.replace(model, readout=None)
@@ -295,12 +294,6 @@ def _through_the_fit(
     )
 
 
-def _made(make: Maker, count: int) -> Example:
-    """An example of each face, always the same ones."""
-    made = [make(face, np.random.default_rng([face])) for face in range(count)]
-    return {key: np.stack([example[key] for example in made]) for key in made[0]}
-
-
 def _shape_model(
     workshop: Workshop, faces: Faces, examples: np.ndarray, mirror: np.ndarray, modes: int
 ) -> ShapeModel:
@@ -322,7 +315,7 @@ def _shape_model(
 def _learned_start(
     workshop: Workshop, posed: Posed, watched: Posed, pdm: PDM, plan: Plan, quiet: bool
 ) -> Weights:
-    held = _made(BoxExamples(watched.faces), len(watched.faces))
+    held = one_of_each(BoxExamples(watched.faces), len(watched.faces))
 
     @jax.jit
     def landmarks(codes: Array, boxes: Array) -> Array:
@@ -365,7 +358,7 @@ def _trunk(
     def examples(posed: Posed) -> TrunkExamples:
         return TrunkExamples(posed, scaling, plan.grid, plan.middle, disturbance)
 
-    held = _made(examples(watched), len(watched.faces))
+    held = one_of_each(examples(watched), len(watched.faces))
 
     def report(epoch: int, mean: float, weights: Weights) -> None:
         parts = range(0, len(watched.faces), 32)

@@ -1,0 +1,108 @@
+"""Second part of the bundled model's training: a model of plain pictures learns to see evened ones.
+
+    python experiments/training/evened.py FIRST FOLDER
+
+FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
+(`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
+the fit on evened pictures (`jclnf.convnet.evened`), from several seeds, and their weights averaged;
+start and shape model are those of the whole training on evened pictures, `run.py`, which
+models/default.safetensors holds when this begins. Readout, confidence and covariances are learned
+anew. Twenty minutes on two cores; FOLDER keeps the checkpoints.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import numpy as np  # noqa: E402
+from common import DATA, REPOSITORY  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
+
+import jclnf  # noqa: E402
+from jclnf.commands.learning import split_people  # noqa: E402
+from jclnf.images import read_photo  # noqa: E402
+from jclnf.runtime import use_all_cores  # noqa: E402
+from jclnf.serialise import FORMAT_VERSION  # noqa: E402
+from jclnf.train.batches import BoxExamples  # noqa: E402
+from jclnf.train.confidence import learn_confidence  # noqa: E402
+from jclnf.train.end_to_end import averaged, train_end_to_end  # noqa: E402
+from jclnf.train.faces import MIRROR_68, Faces, cut_out  # noqa: E402
+from jclnf.train.loop import Course  # noqa: E402
+from jclnf.train.measure import fit_errors, one_of_each, summary  # noqa: E402
+from jclnf.train.pipeline import FIT_MARGIN, FIT_PICTURE  # noqa: E402
+from jclnf.train.readout import learn_readout  # noqa: E402
+from jclnf.train.uncertainty import calibrate_uncertainty  # noqa: E402
+
+COURSES = [Course(8, rate=5e-4, seed=seed) for seed in (11, 12)]
+
+
+def plain_model(path: Path, folder: Path) -> jclnf.Model:
+    """A model of the format's version 1, whose weights mean the same but for what they look at."""
+    with safe_open(path, "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(file.metadata()["jclnf"])
+    copy = folder / "first.safetensors"
+    save_file(tensors, copy, {"jclnf": json.dumps(header | {"version": FORMAT_VERSION})})
+    return jclnf.load_model(copy)
+
+
+def packed(annotated: list[jclnf.AnnotatedFace]) -> Faces:
+    pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
+    pictures, points = zip(*pieces, strict=True)
+    return Faces(list(pictures), np.array(points))
+
+
+def main() -> None:
+    first, folder = (Path(text) for text in sys.argv[1:3])
+    folder.mkdir(parents=True, exist_ok=True)
+    use_all_cores(2)
+    jclnf.enable_compilation_cache()
+    out = REPOSITORY / "models" / "default.safetensors"
+    whole = jclnf.load_model(out)
+    model = dataclasses.replace(
+        plain_model(first, folder),
+        pdm=whole.pdm,
+        start=whole.start,
+        readout=None,
+        confidence=None,
+        uncertainty=None,
+    )
+    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
+    people = argparse.Namespace(held_out=0.03, seed=0, data="the training split")
+    faces, held_out = map(packed, split_people(people, annotated))
+    held = one_of_each(BoxExamples(held_out, FIT_PICTURE, FIT_MARGIN), len(held_out))
+    both_ways = faces.with_mirrored(MIRROR_68)
+    trained = []
+    for course in COURSES:
+
+        def report(epoch: int, loss: float, model: jclnf.Model) -> None:
+            print(f"{epoch + 1}: loss {loss:.3f}, {summary(fit_errors(model, held))}", flush=True)
+
+        trained.append(
+            train_end_to_end(
+                model,
+                BoxExamples(both_ways, FIT_PICTURE, FIT_MARGIN),
+                len(both_ways),
+                course,
+                checkpoint=folder / f"fit{course.seed}.eqx",
+                report=report,
+                quiet=True,
+            )
+        )
+    model = learn_readout(averaged(trained), faces, FIT_PICTURE, FIT_MARGIN)
+    print(f"averaged, with the readout: {summary(fit_errors(model, held))}", flush=True)
+    confidence = learn_confidence(model, faces, held_out, MIRROR_68, quiet=True)
+    model = dataclasses.replace(model, name="default", confidence=confidence)
+    uncertainty = calibrate_uncertainty(model, held_out, MIRROR_68)
+    jclnf.save_model(dataclasses.replace(model, uncertainty=uncertainty), out)
+
+
+if __name__ == "__main__":
+    main()
