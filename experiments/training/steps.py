@@ -1,10 +1,10 @@
 """What each step of the training brought, on the validation split.
 
-    python experiments/training/steps.py FOLDER [CCNF_EPOCHS]
+    python experiments/training/steps.py FOLDER MODEL [CCNF_EPOCHS]
 
-FOLDER is the working folder of experiments/training/run.py. CCNF experts are trained here, by
-gradient descent, for as many epochs (default: 4), and put in the place of the trunk. Nothing is
-chosen by these figures.
+FOLDER is the working folder of experiments/training/run.py, MODEL the model that it made. CCNF
+experts are trained here, by gradient descent, for as many epochs (default: 4), and put in the place
+of the trunk. Nothing is chosen by these figures.
 """
 
 import csv
@@ -67,8 +67,8 @@ def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jc
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 4
-    final = jclnf.load_model()
+    epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 4
+    final = jclnf.load_model(sys.argv[2])
     before = jclnf.load_model(folder / "before_fit.safetensors")
     annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
     with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
@@ -90,6 +90,7 @@ def main() -> None:
         "+ readout": final,
         "the same, three iterations": settings(final, iterations=3),
         "the same, from 11 rotations": final,
+        "the bundled model, whose trunk was trained on plain pictures first": jclnf.load_model(),
     }
     lines = []
     for name, model in steps.items():
