@@ -298,13 +298,20 @@ def test_ccnf_experts_learn(posed):
     assert errors[1] < 0.6 * errors[0]
 
 
-@pytest.mark.slow
-def test_from_faces_to_a_model_and_further(tmp_path, faces):
-    """All stages, at a small size; the model is one that can be stored, loaded and trained on."""
+@pytest.fixture(scope="module")
+def small(faces, tmp_path_factory):
+    """A small model, what it was trained by, and what was said meanwhile."""
     said: list[str] = []
-    work = tmp_path / "work"
+    work = tmp_path_factory.mktemp("small") / "work"
     arguments = (faces, drawn(4, seed=9), shapes(40, seed=5), MIRROR_68, work, SMALL)
-    trained = train_model(*arguments, name="small", quiet=True, say=said.append)
+    return train_model(*arguments, name="small", quiet=True, say=said.append), arguments, said
+
+
+@pytest.mark.slow
+def test_from_faces_to_a_model_and_further(tmp_path, faces, small):
+    """All stages, at a small size; the model is one that can be stored, loaded and trained on."""
+    trained, arguments, said = small
+    work = arguments[4]
     assert len(said) == 3
     stages = [line.split(",")[0] for line in (work / "course.csv").read_text().split()]
     expected = ["start"] * 2 + ["trunk0"] * 2 + ["trunk1"] + ["fit0"] * 2 + ["fit1"] * 2
@@ -375,11 +382,9 @@ class TestCommand:
         assert "68, 3" in capsys.readouterr().err
 
     @pytest.mark.slow
-    def test_fine_tuning_writes_a_model_and_its_course(self, tmp_path, faces, capsys):
-        small = train_model(
-            faces, drawn(4, seed=9), shapes(40), MIRROR_68, tmp_path / "w", SMALL, quiet=True
-        )
-        jclnf.save_model(small, tmp_path / "small.safetensors")
+    def test_fine_tuning_writes_a_model_and_its_course(self, tmp_path, small, capsys):
+        trained, _, _ = small
+        jclnf.save_model(trained, tmp_path / "small.safetensors")
         data = write_data(tmp_path / "data", drawn(18, seed=3))
         out = tmp_path / "tuned.safetensors"
         options = ["--from", str(tmp_path / "small.safetensors"), "--effort", "0.1"]
@@ -389,7 +394,7 @@ class TestCommand:
         assert tuned.name == "tuned"
         assert tuned.confidence.n_landmarks == 68
         assert float(tuned.uncertainty.residual) > 0
-        before, after = small.experts.kernels, tuned.experts.kernels
+        before, after = trained.experts.kernels, tuned.experts.kernels
         assert any((np.asarray(before[k]) != np.asarray(after[k])).any() for k in before)
         folder = tmp_path / "tuned.safetensors.training"
         assert (folder / "course.csv").read_text().count("\n") > 1
