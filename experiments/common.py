@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 import jclnf  # noqa: E402
+from jclnf.geometry import Pose  # noqa: E402
 from jclnf.images import read_image  # noqa: E402
-from jclnf.pdm import Pose  # noqa: E402
 
 DATA = Path(os.environ.get("JCLNF_TEST_DATA", REPOSITORY.parent / "shared"))
 OPENFACE = DATA / "openface"

@@ -12,12 +12,8 @@ Conventions, everywhere:
 
 from typing import TYPE_CHECKING, Any
 
+from jclnf._clnf import CLNF
 from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
-from jclnf.batch import fit_batch
-from jclnf.camera import Camera
-from jclnf.clnf import CLNF
-from jclnf.confidence import Confidence
-from jclnf.crop import Crop, crop
 from jclnf.errors import (
     AnnotationError,
     BoxError,
@@ -28,26 +24,36 @@ from jclnf.errors import (
     ParamsError,
 )
 from jclnf.evaluation import Evaluation, evaluate
-from jclnf.face import fit
-from jclnf.fit import fit_from
-from jclnf.from_points import fit_points
-from jclnf.gaze import Gaze, gaze
-from jclnf.head_pose import HeadPose, head_pose, landmarks_in_space
-from jclnf.hypotheses import OPENFACE_ROTATIONS, fit_hypotheses, fit_until_accepted
-from jclnf.model import EarlyTermination, Model, Part
+from jclnf.files import load_model, save_model
+from jclnf.fitting import (
+    OPENFACE_ROTATIONS,
+    Confidence,
+    EarlyTermination,
+    FitResult,
+    FitStatus,
+    Model,
+    Part,
+    PartResult,
+    Trace,
+    Validator,
+    fit,
+    fit_batch,
+    fit_from,
+    fit_hypotheses,
+    fit_points,
+    fit_until_accepted,
+)
+from jclnf.geometry import PDM, Pose
+from jclnf.images import Crop, crop
 from jclnf.openface import load_openface
 from jclnf.params import Arithmetic, FitParams
-from jclnf.pdm import PDM, Pose
-from jclnf.result import FitResult, FitStatus, PartResult, Trace
 from jclnf.runtime import enable_compilation_cache
-from jclnf.serialise import load_model, save_model
-from jclnf.track import TrackParams, TrackState, track, track_frame
-from jclnf.tracker import TrackedFace, Tracker
-from jclnf.validator import Validator
+from jclnf.space import Camera, Gaze, HeadPose, gaze, head_pose, landmarks_in_space
+from jclnf.tracking import TrackedFace, Tracker, TrackParams, TrackState, track, track_frame
 
 if TYPE_CHECKING:
-    from jclnf.train.loop import Course
-    from jclnf.train.tune import Tuned, tune
+    from jclnf.train._loop import Course
+    from jclnf.train._tune import Tuned, tune
 
 __version__ = "0.1.0"
 
@@ -112,7 +118,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # What training needs (Optax, mostly) is imported when it is asked for.
     if name in ("Course", "Tuned", "tune"):
-        from jclnf.train import loop, tune
+        from jclnf.train import _loop as loop
+        from jclnf.train import _tune as tune
 
         return {"Course": loop.Course, "Tuned": tune.Tuned, "tune": tune.tune}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from jclnf.cli import main
+from jclnf.cli._main import main
 
 if __name__ == "__main__":
     sys.exit(main())

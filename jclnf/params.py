@@ -89,7 +89,7 @@ class FitParams(eqx.Module):
     """A pass has converged when an iteration moves the shape by less, in pixels (the norm over
     all coordinates of all landmarks)."""
     parts: bool = eqx.field(static=True, default=False)
-    """Whether the model's part models refine the fitted face, see `jclnf.parts`."""
+    """Whether the model's part models refine the fitted face, see `fitting/_parts.py`."""
     uncertainty: bool = eqx.field(static=True, default=False)
     """Whether a fit says how far each landmark may be off, see `FitResult.covariance`."""
     derivatives: str = eqx.field(static=True, default="unrolled")
@@ -100,7 +100,7 @@ class FitParams(eqx.Module):
     - `"rematerialised"`: the same numbers, but only where each scale begins is kept, and what
       happened in it is computed again. A fraction of the memory; on a CPU faster as well.
     - `"implicit"`: from the implicit function theorem where the last scale ended, its windows held
-      where they stand (see `jclnf.implicit`). Costs least, whatever the number of iterations.
+      where they stand (see `fitting/_implicit.py`). Costs least, whatever the number of iterations.
       Valid where the last pass has converged. By what acts through earlier scales alone (their
       settings and experts, the box, the start rotation) it is zero.
     """

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import laplacian
+from support.synthetic import laplacian
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts import CCNF
-from jclnf.experts.ccnf import mirror_basis
+from jclnf.experts._ccnf import mirror_basis
 
 WINDOWS = (7, 5)
 SHAPE = (2, 2, 3)  # scales, views, landmarks

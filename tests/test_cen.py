@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from expert_files import CENFile, random_cen, write_cen
-from parity import check_fits, recorded_scales
+from support.expert_files import CENFile, random_cen, write_cen
+from support.parity import check_fits, recorded_scales
 
 import jclnf
 from jclnf import load_openface
 from jclnf.experts import CEN
-from jclnf.experts.cen import sparse_grid
+from jclnf.experts._cen import sparse_grid
 from jclnf.params import EXACT, OPENFACE
 
 SUPPORT, WINDOW = 5, 7

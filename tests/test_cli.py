@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import pytest
 import skimage.data
-from openface_files import random_model, write_model
 from PIL import Image
+from support.openface_files import random_model, write_model
 
 import jclnf
-import jclnf.commands.fit
+import jclnf.cli._fit
 import jclnf.images
-from jclnf.cli import main
-from jclnf.result import FitStatus
+from jclnf.cli._main import main
+from jclnf.fitting import FitStatus
 from jclnf.runtime import enable_compilation_cache, silent_stderr
 
 SCALE = 0.9  # so that all crops are of one size, and the fit is compiled once
@@ -456,14 +456,14 @@ def test_parts_are_openfaces(run, astronaut, model):
 def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):
     cv2.imwrite("a.png", astronaut)
     cv2.imwrite("b.png", astronaut)
-    read = jclnf.images.read_photo
+    read = jclnf.images._read.read_photo
 
     def interrupt(path):
         if path.name == "b.png":
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(jclnf.commands.fit, "read_photo", interrupt)
+    monkeypatch.setattr(jclnf.cli._fit, "read_photo", interrupt)
     code, out, err = run("a.png", "b.png")
     assert (code, err) == (130, "jclnf: interrupted\n")
     assert "1 face in fits/landmarks.csv" in out
@@ -476,11 +476,11 @@ def test_full_disk(run, astronaut, box, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(jclnf.commands.fit, "write_png", full)
+    monkeypatch.setattr(jclnf.cli._fit, "write_png", full)
     code, _, err = run("a.png", "--box", *box)
     assert code == 1
     assert err == "jclnf: fits/a_overlay.png: cannot be written: No space left on device\n"
-    monkeypatch.setattr("jclnf.table.FaceTable.write", full)
+    monkeypatch.setattr("jclnf.cli._face_table.FaceTable.write", full)
     code, _, err = run("a.png", "--box", *box)
     assert code == 2
     assert err == "jclnf: fits/landmarks.csv: cannot be written: No space left on device\n"
@@ -500,7 +500,7 @@ def test_help_and_version(capfd):
 
 
 def process(*arguments, **options):
-    code = "import sys; from jclnf.cli import main; sys.exit(main())"
+    code = "import sys; from jclnf.cli._main import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=options.pop("cwd", None),
@@ -520,7 +520,7 @@ def test_help_into_a_closed_pipe_and_without_heavy_modules():
     assert p.returncode in (0, 1)  # whether argparse or we meet the closed pipe
     code = (
         "import sys, jclnf.cli\n"
-        "assert jclnf.cli.main(['fit', '--help']) == 0\n"
+        "assert jclnf.cli._main.main(['fit', '--help']) == 0\n"
         "assert not {'cv2', 'matplotlib', 'skimage'} & set(sys.modules)\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends\n"

@@ -7,7 +7,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from synthetic import planted
+from support.synthetic import planted
 
 import jclnf
 
@@ -74,7 +74,7 @@ def test_a_batch_over_two_devices_is_the_batch_over_one():
         import jax
         jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
         import jclnf, numpy as np
-        from synthetic import planted
+        from support.synthetic import planted
         face = planted()
         boxes = face.box + np.arange(5)[:, None] * [0.5, 0.3, 0, 0]
         starts = [[0, 0, 0], [0, 0.5, 0]]

@@ -9,20 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from synthetic import planted
+from support.synthetic import planted
 
 import jclnf
-from jclnf.clnf import describe
-from jclnf.confidence import Confidence, characteristics
-from jclnf.face import finish
+from jclnf._clnf import describe
+from jclnf.fitting import Confidence, Validator, characteristics, finish
+from jclnf.fitting._result import SUCCESS_CONFIDENCE
+from jclnf.geometry import displaced
 from jclnf.params import as_dtype
-from jclnf.pdm import displaced
-from jclnf.result import SUCCESS_CONFIDENCE
-from jclnf.train.confidence import calibrated, train_evidence
-from jclnf.train.faces import Faces
-from jclnf.train.fit_examples import KINDS, PICTURE, FitExamples, Fits, fits_of, made, no_face
-from jclnf.train.loop import Course
-from jclnf.validator import Validator
+from jclnf.train._confidence import calibrated, train_evidence
+from jclnf.train._faces import Faces
+from jclnf.train._fit_examples import KINDS, PICTURE, FitExamples, Fits, fits_of, made, no_face
+from jclnf.train._loop import Course
 
 N, M = 20, 4
 INPUTS = N + 6 + M
@@ -99,7 +97,7 @@ def test_a_success_is_over_the_models_threshold(face, model, plain, fitted):
 
 
 def test_a_validator_goes_first(face, model, plain, fitted, monkeypatch):
-    monkeypatch.setattr("jclnf.validator.confidence", lambda *_: jnp.float32(0.7))
+    monkeypatch.setattr("jclnf.fitting._validator.confidence", lambda *_: jnp.float32(0.7))
     both = dataclasses.replace(model, validator=Validator(jnp.zeros((1, 3)), ()))
     result = finished(face, both, plain)
     assert float(result.confidence) == pytest.approx(0.7)
@@ -238,7 +236,7 @@ def dotted():
 
 def test_examples_show_their_landmarks_where_they_say(dotted, monkeypatch):
     faces, mirror = dotted
-    monkeypatch.setattr("jclnf.train.fit_examples.augment", lambda picture, _: picture)
+    monkeypatch.setattr("jclnf.train._fit_examples.augment", lambda picture, _: picture)
     bright = dark = without = 0
     for example in made(FitExamples(faces, np.arange(9)), 3, 40, seed=0):
         picture, points = example["picture"], example["points"]
@@ -287,7 +285,7 @@ def test_pictures_of_no_face_are_none_of_the_face(dotted, rng):
 
 def test_fits_of_examples_are_fits(face, monkeypatch):
     """A model that finds its face from the true box, and not from elsewhere."""
-    monkeypatch.setattr("jclnf.train.fit_examples.OUTER_EYES", (0, 1))
+    monkeypatch.setattr("jclnf.train._fit_examples.OUTER_EYES", (0, 1))
     examples = []
     for shift in (0, 70, 0):
         examples.append(

@@ -2,8 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from jclnf.crop import BUCKETS, MAX_BOX_RATIO, MIN_BOX_SIDE, check_box, crop
 from jclnf.errors import BoxError, ImageError
+from jclnf.images import BUCKETS, check_box, crop
+from jclnf.images._crop import MAX_BOX_RATIO, MIN_BOX_SIDE
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import planted
+from support.synthetic import planted
 
 import jclnf
-from jclnf.convnet import initial_weights
 from jclnf.errors import ModelFileError
-from jclnf.start import LearnedStart, start_shapes
+from jclnf.experts import initial_weights
+from jclnf.fitting import LearnedStart, start_shapes
 
 
 @pytest.fixture(scope="module")

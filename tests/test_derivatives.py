@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import default_params, planted
+from support.synthetic import default_params, planted
 
 import jclnf
-from jclnf.fit import fit_from
+from jclnf.fitting import fit_from
+from jclnf.geometry import MODE_LIMIT, pose_from_box
 from jclnf.params import DERIVATIVES, as_dtype
-from jclnf.pdm import MODE_LIMIT, pose_from_box
 
 STEP = 1e-7
 """Of central differences; larger ones cross lines between pixels, where sampling has kinks."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-import jclnf.detect.haar as haar
+import jclnf.detect._haar as haar
 from jclnf.detect import Detector, HaarDetector
 from jclnf.errors import DetectorError, ImageError, JclnfError
 

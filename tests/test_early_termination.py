@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import default_params, planted
+from support.synthetic import default_params, planted
 
 import jclnf
-from jclnf import EarlyTermination, FitStatus, ModelFileError, ParamsError, hypotheses
-from jclnf.openface.early_termination import read_early_termination
+from jclnf import EarlyTermination, FitStatus, ModelFileError, ParamsError
+from jclnf.fitting import _hypotheses as hypotheses
+from jclnf.openface._early_termination import read_early_termination
 
 ROTATIONS = np.array(
     [[0.0, -0.9, 0.3], [0.2, 1.2, 0.0], [0, 0, 0], [0, 0.1, 0], [0.4, 0, 0.2]], np.float32

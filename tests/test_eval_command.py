@@ -6,20 +6,21 @@ import sys
 import cv2
 import jax
 import jax.numpy as jnp
+import jclnf.serialise
 import numpy as np
 import pytest
-from synthetic import planted
+from support.synthetic import planted
 
 import jclnf
 import jclnf.evaluation
-import jclnf.serialise
 from jclnf.annotations import AnnotatedFace, tight_box
-from jclnf.cli import main
+from jclnf.cli._main import main
 from jclnf.errors import AnnotationError, BoxError
-from jclnf.evaluation import NOT_READ, Evaluation, evaluate, yaws
-from jclnf.metrics import box_size
-from jclnf.pdm import Pose, project
-from jclnf.result import FitStatus
+from jclnf.evaluation import NOT_READ, Evaluation, evaluate
+from jclnf.evaluation._evaluate import yaws
+from jclnf.evaluation._metrics import box_size
+from jclnf.fitting import FitStatus
+from jclnf.geometry import Pose, project
 from jclnf.runtime import use_all_cores
 
 SHIFTS = ((0, 0), (9, 4), (-6, 12))
@@ -102,7 +103,7 @@ def test_errors_are_those_of_the_fits(run, folder, face):
     errors = []
     for row, annotated in zip(rows(), faces, strict=True):
         box = tight_box(annotated.landmarks)
-        piece = jclnf.crop(jclnf.images.read_image(annotated.image), box)
+        piece = jclnf.crop(jclnf.images._read.read_image(annotated.image), box)
         result = jclnf.fit(face.model, piece.image, piece.box)
         fitted = np.asarray(result.landmarks) + piece.offset
         distances = np.linalg.norm(fitted - annotated.landmarks, axis=1)
@@ -164,7 +165,7 @@ def test_an_image_that_cannot_be_read(run, folder, tmp_path, monkeypatch):
 
 
 def test_the_model_that_comes_with_jclnf(run, folder, monkeypatch):
-    monkeypatch.setattr(jclnf.serialise, "_bundled", lambda: folder / "planted.safetensors")
+    monkeypatch.setattr(jclnf.files._serialise, "_bundled", lambda: folder / "planted.safetensors")
     assert run(model="default")[0] == 0
     assert summary()["model"] == "default"
 
@@ -225,7 +226,7 @@ def test_starts_and_settings(run, face, monkeypatch, options, learned, rotations
         defaults = face.model.defaults
         start = object() if learned else None
 
-    monkeypatch.setattr(jclnf.evaluation, "evaluate", stub)
+    monkeypatch.setattr(jclnf.evaluation._evaluate, "evaluate", stub)
     monkeypatch.setattr(jclnf, "load_model", lambda _: Loaded)
     settings = ("--arithmetic", "openface", "--iterations", "3", "--split", "val")
     code, out, _ = run(*settings, starts=options)
@@ -252,7 +253,7 @@ def test_chunks_change_nothing(folder, face, monkeypatch):
     at_once = evaluate(face.model, faces)
     assert at_once.problems == {}
     assert at_once.summary().measures["all_box"].faces == 3
-    monkeypatch.setattr(jclnf.evaluation, "CHUNK", 2)
+    monkeypatch.setattr(jclnf.evaluation._evaluate, "CHUNK", 2)
     done, told = [], []
     broken = AnnotatedFace(folder / "no.png", faces[0].landmarks)
     in_two = evaluate(
@@ -275,7 +276,7 @@ def test_chunks_change_nothing(folder, face, monkeypatch):
 
 def test_own_box_and_own_reader(folder, face):
     (annotated,) = jclnf.read_annotations(folder, split="train")
-    image = jclnf.images.read_image(annotated.image)
+    image = jclnf.images._read.read_image(annotated.image)
     box = tight_box(annotated.landmarks) + [3, -2, 1, 4]
     boxed = AnnotatedFace(folder / "not there", annotated.landmarks, box=box)
     piece = jclnf.crop(image, box)

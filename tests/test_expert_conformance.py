@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from expert_files import random_cen, random_svr, write_cen, write_svr
-from synthetic import laplacian, random_pdm
+from support.expert_files import random_cen, random_svr, write_cen, write_svr
+from support.synthetic import laplacian, random_pdm
 
 import jclnf
 from jclnf.experts import CCNF, PatchExperts
+from jclnf.geometry import sample_areas
 from jclnf.params import EXACT, OPENFACE, Arithmetic, as_dtype
-from jclnf.warp import sample_areas
 
 WINDOWS = (7, 5)
 SCALINGS = (0.5, 1.0)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import default_params, planted
+from support.synthetic import default_params, planted
 
 import jclnf
+from jclnf.geometry import pose_from_box, project
 from jclnf.params import as_dtype
-from jclnf.pdm import pose_from_box, project
 
 ARITHMETICS = ("exact", "openface")
 
@@ -121,7 +121,7 @@ def test_jit_agrees_with_eager(face, start):
 
 def test_a_second_photo_of_the_same_size_compiles_nothing(face, start, monkeypatch):
     traces = []
-    module = sys.modules["jclnf.face"]
+    module = sys.modules["jclnf.fitting._fit"]
     original = module.fit_from
     monkeypatch.setattr(module, "fit_from", lambda *args: traces.append(1) or original(*args))
     params = default_params(iterations=3)
@@ -202,7 +202,7 @@ def test_statuses(face, start):
         assert one.message.endswith(".")
 
 
-class Drag(jclnf.experts.base.AreaExperts):
+class Drag(jclnf.experts._base.AreaExperts):
     """Experts that always answer to the right of where they are asked."""
 
     centres: jax.Array

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import random_pdm, random_pose
+from support.synthetic import random_pdm, random_pose
 
 from jclnf import load_openface
-from jclnf.from_points import DAMPING, IDLE_STEPS, MAX_STEPS, SMALLEST_GAIN, fit_points
+from jclnf.fitting import fit_points
+from jclnf.fitting._from_points import DAMPING, IDLE_STEPS, MAX_STEPS, SMALLEST_GAIN
+from jclnf.geometry import euler_to_matrix, project
 from jclnf.params import as_dtype
-from jclnf.pdm import project
-from jclnf.rotation import euler_to_matrix
 
 fit_compiled = jax.jit(fit_points)
 ROTATIONS = [(0.0, 0.0, 0.0), (0.3, -0.5, 0.2), (-0.2, 1.0, -0.4)]

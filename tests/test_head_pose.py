@@ -12,11 +12,11 @@ import pytest
 
 import jclnf
 from jclnf import PDM, Camera, HeadPose, ParamsError, Pose
-from jclnf.gaze import CORNERS, EYES, RADIUS
+from jclnf.geometry import euler_to_matrix, shape3d
 from jclnf.images import read_photo
-from jclnf.openface.table import OpenFaceTable, measure
-from jclnf.pdm import shape3d
-from jclnf.rotation import euler_to_matrix
+from jclnf.openface import OpenFaceTable, measure
+from jclnf.space import EYES
+from jclnf.space._gaze import CORNERS, RADIUS
 
 
 @pytest.fixture(scope="module")

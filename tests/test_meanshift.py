@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jclnf import meanshift
+from jclnf.fitting import _meanshift as meanshift
 
 
 def slow_mean_shift(response, d, width, kernel_at=None):

@@ -1,15 +1,13 @@
 import numpy as np
 import pytest
 
-from jclnf.curves import draw_curves
-from jclnf.metrics import (
+from jclnf.evaluation import Statistics, draw_curves, face_errors
+from jclnf.evaluation._metrics import (
     GROUPS_68,
     INNER,
-    Statistics,
     area_under_curve,
     box_size,
     cumulative_error_curve,
-    face_errors,
     failure_rate,
     nme,
     outer_eye_distance,

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openface_files import random_model, write_model
+from support.openface_files import random_model, write_model
 
 import jclnf
-from jclnf.cli import main
+from jclnf.cli._main import main
 from jclnf.errors import InstallError
-from jclnf.openface import install
-from jclnf.openface.install import Manifest, ManifestFile, download, install_from, read_manifest
+from jclnf.openface import Manifest, download, install_from, read_manifest
+from jclnf.openface import _install as install
+from jclnf.openface._install import ManifestFile
 
 CONTENTS = {
     "main_a.txt": b"LandmarkDetector a.txt\n",

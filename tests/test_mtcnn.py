@@ -9,15 +9,17 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mtcnn_files import SHAPES, network_file, random_layers, run_in_numpy, write_networks
-from openface_files import little_memory
+from support.mtcnn_files import SHAPES, network_file, random_layers, run_in_numpy, write_networks
+from support.openface_files import little_memory
 from test_openface_hostile import mutate
 
 from jclnf import ModelFileError
-from jclnf.detect import MtcnnDetector, find_faces, make_detector, mtcnn
-from jclnf.detect.mtcnn_networks import faces, make_network
+from jclnf.detect import MtcnnDetector, find_faces, make_detector
+from jclnf.detect import _mtcnn as mtcnn
+from jclnf.detect._mtcnn_networks import faces, make_network
 from jclnf.errors import DetectorError, ImageError
-from jclnf.openface.mtcnn import INPUT_SIDES, read_mtcnn, read_network
+from jclnf.openface import INPUT_SIDES, read_mtcnn
+from jclnf.openface._mtcnn import read_network
 
 
 @pytest.fixture(scope="module")

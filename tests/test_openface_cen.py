@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from expert_files import cen_file, random_cen, write_cen
-from openface_files import Writer, little_memory
+from support.expert_files import cen_file, random_cen, write_cen
+from support.openface_files import Writer, little_memory
 
 from jclnf import ModelFileError, load_openface
 from jclnf.experts import CEN
-from jclnf.openface.cen import CENScale, read_cen, read_cen_scale
-from jclnf.openface.text import Entry
+from jclnf.openface._cen import CENScale, read_cen, read_cen_scale
+from jclnf.openface._text import Entry
 
 TINY = random_cen(landmarks=4, support=3, hidden=(2,))
 

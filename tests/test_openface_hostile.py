@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from openface_files import (
+from support.openface_files import (
     Writer,
     ccnf_file,
     little_memory,
@@ -18,8 +18,8 @@ from openface_files import (
 )
 
 from jclnf import ModelFileError
-from jclnf.openface.ccnf import CCNFScale, read_ccnf_scale
-from jclnf.openface.model import OpenFaceArrays, assemble, read_openface
+from jclnf.openface._ccnf import CCNFScale, read_ccnf_scale
+from jclnf.openface._model import OpenFaceArrays, assemble, read_openface
 
 TINY = tiny_model()
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openface_files import little_memory, pdm_text, tiny_model, write_model
+from support.openface_files import little_memory, pdm_text, tiny_model, write_model
 
 from jclnf import ModelFileError
-from jclnf.openface.model import read_openface
-from jclnf.openface.pdm import read_pdm
+from jclnf.openface._model import read_openface
+from jclnf.openface._pdm import read_pdm
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\2\0\0\0\2\0\x08\0\0\0\0"
 

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openface_files import OpenFaceModel, Scale, ccnf_file, pdm_text, random_model, write_model
+from support.openface_files import (
+    OpenFaceModel,
+    Scale,
+    ccnf_file,
+    pdm_text,
+    random_model,
+    write_model,
+)
 
 from jclnf import load_openface
-from jclnf.openface.ccnf import CCNFScale, read_ccnf_scale, stack
-from jclnf.openface.model import read_openface
-from jclnf.openface.pdm import read_pdm
+from jclnf.openface._ccnf import CCNFScale, read_ccnf_scale, stack
+from jclnf.openface._model import read_openface
+from jclnf.openface._pdm import read_pdm
 
 PATCH_ARRAYS = ("confidence", "weights", "norm_weight", "bias", "alpha", "beta")
 

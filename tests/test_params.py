@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from synthetic import default_params
+from support.synthetic import default_params
 
 from jclnf.errors import ParamsError
 from jclnf.params import Arithmetic, FitParams

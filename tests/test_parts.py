@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import default_params, planted
+from support.synthetic import default_params, planted
 
 import jclnf
-from jclnf.from_points import fit_points
-from jclnf.model import Model, Part
+from jclnf.fitting import Model, Part, fit_points
+from jclnf.fitting._parts import fit_parts
+from jclnf.geometry import PDM, project
 from jclnf.params import FitParams, as_dtype
-from jclnf.parts import fit_parts
-from jclnf.pdm import PDM, project
 
 LANDMARKS = {
     "one": (6, 5, 4, 3, 2, 1, 0),
@@ -269,7 +268,7 @@ def test_parts_and_validator_are_saved_with_their_model(model, tmp_path):
 @pytest.fixture
 def openface_files(tmp_path):
     """The main file of a model with a part."""
-    from openface_files import random_model, write_model
+    from support.openface_files import random_model, write_model
 
     main = write_model(tmp_path, random_model(landmarks=10))
     write_model(tmp_path / "eye", random_model(1, landmarks=8, scalings=(1.0, 1.5), windows=()))

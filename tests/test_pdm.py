@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.transform import Rotation
-from synthetic import random_pdm, random_pose
+from support.synthetic import random_pdm, random_pose
 
-from jclnf import pdm as P
+from jclnf.geometry import _pdm as P
 
 
 def test_project_is_weak_perspective(rng):

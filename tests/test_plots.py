@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jclnf.plots import draw_overlay
+from jclnf.draw import draw_overlay
 
 
 def face(size, n=68, seed=0):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import Planted, planted
+from support.synthetic import Planted, planted
 
 import jclnf
-from jclnf.pdm import PDM, project, shape3d
-from jclnf.train.readout import moved
+from jclnf.geometry import PDM, project, shape3d
+from jclnf.train._readout import moved
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 import jclnf
-from jclnf import meanshift, rlms, warp
-from jclnf.fit import reference_shape
-from jclnf.pdm import Pose, project, update
+from jclnf.fitting import _meanshift as meanshift
+from jclnf.fitting import _rlms as rlms
+from jclnf.fitting._scales import reference_shape
+from jclnf.geometry import Pose, project, update
+from jclnf.geometry import _warp as warp
 
 STAGES = {
     "clnf_general": ("010", "070"),

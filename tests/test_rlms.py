@@ -1,10 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import random_pdm, random_pose
+from support.synthetic import random_pdm, random_pose
 
-from jclnf import rlms
-from jclnf.pdm import jacobian
+from jclnf.fitting import _rlms as rlms
+from jclnf.geometry import jacobian
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from jclnf.rotation import euler_to_matrix, matrix_to_euler, retract
+from jclnf.geometry import euler_to_matrix, matrix_to_euler, retract
 
 DEGENERATE = [
     [0.0, 0.0, 0.0],

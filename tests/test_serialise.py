@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from synthetic import planted
+from support.synthetic import planted
 
 import jclnf
 
@@ -34,7 +34,7 @@ def test_prepared_experts_are_not_stored(model, tmp_path):
 
 
 def test_no_bundled_model_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("jclnf.serialise.DEFAULT_MODEL", "absent.safetensors")
+    monkeypatch.setattr("jclnf.files._serialise.DEFAULT_MODEL", "absent.safetensors")
     with pytest.raises(jclnf.ModelFileError, match="give the path of one"):
         jclnf.load_model()
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from training import projected, shapes, symmetric_mean
+from support.training import projected, shapes, symmetric_mean
 
-from jclnf.train.batches import euler_matrix
-from jclnf.train.faces import MIRROR_68
-from jclnf.train.shape_model import (
+from jclnf.train._batches import euler_matrix
+from jclnf.train._faces import MIRROR_68
+from jclnf.train._shape_model import (
     Poses,
     basis_times,
     fit_shapes,

@@ -9,15 +9,15 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from expert_files import SVRFile, random_svr, svr_text, write_svr
-from openface_files import little_memory
-from parity import check_fits, recorded_scales
+from support.expert_files import SVRFile, random_svr, svr_text, write_svr
+from support.openface_files import little_memory
+from support.parity import check_fits, recorded_scales
 
 import jclnf
 from jclnf import ModelFileError, load_openface
 from jclnf.experts import SVR
-from jclnf.experts.svr import gradient_energy, svr_responses
-from jclnf.openface.svr import read_svr_scale
+from jclnf.experts._svr import gradient_energy, svr_responses
+from jclnf.openface._svr import read_svr_scale
 
 TINY = random_svr(landmarks=2, support=3)
 WINDOW = 7

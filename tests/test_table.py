@@ -4,9 +4,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jclnf.annotations import BoxTable, FrameBoxTable
+from jclnf.cli._face_table import FaceTable, columns
 from jclnf.errors import BoxError
-from jclnf.result import FitStatus
-from jclnf.table import BoxTable, FaceTable, FrameBoxTable, columns
+from jclnf.fitting import FitStatus
 
 
 def result(n=3, m=2, seed=0, status=FitStatus.CONVERGED, confidence=None):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import Planted, planted
+from support.synthetic import Planted, planted
 
 import jclnf
 from jclnf import FitParams, ParamsError, TrackParams, TrackState

@@ -6,11 +6,12 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from synthetic import Planted, planted
+from support.synthetic import Planted, planted
 
 import jclnf
 from jclnf import BoxError, ImageError, ParamsError, Tracker, TrackParams
-from jclnf.overlap import assign, nearness, overlap, shows
+from jclnf.tracking import assign, overlap
+from jclnf.tracking._overlap import nearness, shows
 
 WIDTH, SECOND = 520, 270
 """Of frames, and where the second face's picture begins."""
@@ -236,7 +237,7 @@ def test_frames_of_a_clip_as_openface_has_them(shared):
             "seen": np.array([True]),
             "failures": np.array([0], np.int32),
             "scale": numbers("p_scale"),
-            "matrix": np.asarray(jclnf.rotation.euler_to_matrix(jax.numpy.array(angles)))[None],
+            "matrix": np.asarray(jclnf.geometry.euler_to_matrix(jax.numpy.array(angles)))[None],
             "translation": numbers("p_tx", "p_ty")[None],
             "shape": numbers(*(f"p_{i}" for i in range(34)))[None],
         }

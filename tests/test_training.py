@@ -9,31 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training import drawn, shapes
+from support.training import drawn, shapes
 
 import jclnf
-from jclnf import warp
-from jclnf.cli import main
+from jclnf.cli._main import main
 from jclnf.errors import TrainingError
-from jclnf.experts.trunk import SAMPLING, trunk_shapes
-from jclnf.fit import reference_shape
-from jclnf.pdm import PDM, Pose, project
-from jclnf.train.augment import augment
-from jclnf.train.batches import (
-    COARSE,
-    BoxExamples,
-    Disturbance,
-    TrunkExamples,
-    batches,
-    disturbed,
-)
-from jclnf.train.ccnf import experts_of, response_loss, train_ccnf
-from jclnf.train.faces import MIRROR_68, Faces, Posed, cut_out
-from jclnf.train.loop import Course, run_course
-from jclnf.train.measure import fit_errors
-from jclnf.train.networks import map_loss
-from jclnf.train.pipeline import Plan, fine_tune, train_model
-from jclnf.train.shape_model import ShapeModel, learn_shape_model
+from jclnf.experts import SAMPLING, trunk_shapes
+from jclnf.fitting._scales import reference_shape
+from jclnf.geometry import PDM, Pose, project
+from jclnf.geometry import _warp as warp
+from jclnf.train._augment import augment
+from jclnf.train._batches import COARSE, BoxExamples, Disturbance, TrunkExamples, batches, disturbed
+from jclnf.train._ccnf import experts_of, response_loss, train_ccnf
+from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out
+from jclnf.train._loop import Course, run_course
+from jclnf.train._measure import fit_errors
+from jclnf.train._networks import map_loss
+from jclnf.train._pipeline import Plan, fine_tune, train_model
+from jclnf.train._shape_model import ShapeModel, learn_shape_model
 
 NOT_AT_ALL = Disturbance((0.0, 0.0, 0.0), 0.0, 0.0, (1.0, 1.0), 0.0)
 SMALL = Plan(
@@ -120,7 +113,7 @@ class TestExamples:
             np.testing.assert_allclose(found["points"], expected, atol=2e-3)
 
     def test_pictures_show_what_the_experts_will_sample(self, posed):
-        from jclnf.train.batches import similarity, warped
+        from jclnf.train._batches import similarity, warped
 
         rng = np.random.default_rng(1)
         state = disturbed(posed, 2, COARSE, rng)
@@ -292,7 +285,7 @@ def test_ccnf_experts_learn(posed):
             truth = warp.apply(
                 to_reference, jnp.asarray(posed.faces.points[face], jnp.float32) - base
             )
-            peaks = jclnf.meanshift.peak(responses) - 3.0
+            peaks = jclnf.fitting._meanshift.peak(responses) - 3.0
             total += float(jnp.linalg.norm(peaks - truth, axis=1).mean())
         errors.append(total / 8)
     assert errors[1] < 0.6 * errors[0]

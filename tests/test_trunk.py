@@ -6,23 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jclnf.convnet import (
-    AROUND,
+from jclnf.errors import ModelFileError
+from jclnf.experts import (
+    TrunkExperts,
     check_weights,
-    evened,
     initial_weights,
     normalised,
     plain_layer,
-    standardised,
+    trunk,
+    trunk_shapes,
 )
-from jclnf.errors import ModelFileError
-from jclnf.experts import TrunkExperts
-from jclnf.experts.trunk import responses_in_windows, trunk, trunk_shapes, variance
+from jclnf.experts._layers import AROUND, evened, standardised
+from jclnf.experts._trunk import responses_in_windows, variance
+from jclnf.fitting import LearnedStart, decode, start_shapes
+from jclnf.geometry import PDM, pose_from_box, project, sample_square
 from jclnf.params import EXACT
-from jclnf.pdm import PDM, pose_from_box, project
-from jclnf.start import LearnedStart, decode, start_shapes
-from jclnf.train.networks import _normalised_layer, folded
-from jclnf.warp import sample_square
+from jclnf.train._networks import _normalised_layer, folded
 
 CHANNELS = (4, 6, 8, 8, 8)
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import default_params, planted
+from support.synthetic import default_params, planted
 
 import jclnf
 from jclnf.errors import TrainingError
-from jclnf.start import LearnedStart, start_shapes
-from jclnf.train.end_to_end import distance
-from jclnf.train.leaves import Leaves
-from jclnf.train.networks import initial_weights
+from jclnf.fitting import LearnedStart, start_shapes
+from jclnf.train._end_to_end import distance
+from jclnf.train._leaves import Leaves
+from jclnf.train._networks import initial_weights
 
 COURSE = jclnf.Course(epochs=3, batch=4, rate=5e-3)
 
@@ -293,7 +293,7 @@ class TestCommand:
         return data
 
     def run(self, folder, *more):
-        from jclnf.cli import main
+        from jclnf.cli._main import main
 
         return main(
             [

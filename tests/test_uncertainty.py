@@ -6,17 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import default_params, planted, random_pdm, random_pose
+from support.synthetic import default_params, planted, random_pdm, random_pose
 
 import jclnf
-from jclnf.pdm import displaced, jacobian, project
-from jclnf.train.uncertainty import FLOORS, SPREADS, Measured, calibrated
-from jclnf.uncertainty import (
-    Uncertainty,
-    landmark_covariance,
-    response_covariance,
-    uncalibrated,
-)
+from jclnf.fitting import Uncertainty
+from jclnf.fitting._uncertainty import landmark_covariance, response_covariance, uncalibrated
+from jclnf.geometry import displaced, jacobian, project
+from jclnf.train._uncertainty import FLOORS, SPREADS, Measured, calibrated
 
 
 @pytest.fixture(scope="module")

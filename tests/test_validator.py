@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from openface_files import Writer, little_memory
+from support.openface_files import Writer, little_memory
 
 from jclnf import ModelFileError, load_openface
-from jclnf.openface.validator import make_validator, read_validator
-from jclnf.validator import MaxPool, View, confidence
+from jclnf.fitting import View
+from jclnf.fitting._validator import MaxPool, confidence
+from jclnf.openface._validator import make_validator, read_validator
 
 N = 5
 BINS = 6
@@ -349,7 +350,7 @@ def test_other_kinds_are_refused(tmp_path):
 
 
 def test_loading_a_model_brings_its_validator(tmp_path, nets):
-    from openface_files import random_model, write_model
+    from support.openface_files import random_model, write_model
 
     main = write_model(tmp_path, random_model(landmarks=N))
     assert load_openface(main).validator is None

@@ -13,18 +13,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from videos import SIZE, frames, write_video
+from support.videos import SIZE, frames, write_video
 
 import jclnf
-from jclnf.annotations.pts import Stems, read_pts
-from jclnf.cli import main
-from jclnf.openface.table import OpenFaceTable
-from jclnf.smoothing import OneEuro
-from jclnf.video import source
-from jclnf.video.aligned import MILLIMETRES, aligned_face
-from jclnf.video.checkpoint import Checkpoint
-from jclnf.video.derived import rows_of
-from jclnf.video.source import Frame
+from jclnf.annotations._pts import Stems, read_pts
+from jclnf.cli._main import main
+from jclnf.openface import OpenFaceTable
+from jclnf.tracking import OneEuro
+from jclnf.video import _source as source
+from jclnf.video._aligned import MILLIMETRES, aligned_face
+from jclnf.video._checkpoint import Checkpoint
+from jclnf.video._derived import rows_of
+from jclnf.video._source import Frame
 
 COUNT = 40
 
@@ -190,10 +190,10 @@ class TestResume:
 
     def test_a_run_from_its_checkpoint_continues(self, clip, whole, tmp_path):
         """Ended after the first chunk, by what is told after each frame."""
-        from jclnf.video.job import load
-        from jclnf.video.run import Run
-        from jclnf.video.settings import CHUNK, Settings
-        from jclnf.video.source import open_source
+        from jclnf.video import Settings, load
+        from jclnf.video._run import Run
+        from jclnf.video._settings import CHUNK
+        from jclnf.video._source import open_source
 
         settings = Settings()
         model = load(settings)

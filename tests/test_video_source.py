@@ -7,10 +7,10 @@ import wave
 import cv2
 import numpy as np
 import pytest
-from videos import SIZE, frames, rotated, write_video
+from support.videos import SIZE, frames, rotated, write_video
 
 from jclnf.errors import VideoError
-from jclnf.video.source import Ahead, Frame, PictureFolder, VideoFile, open_source
+from jclnf.video._source import Ahead, Frame, PictureFolder, VideoFile, open_source
 
 
 @pytest.fixture(scope="module")

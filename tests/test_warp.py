@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from jclnf import warp
+from jclnf.geometry import _warp as warp
 
 
 def similarity_matrix(pair):

@@ -12,12 +12,19 @@ sys.path.insert(0, str(HERE.parent))
 from common import DATA, Row, model_file, pivot, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.curves import draw_curves  # noqa: E402
-from jclnf.evaluation import CHUNK  # noqa: E402
-from jclnf.metrics import MEASURES, Statistics, Summary, face_errors, summarise  # noqa: E402
+from jclnf.annotations import BoxTable  # noqa: E402
+from jclnf.evaluation import (  # noqa: E402
+    CHUNK,
+    MEASURES,
+    Statistics,
+    Summary,
+    draw_curves,
+    face_errors,
+)
+from jclnf.evaluation._metrics import summarise  # noqa: E402
+from jclnf.files import bundled_models  # noqa: E402
+from jclnf.files._serialise import DEFAULT_MODEL  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
-from jclnf.serialise import DEFAULT_MODEL, bundled_models  # noqa: E402
-from jclnf.table import BoxTable  # noqa: E402
 
 OPENFACE = "OpenFace, general CCNF"
 

@@ -25,8 +25,8 @@ import jax  # noqa: E402
 from common import DATA, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
+from jclnf.draw import draw_overlay  # noqa: E402
 from jclnf.images import read_image  # noqa: E402
-from jclnf.plots import draw_overlay  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
 
 FACE = 24.0
@@ -96,8 +96,8 @@ def main() -> None:
     import numpy as np
 
     jclnf.enable_compilation_cache()
+    from jclnf.annotations import BoxTable
     from jclnf.evaluation import start_box
-    from jclnf.table import BoxTable
 
     rng = np.random.default_rng(0)
     annotated = jclnf.read_annotations(DATA / "faces", split="train")

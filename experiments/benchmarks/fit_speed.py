@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 from common import DATA, Row, faces, model_file, pivot, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.batch import replicate  # noqa: E402
+from jclnf.fitting import replicate  # noqa: E402
 
 IMPORTED = time.perf_counter()
 FACES = 32

@@ -22,10 +22,9 @@ sys.path.insert(0, str(HERE.parent))
 from common import DATA, OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.video.job import load  # noqa: E402
-from jclnf.video.run import Record, Run  # noqa: E402
-from jclnf.video.settings import Settings  # noqa: E402
-from jclnf.video.source import Frame, VideoFile  # noqa: E402
+from jclnf.video import Settings, load  # noqa: E402
+from jclnf.video._run import Record, Run  # noqa: E402
+from jclnf.video._source import Frame, VideoFile  # noqa: E402
 
 CLIP = OPENFACE / "samples" / "default.wmv"
 

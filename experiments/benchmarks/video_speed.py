@@ -22,10 +22,10 @@ import numpy as np  # noqa: E402
 from common import DATA, OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.fit import fit_from  # noqa: E402
-from jclnf.parts import fit_parts  # noqa: E402
-from jclnf.track import without_trace  # noqa: E402
-from jclnf.validator import confidence  # noqa: E402
+from jclnf.fitting import fit_from  # noqa: E402
+from jclnf.fitting._parts import fit_parts  # noqa: E402
+from jclnf.fitting._validator import confidence  # noqa: E402
+from jclnf.tracking._track import without_trace  # noqa: E402
 
 CLIP = "default.wmv"
 START = (147.371, 179.350, 190.917, 197.191)

@@ -22,13 +22,12 @@ import numpy as np  # noqa: E402
 from common import DATA, Row, pivot, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.confidence import FACE_LIMIT, LANDMARK_LIMIT  # noqa: E402
-from jclnf.detect.haar import CASCADE, correct  # noqa: E402
-from jclnf.face import finish, place  # noqa: E402
+from jclnf.detect._haar import CASCADE, correct  # noqa: E402
+from jclnf.evaluation import OUTER_EYES  # noqa: E402
+from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place  # noqa: E402  # noqa: E402
 from jclnf.images import read_photo  # noqa: E402
-from jclnf.metrics import OUTER_EYES  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
-from jclnf.train.fit_examples import moved, no_face  # noqa: E402
+from jclnf.train._fit_examples import moved, no_face  # noqa: E402
 
 CHUNK = 32
 BINS = 10
@@ -43,7 +42,7 @@ class Case(NamedTuple):
     truth: np.ndarray
     """NaN without a face."""
     far: float = 0.0
-    """How far the start is moved, see `jclnf.train.fit_examples.moved`."""
+    """How far the start is moved, see `jclnf.train._fit_examples.moved`."""
 
 
 class Outcome(NamedTuple):

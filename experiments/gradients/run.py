@@ -26,11 +26,8 @@ import numpy as np  # noqa: E402
 from common import Face, faces, model_file, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.batch import crops_of_one_size  # noqa: E402
 from jclnf.experts import CCNF  # noqa: E402
-from jclnf.face import place  # noqa: E402
-from jclnf.fit import fit_from  # noqa: E402
-from jclnf.mapping import map_faces  # noqa: E402
+from jclnf.fitting import crops_of_one_size, fit_from, map_faces, place  # noqa: E402
 from jclnf.params import DERIVATIVES, as_dtype  # noqa: E402
 
 FACES = 5

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import jclnf.detect.haar as haar
+import jclnf.detect._haar as haar
 from jclnf.detect import make_detector
 from jclnf.images import read_image
 

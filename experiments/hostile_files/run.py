@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import OPENFACE, environment, table, write_results
 
 import jclnf
-from jclnf.openface.ccnf import read_ccnf_scale
-from jclnf.openface.cen import read_cen_scale
-from jclnf.openface.early_termination import read_early_termination
-from jclnf.openface.model import read_openface
-from jclnf.openface.pdm import read_pdm
-from jclnf.openface.svr import read_svr_scale
-from jclnf.openface.validator import make_validator, read_validator
+from jclnf.openface._ccnf import read_ccnf_scale
+from jclnf.openface._cen import read_cen_scale
+from jclnf.openface._early_termination import read_early_termination
+from jclnf.openface._model import read_openface
+from jclnf.openface._pdm import read_pdm
+from jclnf.openface._svr import read_svr_scale
+from jclnf.openface._validator import make_validator, read_validator
 
 SECONDS = 1.0
 BYTES = 2**30

@@ -17,7 +17,8 @@ sys.path.insert(0, str(HERE.parent))
 
 from common import DATA, OPENFACE, Row, pivot, write_results  # noqa: E402
 
-from jclnf.detect import HaarDetector, MtcnnDetector, find_faces, mtcnn  # noqa: E402
+from jclnf.detect import HaarDetector, MtcnnDetector, find_faces  # noqa: E402
+from jclnf.detect import _mtcnn as mtcnn  # noqa: E402
 
 REPEATS = 10
 AT_MOST_PX, AT_MOST_SCORE = 0.05, 1e-3

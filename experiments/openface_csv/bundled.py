@@ -19,8 +19,8 @@ import numpy as np  # noqa: E402
 from common import OPENFACE, Row, pivot, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.head_pose import pose_of_points  # noqa: E402
-from jclnf.pdm import shape3d  # noqa: E402
+from jclnf.geometry import shape3d  # noqa: E402
+from jclnf.space._head_pose import pose_of_points  # noqa: E402
 
 SIZES = {"default": (640, 480), "changeLighting": (640, 480), "subj01_timepoint01": (1080, 720)}
 

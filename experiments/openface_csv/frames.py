@@ -25,9 +25,13 @@ import matplotlib.pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.gaze import CENTRE, CORNERS, EYES, RADIUS  # noqa: E402
-from jclnf.pdm import Pose, shape3d  # noqa: E402
-from jclnf.rotation import euler_to_matrix  # noqa: E402
+from jclnf.geometry import (  # noqa: E402
+    Pose,
+    euler_to_matrix,
+    shape3d,
+)
+from jclnf.space import EYES  # noqa: E402
+from jclnf.space._gaze import CENTRE, CORNERS, RADIUS  # noqa: E402
 
 WIDTH, HEIGHT = 640, 480
 CAMERA = jclnf.Camera.assumed(WIDTH, HEIGHT)

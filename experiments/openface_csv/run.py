@@ -20,7 +20,7 @@ from common import OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
 from jclnf.images import read_photo  # noqa: E402
-from jclnf.openface.table import OpenFaceTable, measure  # noqa: E402
+from jclnf.openface import OpenFaceTable, measure  # noqa: E402
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -10,9 +10,11 @@ import numpy as np
 from common import Row, Scale, recording, scales
 
 import jclnf
-from jclnf import meanshift, rlms, warp
-from jclnf.fit import model_likelihood, reference_shape
-from jclnf.pdm import Pose, project, update
+from jclnf.fitting import _meanshift as meanshift
+from jclnf.fitting import _rlms as rlms
+from jclnf.fitting._scales import model_likelihood, reference_shape
+from jclnf.geometry import Pose, project, update
+from jclnf.geometry import _warp as warp
 
 STAGES = 1e-3
 RESPONSES = 1e-4

@@ -27,9 +27,10 @@ from common import (  # noqa: E402
 )
 
 import jclnf  # noqa: E402
-from jclnf import FitParams, FitResult, Model, from_points  # noqa: E402
-from jclnf.pdm import project, update  # noqa: E402
-from jclnf.validator import confidence  # noqa: E402
+from jclnf import FitParams, FitResult, Model  # noqa: E402
+from jclnf.fitting import _from_points as from_points  # noqa: E402
+from jclnf.fitting._validator import confidence  # noqa: E402
+from jclnf.geometry import project, update  # noqa: E402
 
 TITLE = "Part models and confidence: agreement with OpenFace 2.2 C++"
 MEDIAN, TAIL = 0.05, 0.3

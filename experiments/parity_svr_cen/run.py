@@ -33,10 +33,10 @@ from common import (  # noqa: E402
 )
 
 import jclnf  # noqa: E402
-from jclnf import warp  # noqa: E402
-from jclnf.fit import reference_shape  # noqa: E402
+from jclnf.fitting._scales import reference_shape  # noqa: E402
+from jclnf.geometry import _warp as warp  # noqa: E402
+from jclnf.geometry import project  # noqa: E402
 from jclnf.params import OPENFACE as ARITHMETIC  # noqa: E402
-from jclnf.pdm import project  # noqa: E402
 
 SVR_RESPONSES, CEN_RESPONSES = 1e-4, 5e-5
 MEDIAN, PERCENTILE = 0.02, 0.1

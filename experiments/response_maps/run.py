@@ -31,9 +31,9 @@ from common import (  # noqa: E402
 )
 
 import jclnf  # noqa: E402
-from jclnf.fit import response_maps  # noqa: E402
+from jclnf.fitting._scales import response_maps  # noqa: E402
+from jclnf.geometry import sample_areas  # noqa: E402
 from jclnf.images import read_image  # noqa: E402
-from jclnf.warp import sample_areas  # noqa: E402
 
 LANDMARKS = (36, 48, 30, 8, 1, 6)
 HOPPER_BOX = (180.0, 170.0, 170.0, 165.0)
@@ -73,7 +73,7 @@ def of_photograph(model: jclnf.Model, face: Face) -> list[Maps]:
     """The maps of each scale, at the state in which a fit comes to it."""
     params = jclnf.FitParams.openface(model)
     windows, found = params.windows, []
-    pose = jclnf.pdm.pose_from_box(model.pdm, jnp.asarray(face.box), jnp.zeros(3))
+    pose = jclnf.geometry._pdm.pose_from_box(model.pdm, jnp.asarray(face.box), jnp.zeros(3))
     shape = model.pdm.mean_shape()
     for k, window in enumerate(windows):
         if k:

@@ -29,11 +29,15 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests")]
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 from common import Row, pivot, write_results  # noqa: E402
-from videos import frames, write_video  # noqa: E402
+from support.videos import frames, write_video  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.video.job import do_video, load  # noqa: E402
-from jclnf.video.settings import CHUNK, Settings  # noqa: E402
+from jclnf.video import (  # noqa: E402
+    Settings,
+    do_video,
+    load,
+)
+from jclnf.video._settings import CHUNK  # noqa: E402
 
 COUNT = 128
 STEM = "face"

@@ -4,8 +4,8 @@
 
 FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
 (`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
-the fit on evened pictures (`jclnf.convnet.evened`), from several seeds, and their weights averaged;
-start and shape model are those of the whole training on evened pictures, `run.py`, which
+the fit on evened pictures (`jclnf.experts._layers.evened`), from several seeds, and their weights
+averaged; start and shape model are those of the whole training on evened pictures, `run.py`, which
 models/default.safetensors holds when this begins. Readout, confidence and covariances are learned
 anew. Twenty minutes on two cores; FOLDER keeps the checkpoints.
 """
@@ -26,19 +26,19 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.commands.learning import split_people  # noqa: E402
+from jclnf.cli._learning import split_people  # noqa: E402
+from jclnf.files._serialise import FORMAT_VERSION  # noqa: E402
 from jclnf.images import read_photo  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
-from jclnf.serialise import FORMAT_VERSION  # noqa: E402
-from jclnf.train.batches import BoxExamples  # noqa: E402
-from jclnf.train.confidence import learn_confidence  # noqa: E402
-from jclnf.train.end_to_end import averaged, train_end_to_end  # noqa: E402
-from jclnf.train.faces import MIRROR_68, Faces, cut_out  # noqa: E402
-from jclnf.train.loop import Course  # noqa: E402
-from jclnf.train.measure import fit_errors, one_of_each, summary  # noqa: E402
-from jclnf.train.pipeline import FIT_MARGIN, FIT_PICTURE  # noqa: E402
-from jclnf.train.readout import learn_readout  # noqa: E402
-from jclnf.train.uncertainty import calibrate_uncertainty  # noqa: E402
+from jclnf.train._batches import BoxExamples  # noqa: E402
+from jclnf.train._confidence import learn_confidence  # noqa: E402
+from jclnf.train._end_to_end import averaged, train_end_to_end  # noqa: E402
+from jclnf.train._faces import MIRROR_68, Faces, cut_out  # noqa: E402
+from jclnf.train._loop import Course  # noqa: E402
+from jclnf.train._measure import fit_errors, one_of_each, summary  # noqa: E402
+from jclnf.train._pipeline import FIT_MARGIN, FIT_PICTURE  # noqa: E402
+from jclnf.train._readout import learn_readout  # noqa: E402
+from jclnf.train._uncertainty import calibrate_uncertainty  # noqa: E402
 
 COURSES = [Course(8, rate=5e-4, seed=seed) for seed in (11, 12)]
 

@@ -14,7 +14,7 @@ import common  # noqa: E402, F401
 
 import jclnf  # noqa: E402
 from jclnf.detect import HaarDetector  # noqa: E402
-from jclnf.plots import draw_overlay  # noqa: E402
+from jclnf.draw import draw_overlay  # noqa: E402
 
 SIDE = 360
 

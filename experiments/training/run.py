@@ -27,7 +27,7 @@ def main() -> None:
     import numpy as np
     from ict import examples
 
-    from jclnf.cli import main as command
+    from jclnf.cli._main import main as command
 
     out = REPOSITORY / "models" / "default.safetensors"
     prior = Path(os.environ.get("TMPDIR", "/tmp")) / "ict.npz"

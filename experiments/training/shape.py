@@ -14,8 +14,8 @@ from common import DATA, model_file, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
 from jclnf.annotations import read_annotations  # noqa: E402
-from jclnf.metrics import outer_eye_distance  # noqa: E402
-from jclnf.train.faces import MIRROR_68  # noqa: E402
+from jclnf.evaluation._metrics import outer_eye_distance  # noqa: E402
+from jclnf.train._faces import MIRROR_68  # noqa: E402
 
 SHAPE = HERE / "shape"
 CONTOURS = [
@@ -36,7 +36,7 @@ def fitted(pdm: jclnf.PDM, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     def one(face: Any) -> tuple[Any, Any]:
         pose, shape = jclnf.fit_points(pdm, face, jnp.ones(68, bool))
-        return jclnf.pdm.project(pdm, pose, shape), pose.rotation
+        return jclnf.geometry._pdm.project(pdm, pose, shape), pose.rotation
 
     landmarks, rotations = jax.jit(lambda p: jax.lax.map(one, p))(jnp.asarray(points, jnp.float32))
     return np.asarray(landmarks), np.rad2deg(np.asarray(rotations))

@@ -26,11 +26,11 @@ import numpy as np  # noqa: E402
 import jclnf  # noqa: E402
 from jclnf.annotations import AnnotatedFace  # noqa: E402
 from jclnf.images import read_photo  # noqa: E402
-from jclnf.train.batches import COARSE, FINE  # noqa: E402
-from jclnf.train.ccnf import experts_of, train_ccnf  # noqa: E402
-from jclnf.train.faces import MIRROR_68, Faces, Posed, cut_out  # noqa: E402
-from jclnf.train.loop import Course  # noqa: E402
-from jclnf.train.shape_model import ShapeModel  # noqa: E402
+from jclnf.train._batches import COARSE, FINE  # noqa: E402
+from jclnf.train._ccnf import experts_of, train_ccnf  # noqa: E402
+from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out  # noqa: E402
+from jclnf.train._loop import Course  # noqa: E402
+from jclnf.train._shape_model import ShapeModel  # noqa: E402
 
 CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 """Reference pixels per millimetre and windows, as OpenFace's CCNF experts have them."""

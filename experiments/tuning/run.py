@@ -34,9 +34,8 @@ def main() -> None:
 
     jclnf.enable_compilation_cache()
     from jclnf.annotations import AnnotatedFace
-    from jclnf.evaluation import start_box
+    from jclnf.evaluation import Summary, start_box
     from jclnf.images import read_image
-    from jclnf.metrics import Summary
 
     rng = np.random.default_rng(0)
     annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")

@@ -3,9 +3,9 @@
     python experiments/uncertainty/run.py [--store]
 
 On the validation split, from its boxes. The people fall into two halves: the four numbers of
-`jclnf.uncertainty` are fitted on one, and the other says whether the 50, 90 and 95 % ellipses hold
-as many of the truths; then the other way round. `--store` writes the numbers fitted on all of them
-into the bundled model.
+`fitting/_uncertainty.py` are fitted on one, and the other says whether the 50, 90 and 95 % ellipses
+hold as many of the truths; then the other way round. `--store` writes the numbers fitted on all of
+them into the bundled model.
 """
 
 import csv
@@ -21,15 +21,9 @@ import numpy as np  # noqa: E402
 from common import DATA, REPOSITORY, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.batch import crops_of_one_size  # noqa: E402
+from jclnf.fitting import crops_of_one_size  # noqa: E402
 from jclnf.images import read_image  # noqa: E402
-from jclnf.train.uncertainty import (  # noqa: E402
-    Measured,
-    calibrated,
-    limit,
-    mahalanobis,
-    with_pairs,
-)
+from jclnf.train._uncertainty import Measured, calibrated, limit, mahalanobis, with_pairs  # noqa: E402
 
 SHARES = (0.5, 0.9, 0.95)
 GROUPS = {

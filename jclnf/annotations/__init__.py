@@ -1,6 +1,16 @@
 """Annotated photographs: which landmarks the faces in them have, from files of three formats."""
 
-from jclnf.annotations.face import AnnotatedFace, split_by_identity, tight_box
-from jclnf.annotations.read import read_annotations
+from jclnf.annotations._boxes import BoxTable, FrameBoxTable
+from jclnf.annotations._face import AnnotatedFace, split_by_identity, tight_box
+from jclnf.annotations._pts import pts_text
+from jclnf.annotations._read import read_annotations
 
-__all__ = ["AnnotatedFace", "read_annotations", "split_by_identity", "tight_box"]
+__all__ = [
+    "AnnotatedFace",
+    "BoxTable",
+    "FrameBoxTable",
+    "pts_text",
+    "read_annotations",
+    "split_by_identity",
+    "tight_box",
+]

@@ -1,10 +1,10 @@
-"""Face detectors behind one interface, whose boxes mean what a fit's box means."""
+"""Face detectors behind one interface, whose boxes mean what a fit"s box means."""
 
-from jclnf.detect.base import Detector, find_faces
-from jclnf.detect.factory import DETECTORS, make_detector
-from jclnf.detect.haar import HaarDetector
-from jclnf.detect.mtcnn import MtcnnDetector
-from jclnf.detect.yunet import YuNetDetector
+from jclnf.detect._base import Detector, find_faces
+from jclnf.detect._factory import DETECTORS, make_detector
+from jclnf.detect._haar import HaarDetector
+from jclnf.detect._mtcnn import MtcnnDetector
+from jclnf.detect._yunet import YuNetDetector
 
 __all__ = [
     "DETECTORS",

@@ -1,9 +1,40 @@
 """Patch experts: what turns the image around a landmark into a map of where the landmark is."""
 
-from jclnf.experts.base import PatchExperts
-from jclnf.experts.ccnf import CCNF, PreparedCCNF
-from jclnf.experts.cen import CEN
-from jclnf.experts.svr import SVR
-from jclnf.experts.trunk import TrunkExperts
+from jclnf.experts._base import PatchExperts
+from jclnf.experts._ccnf import CCNF, PreparedCCNF, ccnf_responses, covariance, gains, to_blocks
+from jclnf.experts._cen import CEN
+from jclnf.experts._layers import (
+    Layer,
+    Shapes,
+    check_weights,
+    convolve,
+    initial_weights,
+    normalised,
+    plain_layer,
+)
+from jclnf.experts._svr import ABSENT_BIAS, SVR
+from jclnf.experts._trunk import SAMPLING, TrunkExperts, trunk, trunk_shapes
 
-__all__ = ["CCNF", "CEN", "SVR", "PatchExperts", "PreparedCCNF", "TrunkExperts"]
+__all__ = [
+    "ABSENT_BIAS",
+    "CCNF",
+    "CEN",
+    "SAMPLING",
+    "SVR",
+    "Layer",
+    "PatchExperts",
+    "PreparedCCNF",
+    "Shapes",
+    "TrunkExperts",
+    "ccnf_responses",
+    "check_weights",
+    "convolve",
+    "covariance",
+    "gains",
+    "initial_weights",
+    "normalised",
+    "plain_layer",
+    "to_blocks",
+    "trunk",
+    "trunk_shapes",
+]

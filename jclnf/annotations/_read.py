@@ -1,0 +1,95 @@
+"""Reading annotated faces, whatever the format."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jclnf.annotations._dlib_xml import read_xml
+from jclnf.annotations._face import AnnotatedFace
+from jclnf.annotations._pts import Stems, read_folder, read_pts
+from jclnf.annotations._table import read_table
+from jclnf.errors import AnnotationError
+
+MAX_LANDMARKS = 1000
+"""Most landmarks of a face."""
+
+MAX_COORDINATE = 1e6
+"""No picture that is read is as wide; coordinates beyond are a mistake."""
+
+TABLE = "landmarks.csv"
+
+
+def read_annotations(
+    path: str | os.PathLike[str], *, split: str | None = None
+) -> list[AnnotatedFace]:
+    """Read the annotated faces of a data set, in the order of its file; folders sorted by name.
+
+    Images of a CSV file are looked for in its folder, and then in the folder `images` in it; those
+    of an XML file in its folder. Coordinates are as `AnnotatedFace` has them, but those of .pts
+    files count from 1, as the format says, and are brought to 0 here. Of an XML file, boxes marked
+    as ignored are left out. A face whose landmarks extend in one direction only is refused: it has
+    no size to start a fit with, or to compare an error with.
+
+    Args:
+        path: a .csv, .xml or .pts file, or a folder.
+        split: only the faces of this split.
+
+    Raises:
+        AnnotationError: a file is missing, damaged or of no such format; faces have different
+            numbers of landmarks; a number is not finite or too large; an image that a face is in
+            is missing; there are no faces (in that split).
+    """
+    where = Path(path)
+    if os.path.isdir(where):
+        table = where / TABLE
+        entries = read_table(table) if table.is_file() else read_folder(where)
+    elif where.suffix.lower() == ".csv":
+        entries = read_table(where)
+    elif where.suffix.lower() == ".xml":
+        entries = read_xml(where)
+    elif where.suffix.lower() == ".pts":
+        entries = read_pts(where, Stems())
+    elif not os.path.exists(where):
+        raise AnnotationError(f"{where}: no such file or folder")
+    else:
+        raise AnnotationError(
+            f"{where}: annotations are a .csv, .xml or .pts file, or a folder with {TABLE} or "
+            ".pts files"
+        )
+    faces: list[AnnotatedFace] = []
+    splits, first = set(), None
+    for place, face in entries:
+        n = len(face.landmarks)
+        first = first or (place, n)
+        if n != first[1]:
+            raise AnnotationError(
+                f"{place}: {n} landmarks, but {first[1]} in {first[0]}: keep faces of one scheme"
+            )
+        _check(place, face)
+        splits.add(face.split)
+        if split is None or face.split == split:
+            if not os.path.isfile(face.image):
+                raise AnnotationError(f"{place}: the image {face.image} is missing")
+            faces.append(face)
+    if first is None:
+        wanted = f": neither {TABLE} nor .pts files" if os.path.isdir(where) else ""
+        raise AnnotationError(f"{where}: no annotated faces in it{wanted}")
+    if not faces:
+        there = ", ".join(sorted(map(repr, splits - {""}))) or "none at all"
+        raise AnnotationError(f"{where}: no faces of the split {split!r}; there are {there}")
+    return faces
+
+
+def _check(place: str, face: AnnotatedFace) -> None:
+    numbers = face.landmarks if face.box is None else np.append(face.landmarks, face.box)
+    if not np.isfinite(numbers).all():
+        raise AnnotationError(f"{place}: a number that is not finite: correct or remove the face")
+    if np.abs(numbers).max() > MAX_COORDINATE:
+        raise AnnotationError(f"{place}: {np.abs(numbers).max():g} is beyond any picture's pixels")
+    if len(face.landmarks) > MAX_LANDMARKS:
+        raise AnnotationError(f"{place}: more than {MAX_LANDMARKS} landmarks")
+    if not np.all(np.ptp(face.landmarks, axis=0) > 0):
+        raise AnnotationError(f"{place}: the landmarks have no extent: correct or remove the face")
+    if face.box is not None and not np.all(face.box[2:] > 0):
+        raise AnnotationError(f"{place}: the box's width and height must be positive")

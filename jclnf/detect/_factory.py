@@ -1,0 +1,81 @@
+"""The detector that a line of text names, as on the command line."""
+
+import importlib
+import os
+import sys
+
+from jclnf.detect._base import Detector
+from jclnf.errors import DetectorError
+
+DETECTORS = (
+    "haar (OpenCV's cascades), mtcnn or mtcnn:PATH (OpenFace's networks), "
+    "yunet:FILE.onnx (OpenCV's network), or module:function (your own)"
+)
+"""What can be named, in words."""
+
+
+def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
+    """Make the detector that `spec` names.
+
+    Args:
+        spec: One of
+
+            - `haar`: OpenCV's cascades, see `HaarDetector`;
+            - `mtcnn`: OpenFace's networks where they are installed; `mtcnn:PATH`: those of
+              OpenFace's model folder, its `mtcnn_detector` folder or list file, see
+              `MtcnnDetector`;
+            - `yunet:FILE.onnx`: OpenCV's network in a file of the user's, see `YuNetDetector`;
+            - `module:function`: a `Detector` of the user's own, in a module that Python finds, also
+              in the current folder; of a class an object is made, without arguments.
+        fast: For the frames of a video: `haar` looks for no faces under a tenth of the longer side,
+            the networks look at reduced copies of large pictures. A detector of the user's own is
+            as it is.
+
+    Raises:
+        DetectorError: nothing of that kind, or the user's own cannot be imported.
+        JclnfError: what the detector needs is missing or damaged.
+    """
+    kind, colon, rest = spec.partition(":")
+    if kind == "haar" and not colon:
+        from jclnf.detect._haar import HaarDetector
+
+        return HaarDetector(min_face=1 / 10) if fast else HaarDetector()
+    if kind == "mtcnn" and (rest or not colon):
+        from jclnf.detect._mtcnn import MtcnnDetector
+
+        # It is quick up to that, and its boxes are then those of OpenFace.
+        return MtcnnDetector(rest or None, max_side=1280 if fast else 4096)
+    if kind == "yunet" and rest:
+        from jclnf.detect._yunet import YuNetDetector
+
+        return YuNetDetector(rest, max_side=320 if fast else 640)
+    if kind in ("haar", "mtcnn", "yunet", "boxes") or not (kind and rest):
+        raise DetectorError(f"{spec!r} is no detector; there are {DETECTORS}")
+    return _own(spec, kind, rest)
+
+
+def _own(spec: str, module: str, path: str) -> Detector:
+    """Import a user's detector: the attribute `path` of a module."""
+    # As `python -m` does; last, so that no file there hides an installed module.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except Exception as e:  # whatever the user's module raises
+        raise DetectorError(
+            f"{spec}: {module} cannot be imported ({type(e).__name__}: {e}); there are {DETECTORS}"
+        ) from e
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise DetectorError(f"{spec}: {module} has no {path}; name a function of it")
+        found = getattr(found, name)
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as e:
+            raise DetectorError(
+                f"{spec}: cannot be made without arguments ({type(e).__name__}: {e})"
+            ) from e
+    if not callable(found):
+        raise DetectorError(f"{spec}: of type {type(found).__name__}, which cannot be called")
+    return found

@@ -1,0 +1,237 @@
+"""Viola and Jones's cascades of Haar features, as OpenCV has them, with boxes made to fit.
+
+Viola, Jones, "Rapid object detection using a boosted cascade of simple features" (CVPR 2001). They
+need no model file beyond those that OpenCV brings: one for faces that look at the camera, one for
+faces turned to the side.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jclnf.detect._base import check_picture
+from jclnf.errors import DetectorError, JclnfError
+
+CASCADE = "haarcascade_frontalface_alt2.xml"
+PROFILE_CASCADE = "haarcascade_profileface.xml"
+"""Finds faces turned to the left of the picture; those turned to the right in its mirror image."""
+
+CORRECTION = (0.0502, 0.2252, 0.888, 0.8571)
+"""(a, b, c, d): from the frontal cascade's box to the face outline by x + a w, y + b h, c w, d h.
+Medians over annotated faces: experiments/haar_boxes."""
+
+PROFILE_CORRECTION = (0.1025, 0.2898, 0.72, 0.6951)
+"""The same for the profile cascade, of faces turned to the left."""
+
+MIN_SCORE = 55.0
+"""Sum of the last stage's weights under which a detection is dropped: under it are fewer than one
+in a hundred of the faces, and a third of what is no face (experiments/haar_boxes)."""
+
+PROFILE_MIN_SCORE = 1.0
+"""The same for the profile cascade, whose scores go to about 5."""
+
+# The second look: a small copy, which noise does not survive, upright and tilted either way. The
+# cascade finds faces tilted up to about 15 degrees, these reach 40.
+_SECOND_SIDE = 320
+_SECOND_DEGREES = (0.0, -25.0, 25.0)
+_SECOND_MIN_FACE = 1 / 8
+# The profile cascade is three times as slow, both sides together.
+_PROFILE_MIN_FACE = 1 / 12
+
+
+_Found = tuple[np.ndarray, float]
+"""A box, x, y, w, h, and its score."""
+
+
+class HaarDetector:
+    """Faces by OpenCV's frontal and profile cascades; satisfies `Detector`.
+
+    A picture is first searched upright for faces that look at the camera. Only if that finds
+    nothing, a small copy of it is searched again for one large face: tilted to either side or in a
+    noisy picture, then turned to either side. The time is bounded by the reduction to `max_side`,
+    whatever the size of the picture, and goes with the number of boxes of the smallest size that
+    the picture holds. One detector must not be called from two threads at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_side: int = 1024,
+        min_face: float = 1 / 32,
+        profiles: str = "if none",
+    ) -> None:
+        """Load the cascades.
+
+        Args:
+            max_side: Longer side in pixels to which a larger picture is reduced for the search.
+            min_face: Side of the smallest face searched for, in longer sides of the picture.
+            profiles: When to look for faces turned to the side: "if none" other is found; "always",
+                for pictures of several people, at five times the usual time; "never".
+
+        Raises:
+            JclnfError: this OpenCV has no cascade classifier, or its files are missing.
+            DetectorError: `profiles` is none of these.
+        """
+        if profiles not in ("if none", "always", "never"):
+            raise DetectorError(f"profiles is {profiles!r}; give 'if none', 'always' or 'never'")
+        self.max_side = max_side
+        self.min_face = min_face
+        self.profiles = profiles
+        self._frontal = _load_cascade(CASCADE)
+        self._profile = _load_cascade(PROFILE_CASCADE) if profiles != "never" else None
+
+    def __call__(self, picture: np.ndarray, /) -> np.ndarray:
+        """Return the boxes of all faces, the largest first; see `Detector`."""
+        return self.detect(picture)[0]
+
+    def detect(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes, the largest first, and the cascade's score for each.
+
+        Args:
+            grey: `(h, w)` uint8, upright.
+
+        Returns:
+            boxes: `(k, 4)` float64, x, y, w, h of the face outline in pixels of `grey`.
+            scores: `(k,)` float64, from about `MIN_SCORE` or, of faces that only the profile
+                cascade found, from `PROFILE_MIN_SCORE` to about 5; comparable between pictures.
+
+        Raises:
+            ImageError: `grey` is not of that shape and type.
+        """
+        grey = check_picture(grey, colour=False)
+        found = self._look_ahead(grey, self.max_side, self.min_face, (0.0,))
+        if self.profiles == "always":
+            found += self._look_aside(grey, self.max_side, self.min_face)
+        if not found:
+            found = self._look_ahead(grey, _SECOND_SIDE, _SECOND_MIN_FACE, _SECOND_DEGREES)
+        if not found and self.profiles == "if none":
+            found = self._look_aside(grey, _SECOND_SIDE, _PROFILE_MIN_FACE)
+        found = _best_of_overlapping(found)
+        boxes = np.array([box for box, _ in found]).reshape(-1, 4)
+        scores = np.array([score for _, score in found], np.float64)
+        order = np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable")
+        return boxes[order], scores[order]
+
+    def _look_ahead(
+        self, grey: np.ndarray, side: int, min_face: float, degrees: tuple[float, ...]
+    ) -> list[_Found]:
+        """Search a copy no larger than `side` for faces to the front, at each of the tilts."""
+        small, factor = _reduced(grey, side)
+        found = []
+        for angle in degrees:
+            turned, back = _tilt(small, angle)
+            for box, score in _search(self._frontal, turned, min_face * max(small.shape)):
+                if score >= MIN_SCORE:
+                    upright = _turn_box(correct(box), angle, back)
+                    found.append((_enlarged(upright, factor), score))
+        return found
+
+    def _look_aside(self, grey: np.ndarray, side: int, min_face: float) -> list[_Found]:
+        """Search a copy no larger than `side` for faces turned to either side."""
+        small, factor = _reduced(grey, side)
+        found = []
+        for mirrored in (False, True):
+            picture = np.ascontiguousarray(small[:, ::-1]) if mirrored else small
+            for box, score in _search(self._profile, picture, min_face * max(small.shape)):
+                if score >= PROFILE_MIN_SCORE:
+                    x, y, w, h = correct(box, PROFILE_CORRECTION)
+                    x = small.shape[1] - 1 - (x + w) if mirrored else x
+                    found.append((_enlarged(np.array([x, y, w, h]), factor), score))
+        return found
+
+
+def correct(box: np.ndarray, rule: tuple[float, ...] | None = None) -> np.ndarray:
+    """Return the face outline's box for a box of a cascade, both `(4,)` x, y, w, h; by the frontal
+    cascade's rule unless another is given."""
+    x, y, w, h = box
+    a, b, c, d = rule or CORRECTION
+    return np.array([x + a * w, y + b * h, c * w, d * h])
+
+
+def _load_cascade(name: str) -> Any:
+    """Return OpenCV's classifier with one of its cascades loaded."""
+    import cv2
+
+    if not hasattr(cv2, "CascadeClassifier"):
+        raise JclnfError(
+            f"OpenCV {cv2.__version__} has no CascadeClassifier (version 5 dropped it); install "
+            "opencv-python-headless below 5, or give the face boxes yourself"
+        )
+    path = Path(getattr(getattr(cv2, "data", None), "haarcascades", "")) / name
+    cascade = cv2.CascadeClassifier(str(path)) if path.is_file() else None
+    if cascade is None or cascade.empty():
+        raise JclnfError(
+            f"{path}: OpenCV's face cascade is missing; install opencv-python-headless from PyPI "
+            "(system packages often leave it out), or give the face boxes yourself"
+        )
+    return cascade
+
+
+def _reduced(grey: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """Return a copy no larger than `side`, and its size as a part of the picture's."""
+    import cv2
+
+    factor = min(1.0, side / max(grey.shape))
+    size = tuple(max(1, round(s * factor)) for s in grey.shape[::-1])
+    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA) if factor < 1 else grey
+    return small, factor
+
+
+def _enlarged(box: np.ndarray, factor: float) -> np.ndarray:
+    """Return in the picture a box of its reduced copy."""
+    # Pixel centres are at integers, so a reduced picture's are half a pixel in.
+    return np.concatenate([(box[:2] + 0.5) / factor - 0.5, box[2:] / factor])
+
+
+def _search(cascade: Any, picture: np.ndarray, smallest: float) -> list[_Found]:
+    """Return the boxes, at all scales, that a cascade finds, in its own meaning, and its scores."""
+    side = max(1, round(smallest))
+    raw, _, weights = cascade.detectMultiScale3(
+        picture, scaleFactor=1.1, minNeighbors=3, minSize=(side, side), outputRejectLevels=True
+    )
+    return [
+        (np.asarray(box, np.float64), float(score))
+        for box, score in zip(raw, np.ravel(weights), strict=True)
+    ]
+
+
+def _tilt(image: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return `image` turned counter-clockwise on a larger canvas, and the (2, 3) way back."""
+    import cv2
+
+    h, w = image.shape
+    if degrees == 0:
+        return image, np.eye(2, 3)
+    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), degrees, 1.0)
+    cos, sin = np.abs(matrix[0, :2])
+    width, height = round(w * cos + h * sin), round(w * sin + h * cos)
+    matrix[:, 2] += (width - w) / 2, (height - h) / 2
+    return cv2.warpAffine(image, matrix, (width, height)), cv2.invertAffineTransform(matrix)
+
+
+def _turn_box(box: np.ndarray, degrees: float, back: np.ndarray) -> np.ndarray:
+    """Return the upright box of the ellipse that fills `box` in the tilted picture."""
+    x, y, w, h = box
+    cx, cy = back @ (x + w / 2, y + h / 2, 1.0)
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    width, height = np.hypot(w * cos, h * sin), np.hypot(w * sin, h * cos)
+    return np.array([cx - width / 2, cy - height / 2, width, height])
+
+
+def _best_of_overlapping(found: list[_Found]) -> list[_Found]:
+    """Return what no better one covers half of. The frontal cascade's scores are all above the
+    profile cascade's, and its boxes are the more exact."""
+    keep: list[_Found] = []
+    for box, score in sorted(found, key=lambda each: -each[1]):
+        if all(_covered(box, other) < 0.5 for other, _ in keep):
+            keep.append((box, score))
+    return keep
+
+
+def _covered(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the area common to two boxes as a part of the smaller one's."""
+    low = np.maximum(a[:2], b[:2])
+    high = np.minimum(a[:2] + a[2:], b[:2] + b[2:])
+    common = np.prod(np.maximum(high - low, 0.0))
+    return float(common / min(a[2] * a[3], b[2] * b[3]))

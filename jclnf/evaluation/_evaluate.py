@@ -1,0 +1,169 @@
+"""A model tried on annotated faces."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jclnf.annotations import AnnotatedFace, tight_box
+from jclnf.errors import AnnotationError, BoxError, JclnfError
+from jclnf.evaluation._metrics import Summary, summarise
+from jclnf.fitting import Model, fit_batch, fit_points, replicate
+from jclnf.geometry import PDM
+from jclnf.images import Crop, crop, read_image
+from jclnf.params import FitParams
+
+CHUNK = 32
+"""Most faces that are fitted together."""
+
+NOT_READ = -1
+"""In place of a `FitStatus`, of a face whose image or box could not be used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Fits of annotated faces, each array with an axis for the faces in the order given."""
+
+    landmarks: np.ndarray
+    """`(b, n, 2)` pixels; NaN where a face was not fitted."""
+    truth: np.ndarray
+    """`(b, n, 2)` pixels, as annotated."""
+    status: np.ndarray
+    """`(b,)` a `FitStatus`, or `NOT_READ`."""
+    likelihood: np.ndarray
+    """`(b,)`; NaN where a face was not fitted."""
+    yaw: np.ndarray
+    """`(b,)` radians, of the model's shape fitted to the annotation, so that it does not depend on
+    the fit."""
+    problems: dict[int, str]
+    """Why faces were not fitted, by their index."""
+
+    def summary(self) -> Summary:
+        """What the errors come to."""
+        return summarise(self.landmarks, self.truth, self.yaw)
+
+
+def evaluate(
+    model: Model,
+    faces: Sequence[AnnotatedFace],
+    params: FitParams | None = None,
+    *,
+    boxes: Sequence[Any] | None = None,
+    rotations: Any = None,
+    read: Callable[[Path], np.ndarray] = read_image,
+    on_problem: Callable[[int, str], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Fit annotated faces, from their images on, in chunks of at most `CHUNK`.
+
+    A face whose image cannot be read, or whose box cannot be used, is not fitted, and the others
+    still are.
+
+    Args:
+        model: as for `jclnf.fit_batch`.
+        faces: as `read_annotations` gives them, with as many landmarks as the model.
+        params: settings; `model.defaults` if not given.
+        boxes: (x, y, w, h) for each face in pixels of its image, or None for one that has none.
+            Without, a face's own box or, if it has none, the extent of its landmarks.
+        rotations: `(r, 3)` start rotations tried for each face, see `jclnf.fit_batch`.
+        read: gives the grey picture `(h, w)` of an image file.
+        on_problem: called with the index of a face that cannot be fitted, and the reason.
+        on_progress: called after each chunk with the number of faces done in it.
+
+    Raises:
+        AnnotationError: the faces have other numbers of landmarks than the model.
+        BoxError: there are not as many boxes as faces.
+        ParamsError: as `jclnf.fit`.
+    """
+    n = model.pdm.n_landmarks
+    wrong = next((face for face in faces if len(face.landmarks) != n), None)
+    if not faces or wrong is not None:
+        found = "no faces" if wrong is None else f"{len(wrong.landmarks)} in {wrong.image}"
+        raise AnnotationError(
+            f"the model {model.name} has {n} landmarks, the annotation {found}: evaluate it on "
+            "data of its own scheme"
+        )
+    if boxes is None:
+        boxes = [start_box(face) for face in faces]
+    if len(boxes) != len(faces):
+        raise BoxError(f"{len(boxes)} boxes for {len(faces)} faces")
+    params = model.defaults if params is None else params
+    model = replicate(model.prepare(params))
+
+    landmarks = np.full((len(faces), n, 2), np.nan)
+    status, likelihood = np.full(len(faces), NOT_READ), np.full(len(faces), np.nan)
+    problems: dict[int, str] = {}
+    # Chunks of one size: another one would be compiled for.
+    chunks = np.array_split(np.arange(len(faces)), -(-len(faces) // CHUNK))
+    for chunk in chunks:
+        pieces: dict[int, Crop] = {}
+        for index in chunk.tolist():
+            try:
+                pieces[index] = _piece(faces[index], boxes[index], read)
+            except JclnfError as e:
+                problems[index] = str(e)
+                if on_problem is not None:
+                    on_problem(index, str(e))
+        if pieces:
+            fits = _fit(model, list(pieces.values()), len(chunks[0]), params, rotations)
+            at = list(pieces)
+            landmarks[at], status[at], likelihood[at] = fits
+        if on_progress is not None:
+            on_progress(len(chunk))
+    truth = np.stack([face.landmarks for face in faces])
+    return Evaluation(landmarks, truth, status, likelihood, yaws(model.pdm, truth), problems)
+
+
+def start_box(face: AnnotatedFace) -> np.ndarray:
+    """A face's own box, or the extent of its landmarks if it has none."""
+    return tight_box(face.landmarks) if face.box is None else face.box
+
+
+def yaws(pdm: PDM, landmarks: Any) -> np.ndarray:
+    """The yaw of heads with the given landmarks `(b, n, 2)`, `(b,)` radians.
+
+    That of the shape model fitted to them, see `jclnf.fit_points`.
+    """
+    points = jnp.asarray(landmarks, pdm.mean.dtype)
+    return np.asarray(_yaws(pdm, points), np.float64)
+
+
+@eqx.filter_jit
+def _yaws(pdm: PDM, points: jax.Array) -> jax.Array:
+    present = jnp.ones(points.shape[1], bool)
+    return lax.map(lambda face: fit_points(pdm, face, present)[0].rotation[1], points)
+
+
+def _piece(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) -> Crop:
+    if box is None:
+        raise BoxError(f"{face.image}: there is no box for it")
+    image = read(face.image)
+    try:
+        return crop(image, box)
+    except JclnfError as e:
+        raise BoxError(f"{face.image}: {e}") from e
+
+
+def _fit(
+    model: Model, pieces: list[Crop], count: int, params: FitParams, rotations: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Landmarks, status and likelihood; `count` faces are fitted, the last of them repeatedly."""
+    filled = pieces + pieces[-1:] * (count - len(pieces))
+    result = fit_batch(
+        model,
+        [piece.image for piece in filled],
+        np.stack([piece.box for piece in filled]),
+        params,
+        rotations=rotations,
+    )
+    k = len(pieces)
+    points = np.asarray(result.landmarks, np.float64)[:k]
+    offsets = np.stack([piece.offset for piece in pieces])
+    status, likelihood = np.asarray(result.status)[:k], np.asarray(result.likelihood)[:k]
+    return points + offsets[:, None], status, likelihood

@@ -1,0 +1,150 @@
+"""The one interface that the fit knows of patch experts."""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from jclnf.geometry import sample_areas
+from jclnf.params import EXACT, Arithmetic
+
+SMALLEST_SCALE = 0.25
+"""Pixels per millimetre under which OpenFace takes a face for too small, whatever the model."""
+
+
+class PatchExperts(eqx.Module):
+    """Patch experts of all scales, views and landmarks, as stacked arrays.
+
+    The first axes of the arrays are scale (`s`), view (`v`) and landmark (`n`), so that a traced
+    scale and view pick the experts of one fit. A new kind of expert implements `respond`, or, if it
+    works on an area around each landmark, `AreaExperts.responses`.
+    """
+
+    scalings: eqx.AbstractVar[tuple[float, ...]]
+    """Reference pixels per millimetre of each scale, coarse to fine."""
+    centres: eqx.AbstractVar[Float[Array, "s v 3"]]
+    """Head rotation that each view stands for: Euler angles in radians."""
+    visible: eqx.AbstractVar[Bool[Array, "s v n"]]
+    """Whether the landmark can be seen in the view."""
+    confidence: eqx.AbstractVar[Float[Array, "s v n"]]
+    """How far the landmark's expert is to be trusted: the weight of its mean shift."""
+
+    @property
+    def smallest_scale(self) -> float:
+        """Pixels per millimetre under which a face is too small to be fitted: those of the coarsest
+        scale, since experts have not seen enlarged pictures; OpenFace's limit if that is less."""
+        return min(SMALLEST_SCALE, self.scalings[0])
+
+    @abstractmethod
+    def respond(
+        self,
+        image: Real[Array, "h w"],
+        landmarks: Float[Array, "n 2"],
+        to_image: Float[Array, "2"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+        *,
+        arithmetic: Arithmetic,
+    ) -> Float[Array, "n k k"]:
+        """Response maps of one face.
+
+        Args:
+            image: grey levels.
+            landmarks: where the windows are centred, (x, y) in image pixels.
+            to_image: similarity `(a, b)` from the reference frame to the image.
+            scale: index of the scale.
+            view: index of the view.
+            window: side `k` of the response map in reference pixels, static.
+            arithmetic: which short cuts to take; not every kind of expert has any.
+
+        Returns:
+            Non-negative maps; `[i, y, x]` says how likely landmark `i` is at pixel `(x, y)` of its
+            window. Maps of landmarks that the view does not show are meaningless.
+        """
+
+    def shift_weights(
+        self,
+        responses: Float[Array, "n k k"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        factor: Float[Array, ""],
+    ) -> Float[Array, " n"]:
+        """The weight of each landmark's mean shift, see `jclnf.fitting._rlms.landmark_weights`."""
+        del responses
+        return landmark_weights(self.confidence[scale, view], self.visible[scale, view], factor)
+
+    def prepare(self, windows: tuple[int, ...]) -> "PatchExperts":
+        """An equivalent that has everything precomputed that these windows (by scale) allow.
+
+        Derivatives by the experts' own parameters are to be taken through this method.
+        """
+        del windows
+        return self
+
+    def nearest_view(self, scale: Int[Array, ""], rotation: Float[Array, "3"]) -> Int[Array, ""]:
+        """The view whose centre is nearest to the rotation (Euclidean distance of Euler angles).
+
+        The choice is piecewise constant: it has no derivative.
+        """
+        return jnp.argmin(jnp.sum((self.centres[scale] - rotation) ** 2, axis=-1))
+
+
+class AreaExperts(PatchExperts):
+    """Experts that each look at the area around their landmark."""
+
+    support: eqx.AbstractVar[int]
+    """Side of the patch that an expert sees, in reference pixels."""
+
+    @abstractmethod
+    def responses(
+        self,
+        areas: Float[Array, "n a a"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+        *,
+        arithmetic: Arithmetic = EXACT,
+    ) -> Float[Array, "n k k"]:
+        """Response maps of one face.
+
+        Args:
+            areas: grey levels around each landmark, `a = k + support - 1` reference pixels wide.
+            scale: index of the scale.
+            view: index of the view.
+            window: side `k` of the response map, static.
+            arithmetic: which short cuts to take; not every kind of expert has any.
+
+        Returns:
+            Non-negative maps; `[i, y, x]` says how likely landmark `i` is at pixel `(x, y)` of its
+            window. Maps of landmarks that the view does not show are meaningless.
+        """
+
+    def respond(
+        self,
+        image: Real[Array, "h w"],
+        landmarks: Float[Array, "n 2"],
+        to_image: Float[Array, "2"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+        *,
+        arithmetic: Arithmetic,
+    ) -> Float[Array, "n k k"]:
+        """See `PatchExperts.respond`."""
+        area = window + self.support - 1
+        fixed_point = arithmetic.fixed_point_sampling
+        areas = sample_areas(image, landmarks, to_image, area, fixed_point=fixed_point)
+        return self.responses(areas, scale, view, window, arithmetic=arithmetic)
+
+
+def landmark_weights(
+    confidence: Float[Array, " n"], visible: Bool[Array, " n"], factor: Float[Array, ""]
+) -> Float[Array, " n"]:
+    """The diagonal of W: `factor * confidence`, or 1 where the factor is 0; invisible ones 0.
+
+    The weights jump at factor 0: take derivatives by it only where it is positive.
+    """
+    weights = jnp.where(factor > 0, factor * confidence, 1.0)
+    return jnp.where(visible, weights, 0.0)

@@ -1,0 +1,426 @@
+"""Continuous conditional neural field (CCNF) patch experts.
+
+A layer of sigmoid neurons over normalised 11x11 patches, summed, then smoothed over the window by
+the field's covariance. Source: Baltrusaitis, Robinson, Morency, "Constrained Local Neural Fields
+for robust facial landmark detection in the wild" (ICCVW 2013), section 3.1, equations 2-8.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jclnf.errors import ModelFileError, ParamsError
+from jclnf.experts._base import AreaExperts
+from jclnf.params import EXACT, Arithmetic
+
+ALPHA_THRESHOLD = 1e-4
+"""Neurons whose alpha is not above this are left out of the response."""
+
+
+_PER_LANDMARK = ("weights", "norm_weight", "bias", "alpha", "beta", "confidence")
+
+
+class CCNF(AreaExperts):
+    """CCNF experts by their parameters: what a file holds and training changes.
+
+    A fit works with these directly, taking the covariance of the view it needs each time;
+    `prepare` takes all of them once.
+    """
+
+    weights: Float[Array, "s v n q support support"]
+    """Each neuron's weights, `[..., y, x]`."""
+    norm_weight: Float[Array, "s v n q"]
+    bias: Float[Array, "s v n q"]
+    alpha: Float[Array, "s v n q"]
+    """Weight of each neuron in the field; 0 for a neuron that does not exist."""
+    beta: Float[Array, "s v n b"]
+    """Weight of each similarity component in the field."""
+    components: dict[int, Float[Array, "s b 4 h h"]]
+    """By window: the similarity components, as blocks in the basis of `mirror_basis`. Windows
+    that are not there have none: the field is then diagonal."""
+    centres: Float[Array, "s v 3"]
+    visible: Bool[Array, "s v n"]
+    confidence: Float[Array, "s v n"]
+    scalings: tuple[float, ...] = eqx.field(static=True)
+    support: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        arrays = {name: getattr(self, name) for name in (*_PER_LANDMARK, "centres", "visible")}
+        sides = {window: ((window + 1) // 2) ** 2 for window in self.components}
+        blocks = {window: (4, side, side) for window, side in sides.items()}
+        _check_shapes(arrays, self.scalings, self.components, blocks)
+
+    @staticmethod
+    def create(
+        *,
+        scalings: tuple[float, ...],
+        weights: Any,
+        norm_weight: Any,
+        bias: Any,
+        alpha: Any,
+        beta: Any,
+        components: dict[int, Any],
+        centres: Any,
+        visible: Any,
+        confidence: Any,
+    ) -> "CCNF":
+        """Experts from NumPy arrays.
+
+        Arguments are as the fields, but for `components`: full `(s, b, k*k, k*k)` matrices over
+        the row-major pixels of a `k` by `k` window. They must be symmetric, also under mirroring
+        the window in x and in y, as matrices built from pixel distances are.
+
+        Raises:
+            ModelFileError: shapes that do not go together, or components without that symmetry.
+        """
+        arrays: dict[str, Any] = {
+            "weights": weights,
+            "norm_weight": norm_weight,
+            "bias": bias,
+            "alpha": alpha,
+            "beta": beta,
+            "confidence": confidence,
+            "centres": centres,
+        }
+        pixels = {window: (window**2, window**2) for window in components}
+        _check_shapes(arrays | {"visible": visible}, scalings, components, pixels)
+        arrays = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
+        return CCNF(
+            **arrays,
+            components={k: jnp.asarray(to_blocks(c, k)) for k, c in components.items()},
+            visible=jnp.asarray(visible, bool),
+            scalings=tuple(float(a) for a in scalings),
+            support=np.shape(weights)[-1],
+        )
+
+    def responses(
+        self,
+        areas: Float[Array, "n a a"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+        *,
+        arithmetic: Arithmetic = EXACT,
+    ) -> Float[Array, "n k k"]:
+        """See `AreaExperts.responses`."""
+        del arithmetic
+        at = (scale, view)
+        alpha = self.alpha[at]
+        return ccnf_responses(
+            areas,
+            _flatten(self.weights[at] * self.norm_weight[at][..., None, None]),
+            self.bias[at],
+            gains(alpha),
+            covariance(alpha, self.beta[at], self._components_at(window, scale)),
+            window,
+        )
+
+    def prepare(self, windows: tuple[int, ...]) -> "PreparedCCNF":
+        """See `PatchExperts.prepare`; `windows` by scale, 0 for a scale that is not fitted."""
+        if len(windows) != len(self.scalings):
+            raise ParamsError(f"{len(windows)} windows for {len(self.scalings)} scales")
+        scales_of: dict[int, list[int]] = {}
+        for scale, window in enumerate(windows):
+            scales_of.setdefault(window, []).append(scale)
+        scales_of.pop(0, None)
+        return PreparedCCNF(
+            weights=_flatten(self.weights * self.norm_weight[..., None, None]),
+            bias=self.bias,
+            gain=gains(self.alpha),
+            covariances={
+                window: jnp.stack(
+                    [
+                        covariance(self.alpha[k], self.beta[k], self._components_at(window, k))
+                        for k in scales
+                    ]
+                )
+                for window, scales in scales_of.items()
+            },
+            centres=self.centres,
+            visible=self.visible,
+            confidence=self.confidence,
+            scalings=self.scalings,
+            support=self.support,
+            windows=windows,
+        )
+
+    def _components_at(
+        self, window: int, scale: Int[Array, ""] | int
+    ) -> Float[Array, "b 4 h h"] | None:
+        found = self.components.get(window)
+        return None if found is None else found[scale]
+
+
+class PreparedCCNF(AreaExperts):
+    """CCNF experts ready to be evaluated: what `CCNF.prepare` gives.
+
+    Its arrays are derived from a `CCNF`'s parameters, so they are named differently, and a
+    derivative by them is not one by the parameters.
+    """
+
+    weights: Float[Array, "s v n q p"]
+    """Weights times `norm_weight`, patches flattened row by row."""
+    bias: Float[Array, "s v n q"]
+    gain: Float[Array, "s v n q"]
+    covariances: dict[int, Float[Array, "t v n ..."]]
+    """By window: the field's covariance for each scale with that window, see `covariance`."""
+    centres: Float[Array, "s v 3"]
+    visible: Bool[Array, "s v n"]
+    confidence: Float[Array, "s v n"]
+    scalings: tuple[float, ...] = eqx.field(static=True)
+    support: int = eqx.field(static=True)
+    windows: tuple[int, ...] = eqx.field(static=True)
+
+    def responses(
+        self,
+        areas: Float[Array, "n a a"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+        *,
+        arithmetic: Arithmetic = EXACT,
+    ) -> Float[Array, "n k k"]:
+        """See `AreaExperts.responses`."""
+        del arithmetic
+        at = (scale, view)
+        slots = np.cumsum(np.equal(self.windows, window)) - 1
+        return ccnf_responses(
+            areas,
+            self.weights[at],
+            self.bias[at],
+            self.gain[at],
+            self.covariances[window][jnp.asarray(slots)[scale], view],
+            window,
+        )
+
+    def prepare(self, windows: tuple[int, ...]) -> "PreparedCCNF":
+        """These very experts; an error if they were prepared for other windows."""
+        usable = len(windows) == len(self.windows) and all(
+            wanted in (0, had) for wanted, had in zip(windows, self.windows, strict=True)
+        )
+        if not usable:
+            raise ParamsError(
+                f"the experts were prepared for the windows {self.windows}, not {windows}: "
+                "call prepare on the model as it was loaded"
+            )
+        return self
+
+
+def ccnf_responses(
+    areas: Float[Array, "n a a"],
+    weights: Float[Array, "n q p"],
+    bias: Float[Array, "n q"],
+    gain: Float[Array, "n q"],
+    covariance: Float[Array, "n ..."],
+    window: int,
+) -> Float[Array, "n k k"]:
+    """Response maps of CCNF experts.
+
+    Each patch is centred on its mean and scaled to norm 1 (a flat one stays 0); then
+
+        f = sum_q gain_q sigmoid(<weights_q, patch> + bias_q),    response = Sigma vec(f),
+
+    lifted to a minimum of 0 where it is negative.
+
+    Args:
+        areas: grey levels around each landmark.
+        weights: each neuron's weights over the `p` pixels of a patch, row by row.
+        bias: each neuron's bias.
+        gain: each neuron's factor, twice its alpha.
+        covariance: Sigma, as `covariance` gives it.
+        window: side `k` of a map.
+    """
+    patches, _, scale = patch_statistics(areas, window)
+    # Centring the weights and scaling the products saves two passes over the patches.
+    weights = weights - weights.mean(axis=-1, keepdims=True)
+    projections = jnp.einsum("nqp,npk->nqk", weights, patches) * scale[:, None]
+    neurons = jax.nn.sigmoid(projections + bias[..., None])
+    field = jnp.einsum("nq,nqk->nk", gain, neurons).reshape(-1, window, window)
+    response = smooth(covariance, field)
+    lowest = response.min(axis=(1, 2), keepdims=True)
+    return response - jnp.minimum(lowest, 0.0)
+
+
+def patch_contrast(
+    areas: Float[Array, "n a a"], window: int
+) -> tuple[Float[Array, "n p positions"], Float[Array, "n positions"]]:
+    """The patches of each area as columns, less their mean, and one over the norm of each.
+
+    Where a patch is flat, so that no more than rounding is left of it, the latter is 0.
+    """
+    patches, mean, scale = patch_statistics(areas, window)
+    return patches - mean[:, None], scale
+
+
+def patch_statistics(
+    areas: Float[Array, "n a a"], window: int
+) -> tuple[Float[Array, "n p positions"], Float[Array, "n positions"], Float[Array, "n positions"]]:
+    """The patches of each area, less the area's mean, as columns; the mean that is left in each;
+    and one over the norm of each less its mean, 0 as in `patch_contrast`."""
+    n, side, _ = areas.shape
+    support = side - window + 1
+    # Single precision would lose digits to a common grey level.
+    areas = areas - areas.mean(axis=(1, 2), keepdims=True)
+    rows = jnp.stack([areas[:, dy : dy + window] for dy in range(support)], axis=1)
+    patches = jnp.stack([rows[..., dx : dx + window] for dx in range(support)], axis=2)
+    # Without the barrier XLA gathers the patches again for the mean, the norm and the products.
+    patches = lax.optimization_barrier(patches.reshape(n, support**2, window**2))
+    mean = patches.mean(axis=1)
+    energy = jnp.sum((patches - mean[:, None]) ** 2, axis=1)
+    rounding = support**2 * (8 * jnp.finfo(areas.dtype).eps * mean) ** 2
+    textured = energy > rounding
+    scale = jnp.where(textured, lax.rsqrt(jnp.where(textured, energy, 1.0)), 0.0)
+    return patches, mean, scale
+
+
+def gains(alpha: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`2 alpha` of the neurons that count (above `ALPHA_THRESHOLD`), 0 of the others."""
+    return jnp.where(alpha > ALPHA_THRESHOLD, 2 * alpha, 0.0)
+
+
+def covariance(
+    alpha: Float[Array, "*n q"],
+    beta: Float[Array, "*n b"],
+    components: Float[Array, "b 4 h h"] | None,
+) -> Float[Array, "..."]:
+    """The field's covariance `Sigma = (2 (sum_q alpha_q I + sum_b beta_b C_b))^-1`.
+
+    Returns:
+        The blocks (4, h, h) of Sigma in the basis of `mirror_basis`; or, without components, the
+        one number on its diagonal. Experts without neurons get the identity.
+    """
+    precision = 2 * alpha.sum(axis=-1)
+    precision = jnp.where(precision == 0, 1.0, precision)
+    if components is None:
+        return 1 / precision
+    blocks = 2 * jnp.einsum("...b,bcij->...cij", beta, components)
+    identity = jnp.eye(components.shape[-1], dtype=blocks.dtype)
+    return inverse(blocks + precision[..., None, None, None] * identity)
+
+
+@jax.custom_jvp
+def inverse(matrices: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
+    """Inverses of many small positive definite matrices, by Gauss-Jordan elimination.
+
+    Not `jnp.linalg.inv`: jaxlib hands a batch of matrices to the thread pool that its caller runs
+    on, and waits there; with two such calls at a time and as few threads (as when the covariances
+    of two windows are taken) all of them wait for ever.
+    """
+    size = matrices.shape[-1]
+
+    def eliminate(k: Int[Array, ""] | int, a: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
+        here = jnp.arange(size) == k
+        row = lax.dynamic_index_in_dim(a, k, -2, keepdims=True)
+        column = lax.dynamic_index_in_dim(a, k, -1, keepdims=True)
+        pivot = lax.dynamic_index_in_dim(row, k, -1, keepdims=True)
+        inside = jnp.where(here | here[:, None], 0.0, a - column * row / pivot)
+        in_row = jnp.where(here[:, None] & ~here, row / pivot, 0.0)
+        in_column = jnp.where(here & ~here[:, None], -column / pivot, 0.0)
+        return inside + in_row + in_column + jnp.where(here & here[:, None], 1 / pivot, 0.0)
+
+    return lax.fori_loop(0, size, eliminate, matrices)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    inverted = inverse(primals[0])
+    return inverted, -inverted @ tangents[0] @ inverted
+
+
+def smooth(covariance: Float[Array, "n ..."], field: Float[Array, "n k k"]) -> Array:
+    """`Sigma vec(field)` of each map, Sigma as `covariance` gives it."""
+    if covariance.ndim == 1:
+        return covariance[:, None, None] * field
+    n, window, _ = field.shape
+    basis = jnp.asarray(mirror_basis(window), field.dtype)
+    half = basis.shape[-1]
+    parts = jnp.einsum("nyx,yai,xbj->nabij", field, basis, basis)
+    parts = jnp.einsum("ncij,ncj->nci", covariance, parts.reshape(n, 4, half**2))
+    parts = parts.reshape(n, 2, 2, half, half)
+    return jnp.einsum("nabij,yai,xbj->nyx", parts, basis, basis)
+
+
+def mirror_basis(window: int) -> np.ndarray:
+    """Orthonormal even and odd functions on `window` pixels.
+
+    Matrices that stay the same when the window is mirrored fall, in the products of this basis
+    along y and x, into four blocks (even-even, even-odd, odd-even, odd-odd), a quarter of the
+    side of the full matrix each.
+
+    Returns:
+        Array (window, 2, (window + 1) // 2): pixel, parity, index; the odd functions of an odd
+        window are one fewer, and padded with a zero.
+    """
+    half = (window + 1) // 2
+    basis = np.zeros((window, 2, half))
+    for i in range(half):
+        mirrored = window - 1 - i
+        if i == mirrored:
+            basis[i, 0, i] = 1.0
+        else:
+            basis[[i, mirrored], 0, i] = np.sqrt(0.5)
+            basis[[i, mirrored], 1, i] = np.sqrt(0.5), -np.sqrt(0.5)
+    return basis
+
+
+def to_blocks(components: np.ndarray, window: int) -> np.ndarray:
+    """Components `(s, b, k*k, k*k)` as blocks `(s, b, 4, h, h)` in the basis of `mirror_basis`."""
+    matrices = np.asarray(components, np.float64).reshape(*components.shape[:2], *[window] * 4)
+    tolerance = 1e-5 * np.abs(matrices).max(initial=0.0)
+    for name, mirrored in (
+        ("transposition", matrices.transpose(0, 1, 4, 5, 2, 3)),
+        ("mirroring in y", matrices[:, :, ::-1, :, ::-1]),
+        ("mirroring in x", matrices[:, :, :, ::-1, :, ::-1]),
+    ):
+        if np.abs(matrices - mirrored).max(initial=0.0) > tolerance:
+            problem = f"the components of window {window} are not symmetric under {name}"
+            raise ModelFileError("CCNF experts", problem)
+    basis = mirror_basis(window)
+    half = basis.shape[-1]
+    blocks = np.einsum(
+        "sbyxvu,yci,xdj,vck,udl->sbcdijkl", matrices, basis, basis, basis, basis, optimize=True
+    )
+    return blocks.reshape(*components.shape[:2], 4, half**2, half**2).astype(np.float32)
+
+
+def _flatten(weights: Float[Array, "*n y x"]) -> Float[Array, "*n p"]:
+    return weights.reshape(*weights.shape[:-2], -1)
+
+
+def _check_shapes(
+    arrays: dict[str, Any],
+    scalings: tuple[float, ...],
+    components: dict[int, Any],
+    of_component: Mapping[int, tuple[int, ...]],
+) -> None:
+    """Raise unless the arrays of experts go together.
+
+    It has to be looked at: JAX moves an index beyond the end of an array to its end without a word.
+    """
+    s, v, n = np.shape(arrays["visible"])
+    q, b = np.shape(arrays["alpha"])[-1], np.shape(arrays["beta"])[-1]
+    support = np.shape(arrays["weights"])[-1]
+    last: dict[str, tuple[int, ...]] = {
+        "weights": (q, support, support),
+        "beta": (b,),
+        "confidence": (),
+        "visible": (),
+    }
+    expected: dict[str, tuple[int, ...]] = {
+        name: (s, v, n, *last.get(name, (q,))) for name in arrays
+    } | {"centres": (s, v, 3)}
+    for window, shape in of_component.items():
+        arrays = arrays | {f"components[{window}]": components[window]}
+        expected[f"components[{window}]"] = (s, b, *shape)
+    for name, shape in expected.items():
+        if np.shape(arrays[name]) != shape:
+            problem = f"{name} has the shape {np.shape(arrays[name])}, not {shape}"
+            raise ModelFileError("CCNF experts", problem)
+    if len(scalings) != s:
+        raise ModelFileError("CCNF experts", f"{len(scalings)} scalings for {s} scales")

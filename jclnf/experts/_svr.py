@@ -1,0 +1,173 @@
+"""Support vector regression (SVR) patch experts: the original constrained local model's.
+
+Each expert is one template. How well a patch correlates with it, put through a logistic function,
+is the probability that the landmark is there. Sources: Saragih, Lucey, Cohn, "Deformable model
+fitting by regularized landmark mean-shift" (IJCV 2011), section 3.1, equations 8-9; for several
+modalities, Baltrusaitis, Robinson, Morency, "3D constrained local model for rigid and non-rigid
+facial tracking" (CVPR 2012), section 3.2.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jclnf.errors import ModelFileError
+from jclnf.experts._base import AreaExperts
+from jclnf.experts._ccnf import patch_contrast
+from jclnf.params import EXACT, Arithmetic
+
+ABSENT_BIAS = 40.0
+"""Bias of an expert that does not exist; with a slope of 0 its factor is 1 in double precision."""
+
+
+class SVR(AreaExperts):
+    """SVR experts by their parameters. There is nothing that `prepare` could save a fit."""
+
+    weights: Float[Array, "s v n e support support"]
+    """Each expert's template, `[..., y, x]`; its mean and norm do not matter."""
+    slope: Float[Array, "s v n e"]
+    """What the correlation, from -1 to 1, is multiplied with."""
+    bias: Float[Array, "s v n e"]
+    centres: Float[Array, "s v 3"]
+    visible: Bool[Array, "s v n"]
+    confidence: Float[Array, "s v n"]
+    scalings: tuple[float, ...] = eqx.field(static=True)
+    support: int = eqx.field(static=True)
+    modalities: tuple[str, ...] = eqx.field(static=True)
+    """What the experts on axis `e` look at: names of `MODALITIES`."""
+
+    @staticmethod
+    def create(
+        *,
+        scalings: tuple[float, ...],
+        modalities: tuple[str, ...],
+        weights: Any,
+        slope: Any,
+        bias: Any,
+        centres: Any,
+        visible: Any,
+        confidence: Any,
+    ) -> "SVR":
+        """Experts from NumPy arrays; arguments are as the fields.
+
+        Raises:
+            ModelFileError: shapes that do not go together, or a modality that is not known.
+        """
+        s, v, n = np.shape(visible)
+        e, support = len(modalities), np.shape(weights)[-1]
+        expected: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "weights": (weights, (s, v, n, e, support, support)),
+            "slope": (slope, (s, v, n, e)),
+            "bias": (bias, (s, v, n, e)),
+            "centres": (centres, (s, v, 3)),
+            "confidence": (confidence, (s, v, n)),
+        }
+        for name, (array, shape) in expected.items():
+            if np.shape(array) != shape:
+                problem = f"{name} has the shape {np.shape(array)}, not {shape}"
+                raise ModelFileError("SVR experts", problem)
+        if len(scalings) != s:
+            raise ModelFileError("SVR experts", f"{len(scalings)} scalings for {s} scales")
+        unknown = sorted(set(modalities) - set(MODALITIES))
+        if unknown or not modalities:
+            problem = f"modalities {modalities}: they are one or more of {', '.join(MODALITIES)}"
+            raise ModelFileError("SVR experts", problem)
+        return SVR(
+            weights=jnp.asarray(weights, jnp.float32),
+            slope=jnp.asarray(slope, jnp.float32),
+            bias=jnp.asarray(bias, jnp.float32),
+            centres=jnp.asarray(centres, jnp.float32),
+            visible=jnp.asarray(visible, bool),
+            confidence=jnp.asarray(confidence, jnp.float32),
+            scalings=tuple(float(a) for a in scalings),
+            support=support,
+            modalities=tuple(modalities),
+        )
+
+    def responses(
+        self,
+        areas: Float[Array, "n a a"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+        *,
+        arithmetic: Arithmetic = EXACT,
+    ) -> Float[Array, "n k k"]:
+        """See `AreaExperts.responses`."""
+        del arithmetic
+        at = (scale, view)
+        return svr_responses(
+            areas, self.weights[at], self.slope[at], self.bias[at], self.modalities, window
+        )
+
+
+def svr_responses(
+    areas: Float[Array, "n a a"],
+    weights: Float[Array, "n e support support"],
+    slope: Float[Array, "n e"],
+    bias: Float[Array, "n e"],
+    modalities: tuple[str, ...],
+    window: int,
+) -> Float[Array, "n k k"]:
+    """Response maps of SVR experts.
+
+    With `c_e` the correlation coefficient of the template `e` and the patch of its modality (0
+    where either is flat),
+
+        response = prod_e sigmoid(slope_e c_e + bias_e).
+
+    The coefficient does not change when the area is shifted or scaled as a whole, which is why
+    areas are not standardised first.
+
+    Args:
+        areas: grey levels around each landmark.
+        weights: templates, `[..., y, x]`.
+        slope: factor of each template's correlation.
+        bias: bias of each template.
+        modalities: what each template looks at.
+        window: side `k` of a map.
+    """
+    templates = _unit(weights)
+    response = jnp.ones((), areas.dtype)
+    for modality in dict.fromkeys(modalities):
+        chosen = np.flatnonzero([name == modality for name in modalities])
+        patches, scale = patch_contrast(MODALITIES[modality](areas), window)
+        correlation = jnp.einsum("nep,npk->nek", templates[:, chosen], patches) * scale[:, None]
+        logits = slope[:, chosen, None] * correlation + bias[:, chosen, None]
+        response = response * jax.nn.sigmoid(logits).prod(axis=1)
+    return response.reshape(-1, window, window)
+
+
+def gradient_energy(areas: Float[Array, "n a a"]) -> Float[Array, "n a a"]:
+    """Squared magnitude of the gradient by central differences; 0 along the border of an area.
+
+    The differences are not halved: a common factor does not change a correlation.
+    """
+    along_x = areas[:, 1:-1, 2:] - areas[:, 1:-1, :-2]
+    along_y = areas[:, 2:, 1:-1] - areas[:, :-2, 1:-1]
+    return jnp.pad(along_x**2 + along_y**2, ((0, 0), (1, 1), (1, 1)))
+
+
+def _grey(areas: Float[Array, "n a a"]) -> Float[Array, "n a a"]:
+    return areas
+
+
+MODALITIES: dict[str, Callable[[Float[Array, "n a a"]], Float[Array, "n a a"]]] = {
+    "raw": _grey,
+    "gradient": gradient_energy,
+}
+"""What an expert may look at, as a function of the grey levels."""
+
+
+def _unit(weights: Float[Array, "n e support support"]) -> Float[Array, "n e p"]:
+    """Templates less their mean, of norm 1; a flat one is 0. Pixels row by row."""
+    flat = weights.reshape(*weights.shape[:-2], -1)
+    flat = flat - flat.mean(axis=-1, keepdims=True)
+    energy = jnp.sum(flat**2, axis=-1, keepdims=True)
+    regular = energy > 0
+    return jnp.where(regular, flat / jnp.sqrt(jnp.where(regular, energy, 1.0)), 0.0)

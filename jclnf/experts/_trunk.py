@@ -1,0 +1,192 @@
+"""Experts on a shared convolutional trunk, which sees the whole face in the reference frame.
+
+Areas around 68 landmarks overlap many times over: here the face is sampled once, turned and sized
+as the reference shape, one network computes maps of all landmarks over the whole face, and each
+landmark's response is the softmax of its map over its window. Turned heads need no views: the
+network has seen them in training.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from jclnf.errors import ModelFileError
+from jclnf.experts._base import PatchExperts, landmark_weights
+from jclnf.experts._layers import Layer, Shapes, check_weights, normalised, plain_layer
+from jclnf.geometry import apply, invert, sample_square
+from jclnf.params import Arithmetic
+
+SAMPLING = 2
+"""Pixels of the network's input along one cell (reference pixel) of its maps."""
+REDUCTION = 8
+"""The network halves its map of cells three times: its side is a multiple of this."""
+
+
+_WIDTHS = ("stem", "fine", "middle", "coarse", "joined")
+
+
+def trunk_shapes(n: int, channels: Sequence[int]) -> Shapes:
+    """Shapes of the trunk's convolutions, for `n` landmarks and channels at each resolution."""
+    stem, fine, middle, coarse, joined = channels
+    return {
+        "stem": (3, 1, stem),
+        "fine": (3, stem, fine),
+        "middle": (3, fine, middle),
+        "middle1": (3, middle, middle),
+        "middle2": (3, middle, middle),
+        "coarse": (3, middle, coarse),
+        "coarse1": (3, coarse, coarse),
+        "coarse_up": (1, coarse, middle),
+        "middle3": (3, middle, middle),
+        "middle_up": (1, middle, joined),
+        "fine_skip": (1, fine, joined),
+        "joined": (3, joined, joined),
+        "maps": (1, joined, 4 * n),
+    }
+
+
+def trunk(x: Float[Array, "b y x 1"], layer: Layer) -> Float[Array, "b g g n"]:
+    """Maps of all landmarks, at half the resolution of the input.
+
+    The last layer works at a quarter of it; each of its cells gives four values for each landmark,
+    one for each cell of the map within it.
+    """
+    relu = jax.nn.relu
+    fine = relu(layer("fine", relu(layer("stem", x, 2)), 2))
+    middle = relu(layer("middle", fine, 2))
+    middle = relu(middle + layer("middle2", relu(layer("middle1", middle, 1)), 1))
+    coarse = relu(layer("coarse", middle, 2))
+    coarse = relu(coarse + layer("coarse1", coarse, 1))
+    middle = relu(middle + _doubled(layer("coarse_up", coarse, 1)))
+    middle = relu(layer("middle3", middle, 1))
+    joined = relu(_doubled(layer("middle_up", middle, 1)) + layer("fine_skip", fine, 1))
+    joined = relu(joined + layer("joined", joined, 1))
+    return _unfolded(layer("maps", joined, 1))
+
+
+def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
+    """Each cell repeated in 2x2."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def _unfolded(x: Float[Array, "b h w c"]) -> Float[Array, "b y x n"]:
+    """Four channels of a landmark laid out as 2x2 cells."""
+    b, h, w, c = x.shape
+    parts = x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5)
+    return parts.reshape(b, 2 * h, 2 * w, c // 4)
+
+
+class TrunkExperts(PatchExperts):
+    """A trunk for each scale. There is one view, which shows all landmarks."""
+
+    kernels: dict[str, Float[Array, "s ..."]]
+    """The trunk's arrays `<layer>.kernel` and `<layer>.bias`, each stacked by scale."""
+    softness: Float[Array, " s"]
+    """Variance (square reference pixels) of a response at which its landmark's weight is halved."""
+    centres: Float[Array, "s v 3"]
+    visible: Bool[Array, "s v n"]
+    confidence: Float[Array, "s v n"]
+    scalings: tuple[float, ...] = eqx.field(static=True)
+    grid: int = eqx.field(static=True)
+    """Side of the maps in cells, which are reference pixels."""
+    middle: tuple[float, float] = eqx.field(static=True)
+    """Centre (x, y) of the maps from the landmarks' centroid, in millimetres."""
+
+    def __check_init__(self) -> None:
+        problem = None
+        if self.grid < REDUCTION or self.grid % REDUCTION:
+            problem = f"a map's side must be a multiple of {REDUCTION}, not {self.grid}"
+        n = jnp.shape(self.visible)[-1]
+        s = len(self.scalings)
+        expected: dict[str, tuple[int, ...]] = {
+            "centres": (s, 1, 3),
+            "visible": (s, 1, n),
+            "confidence": (s, 1, n),
+            "softness": (s,),
+        }
+        for name, shape in expected.items():
+            if jnp.shape(getattr(self, name)) != shape:
+                problem = f"{name} has the shape {jnp.shape(getattr(self, name))}, not {shape}"
+        biases = [self.kernels.get(f"{name}.bias") for name in _WIDTHS]
+        shapes = trunk_shapes(n, [0 if b is None else jnp.shape(b)[-1] for b in biases])
+        problem = check_weights(self.kernels, shapes, (s,)) or problem
+        if problem is not None:
+            raise ModelFileError("trunk experts", problem)
+
+    @property
+    def smallest_scale(self) -> float:
+        """See `PatchExperts.smallest_scale`: half the coarsest scale. Trunks are trained on blurred
+        pictures as well; the error is a tenth larger there, and rises fast below."""
+        return 0.5 * self.scalings[0]
+
+    def respond(
+        self,
+        image: Real[Array, "h w"],
+        landmarks: Float[Array, "n 2"],
+        to_image: Float[Array, "2"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        window: int,
+        *,
+        arithmetic: Arithmetic,
+    ) -> Float[Array, "n k k"]:
+        """See `PatchExperts.respond`."""
+        del view, arithmetic
+        scaling = jnp.asarray(self.scalings, landmarks.dtype)[scale]
+        middle = scaling * jnp.asarray(self.middle, landmarks.dtype)
+        centroid = landmarks.mean(0)
+        centre = centroid + apply(to_image, middle)
+        square = sample_square(image, centre, to_image / SAMPLING, SAMPLING * self.grid)
+        weights = {name: array[scale] for name, array in self.kernels.items()}
+        maps = trunk(normalised(square)[None, :, :, None], plain_layer(weights))[0]
+        at = apply(invert(to_image), landmarks - centroid) - middle + (self.grid - 1) / 2
+        return responses_in_windows(maps, at, window)
+
+    def shift_weights(
+        self,
+        responses: Float[Array, "n k k"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        factor: Float[Array, ""],
+    ) -> Float[Array, " n"]:
+        """Each landmark's weight, the smaller the wider its response is spread."""
+        visible = self.visible[scale, view]
+        fixed = landmark_weights(self.confidence[scale, view], visible, factor)
+        softness = self.softness[scale]
+        return fixed * softness / (softness + variance(responses))
+
+
+def responses_in_windows(
+    maps: Float[Array, "g g n"], centres: Float[Array, "n 2"], window: int
+) -> Float[Array, "n k k"]:
+    """Softmax of each landmark's map over the window around its centre.
+
+    Args:
+        maps: logits; beyond the border they are those at the border.
+        centres: (x, y) in cells; between cells the logits are interpolated bilinearly.
+        window: side `k` of a window in cells.
+    """
+    grid, _, n = maps.shape
+    corner = centres - (window - 1) / 2
+    whole = jnp.floor(jnp.clip(corner, -2.0 * grid, 2.0 * grid))
+    fx, fy = (corner - whole).T[:, :, None, None]
+    reach = jnp.arange(window + 1)
+    cells = jnp.clip(whole.astype(jnp.int32)[:, :, None] + reach, 0, grid - 1)
+    logits = maps[cells[:, 1, :, None], cells[:, 0, None, :], jnp.arange(n)[:, None, None]]
+    logits = logits[:, :-1] * (1 - fy) + logits[:, 1:] * fy
+    logits = logits[:, :, :-1] * (1 - fx) + logits[:, :, 1:] * fx
+    return jax.nn.softmax(logits, axis=(1, 2))
+
+
+def variance(responses: Float[Array, "n k k"]) -> Float[Array, " n"]:
+    """Mean squared distance from the mean position, of responses that sum to 1."""
+    positions = jnp.arange(responses.shape[-1], dtype=responses.dtype)
+    total: Any = 0.0
+    for marginal in (responses.sum(1), responses.sum(2)):
+        mean = marginal @ positions
+        total = total + jnp.sum(marginal * (positions - mean[:, None]) ** 2, axis=1)
+    return total

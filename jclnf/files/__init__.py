@@ -1,0 +1,10 @@
+"""Model files: loading, saving and naming them."""
+
+from jclnf.files._serialise import bundled_models, find_model, load_model, save_model
+
+__all__ = [
+    "bundled_models",
+    "find_model",
+    "load_model",
+    "save_model",
+]

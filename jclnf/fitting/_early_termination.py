@@ -1,0 +1,120 @@
+"""Fits from several start rotations that end as soon as one start is convincing.
+
+Each start is fitted at the first scale only. One whose likelihood there passes its view's cutoff
+is accepted, and alone fitted to the end; where none is, the best few are. Source: Baltrusaitis,
+Zadeh, Lim, Morency, "OpenFace 2.0: facial behavior analysis toolkit" (FG 2018), section 3.1.2.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool
+
+from jclnf.fitting._fit import finish
+from jclnf.fitting._mapping import map_faces
+from jclnf.fitting._model import EarlyTermination, Model
+from jclnf.fitting._result import FitResult, FitStatus
+from jclnf.fitting._scales import fit_from
+from jclnf.geometry import pose_from_box
+from jclnf.params import FitParams
+
+COMPLETED = 3
+"""Starts that are fitted to the end where none is accepted."""
+
+
+def best_until_accepted(
+    model: Model,
+    rule: EarlyTermination,
+    image: Any,
+    box: Any,
+    rotations: Any,
+    params: FitParams,
+) -> FitResult:
+    """What `jclnf.fit_until_accepted` computes, as a pure function, neither compiled nor checked.
+
+    All starts are fitted at the first scale, and those that are not needed are masked out. The
+    rest is then done for `COMPLETED` starts: where they run one after the other (see
+    `fitting/_mapping.py`) only for the accepted one, if there is one; as a batch for all. Which fit
+    is returned is piecewise constant: derivatives are those of that fit.
+    """
+    begun = map_faces(
+        lambda rotation: begin(model, image, box, rotation, params), jnp.asarray(rotations)
+    )
+    score, accepted = rule.score(begun.likelihood, begun.trace.view[:, 0])
+    some = accepted.any()
+    count = min(COMPLETED, len(score))
+    best = jnp.where(some, jnp.argmax(accepted), lax.top_k(score, count)[1])
+    needed = (jnp.arange(count) == 0) | ~some
+
+    def completed(start: tuple[FitResult, Bool[Array, ""]]) -> FitResult:
+        first, needed = start
+        # What is not needed only has to have the shape of a completed fit.
+        return lax.cond(
+            needed,
+            lambda first: complete(model, image, first, params),
+            lambda first: _padded(first, params),
+            first,
+        )
+
+    fits = map_faces(completed, (jax.tree.map(lambda array: array[best], begun), needed))
+    likelihood = jnp.where(needed, jax.vmap(likelihood_of)(fits), -math.inf)
+    kept = jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
+    return finish(model, image, kept, params)
+
+
+def begin(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -> FitResult:
+    """The fit at the first scale from a start in a box."""
+    dtype = model.pdm.mean.dtype
+    pose = pose_from_box(model.pdm, jnp.asarray(box, dtype), jnp.asarray(rotation, dtype))
+    first, _ = _split(params)
+    return fit_from(model, image, pose, model.pdm.mean_shape(), first)
+
+
+def complete(model: Model, image: Any, first: FitResult, params: FitParams) -> FitResult:
+    """The fit at the other scales from where that at the first one ended.
+
+    As in a fit in one go, a face that became too small stays as it was. The face has diverged if
+    it left either the box or its place after the first scale.
+    """
+    _, later = _split(params)
+    if later is None:
+        return first
+    rest = fit_from(model, image, first.pose, first.shape, later)
+    status = jnp.where(
+        (first.status == FitStatus.DIVERGED)
+        & (rest.status != FitStatus.NOT_FINITE)
+        & (rest.status != FitStatus.FACE_TOO_SMALL),
+        first.status,
+        rest.status,
+    )
+    trace = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first.trace, rest.trace)
+    whole = eqx.tree_at(lambda fit: (fit.status, fit.trace), rest, (status, trace))
+    small = first.status == FitStatus.FACE_TOO_SMALL
+    return jax.tree.map(lambda a, b: jnp.where(small, a, b), _padded(first, params), whole)
+
+
+def _padded(first: FitResult, params: FitParams) -> FitResult:
+    """A fit at the first scale with a trace as long as that of a whole fit."""
+    scales = sum(window > 0 for window in params.windows)
+    trace = jax.tree.map(
+        lambda a: jnp.concatenate([a, jnp.zeros((scales - 1, *a.shape[1:]), a.dtype)]), first.trace
+    )
+    return eqx.tree_at(lambda fit: fit.trace, first, trace)
+
+
+def _split(params: FitParams) -> tuple[FitParams, FitParams | None]:
+    """The settings for the first scale that is fitted, and for the others if there are any."""
+    windows = params.windows
+    at = next(index for index, window in enumerate(windows) if window)
+    first = tuple(window if k == at else 0 for k, window in enumerate(windows))
+    later = tuple(0 if k == at else window for k, window in enumerate(windows))
+    return params.replace(windows=first), params.replace(windows=later) if any(later) else None
+
+
+def likelihood_of(fit: FitResult) -> Any:
+    """The likelihood of a fit; minus infinity if it is not a number."""
+    return jnp.where(jnp.isnan(fit.likelihood), -math.inf, fit.likelihood)

@@ -1,0 +1,159 @@
+"""What a fit gives back."""
+
+import enum
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jclnf.geometry import Pose
+
+SUCCESS_CONFIDENCE = 0.725
+"""A fit of at most this confidence by a validator has failed (OpenFace's limit)."""
+
+
+class FitStatus(enum.IntEnum):
+    """How a fit ended; `message` says it in a sentence."""
+
+    CONVERGED = 0
+    ITERATION_LIMIT = 1
+    FACE_TOO_SMALL = 2
+    DIVERGED = 3
+    NOT_FINITE = 4
+    NOTHING_SEEN = 5
+
+    @property
+    def message(self) -> str:
+        """The status in a sentence."""
+        return _MESSAGES[self]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the landmarks are a fit to be used."""
+        return self in (FitStatus.CONVERGED, FitStatus.ITERATION_LIMIT)
+
+
+_MESSAGES = {
+    FitStatus.CONVERGED: "The fit converged.",
+    FitStatus.ITERATION_LIMIT: "The fit used all its iterations; it was still moving a little.",
+    FitStatus.FACE_TOO_SMALL: (
+        "The face became too small to fit: it has too few pixels per millimetre for the model's "
+        "coarsest scale; use a larger picture of it, or a better start."
+    ),
+    FitStatus.DIVERGED: (
+        "The fit left its start: the face moved away by more than its own size, or grew or "
+        "shrank beyond a factor of three; check the box."
+    ),
+    FitStatus.NOT_FINITE: (
+        "The fit met numbers that are not finite; check the image, the box, the settings and the "
+        "model."
+    ),
+    FitStatus.NOTHING_SEEN: (
+        "The image has one and the same grey level at all landmarks, or they lie outside it; "
+        "check the image and the box."
+    ),
+}
+
+
+class Trace(eqx.Module):
+    """The course of a fit. Axes: fitted scale (`s`), pass (rigid, non-rigid), iteration (`t`).
+
+    Iterations that were not performed hold zeros.
+    """
+
+    performed: Bool[Array, "s 2 t"]
+    """Whether the iteration took place."""
+    mean_shift: Float[Array, "s 2 t"]
+    """Norm of all landmarks' mean shifts together, in response-map pixels."""
+    update: Float[Array, "s 2 t"]
+    """Norm of the parameter update."""
+    movement: Float[Array, "s 2 t"]
+    """By how much the update moved the shape: norm over all coordinates, in image pixels."""
+    likelihood: Float[Array, "s 2 t"]
+    """Mean log response of the visible landmarks at the start of the iteration."""
+    peak_offset: Float[Array, "s 2 t n 2"]
+    """From each landmark (at the start of the iteration) to the peak of its response map, (x, y)
+    in response-map pixels; 0 for invisible landmarks."""
+    view: Int[Array, " s"]
+    """The view whose experts were used."""
+    visible: Bool[Array, "s n"]
+    """Whether that view shows the landmark."""
+    peak_from_centre: Float[Array, "s n 2"]
+    """From the centre of each response map (where the landmark stood when the scale began) to its
+    peak, (x, y) in response-map pixels; 0 for invisible landmarks."""
+
+
+class PartResult(eqx.Module):
+    """A part of a fitted face, see `fitting/_parts.py`; fields are as in `FitResult`."""
+
+    landmarks: Float[Array, "n 2"]
+    landmarks3d: Float[Array, "n 3"]
+    pose: Pose
+    shape: Float[Array, " m"]
+    fitted: Bool[Array, ""]
+    """Whether the part was fitted to the image; if not, it follows from the face's landmarks."""
+
+
+class FitResult(eqx.Module):
+    """One fitted face. Derivatives go through all of its floating-point arrays."""
+
+    landmarks: Float[Array, "n 2"]
+    """Landmarks (x, y), image pixels."""
+    landmarks3d: Float[Array, "n 3"]
+    """The 3D shape turned as the head is: millimetres about the model's origin, axes of the camera
+    (x right, y down, z away from the viewer)."""
+    pose: Pose
+    """Weak-perspective pose: `pose.rotation` are (pitch, yaw, roll) in radians."""
+    shape: Float[Array, " m"]
+    """Shape parameters of the PDM."""
+    likelihood: Float[Array, ""]
+    """Mean log response of the visible landmarks; the larger, the better."""
+    landmark_likelihood: Float[Array, " n"]
+    """Kernel-weighted response of each landmark; 0 for invisible ones."""
+    visible: Bool[Array, " n"]
+    """Whether the last view shows the landmark; the others follow from the shape model alone."""
+    status: Int[Array, ""]
+    """A `FitStatus`."""
+    trace: Trace
+    parts: dict[str, PartResult] = eqx.field(default_factory=dict)
+    """The parts of the face by their names, if the fit's settings ask for them."""
+    confidence: Float[Array, ""] | None = None
+    """How far the face is to be trusted, 0 to 1, 0 if the fit failed: the probability that it is
+    right (see `fitting/_confidence.py`), or what the model's validator says if it has one (see
+    `fitting/_validator.py`); None if the model has neither."""
+    threshold: Float[Array, ""] | None = None
+    """The confidence over which a fit is a success."""
+    landmark_confidence: Float[Array, " n"] | None = None
+    """The probability that each landmark is off by less than a tenth of the eye distance (see
+    `fitting/_confidence.py`), 0 if the fit failed; None if the model cannot tell."""
+
+    covariance: Float[Array, "n 2 2"] | None = None
+    """Covariance of each landmark's position (x, y), square pixels: how far it may be off, as a
+    Gaussian (see `fitting/_uncertainty.py`). Not of parts. None unless `FitParams.uncertainty` asks
+    for it."""
+
+    @property
+    def ok(self) -> Bool[ArrayLike, "*b"]:
+        """Whether the status is one of a fit to be used, see `FitStatus.ok`."""
+        return (self.status == FitStatus.CONVERGED) | (self.status == FitStatus.ITERATION_LIMIT)
+
+    @property
+    def success(self) -> Bool[ArrayLike, "*b"]:
+        """Whether the fit is ok and, if there is a confidence, it is above the `threshold` (if that
+        is not given, `SUCCESS_CONFIDENCE`)."""
+        if self.confidence is None:
+            return self.ok
+        limit = SUCCESS_CONFIDENCE if self.threshold is None else self.threshold
+        return self.ok & (self.confidence > limit)
+
+    def shifted(self, offset: ArrayLike) -> "FitResult":
+        """The same face in an image whose origin lies at `-offset` (x, y): undoes a crop."""
+        offset = jnp.asarray(offset, self.landmarks.dtype)
+
+        def image_points(result: Any) -> list[Any]:
+            faces = [result, *result.parts.values()]
+            return [points for face in faces for points in (face.landmarks, face.pose.translation)]
+
+        return eqx.tree_at(image_points, self, [points + offset for points in image_points(self)])

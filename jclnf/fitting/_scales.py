@@ -1,0 +1,410 @@
+"""The fit of one face: over scales, a rigid and a non-rigid pass of regularised mean shifts.
+
+Sources: Saragih, Lucey, Cohn (IJCV 2011); Baltrusaitis, Robinson, Morency (ICCVW 2013) and, for
+the schedule over scales, "OpenFace: an open source facial behavior analysis toolkit" (WACV 2016).
+"""
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from jclnf.fitting import _implicit as implicit
+from jclnf.fitting import _meanshift as meanshift
+from jclnf.fitting import _rlms as rlms
+from jclnf.fitting import _uncertainty as uncertainty
+from jclnf.fitting._model import Model
+from jclnf.fitting._result import FitResult, FitStatus, Trace
+from jclnf.geometry import PDM, Pose, project, shape3d, update
+from jclnf.geometry import _warp as warp
+from jclnf.params import EXACT, FitParams, as_dtype
+
+LARGEST_ZOOM = 3.0
+"""A fit that changes the start's scale by more than this factor has diverged."""
+
+
+def fit_from(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    pose: Pose,
+    shape: Float[Array, " m"],
+    params: FitParams,
+) -> FitResult:
+    """Fit one face from a given pose and shape.
+
+    What `jclnf.fit` does between putting them into the box and `jclnf.fitting.finish`. A pure
+    function that is neither compiled nor checks its inputs.
+    """
+    params, image = as_dtype(params, model.pdm.mean.dtype), jnp.asarray(image)
+    start = _State(
+        pose=pose,
+        shape=shape,
+        likelihood=jnp.zeros_like(pose.scale),
+        landmark_likelihood=jnp.zeros_like(model.pdm.mean[:, 0]),
+        visible=jnp.ones(model.pdm.n_landmarks, bool),
+        settled=jnp.array(False),
+        too_small=jnp.array(False),
+        measured=_nothing_measured(model.pdm) if params.uncertainty else None,
+    )
+    if params.derivatives == "implicit":
+        state, trace = _with_implicit_derivatives(model, image, params, start)
+    else:
+        state, trace = _fit_scales(model, image, params, start, _used(params))
+    landmarks = project(model.pdm, state.pose, state.shape)
+    return FitResult(
+        landmarks=landmarks,
+        landmarks3d=shape3d(model.pdm, state.shape) @ state.pose.matrix.T,
+        pose=state.pose,
+        shape=state.shape,
+        likelihood=state.likelihood,
+        landmark_likelihood=state.landmark_likelihood,
+        visible=state.visible,
+        status=_status(
+            project(model.pdm, start.pose, start.shape),
+            landmarks,
+            warp.sample_areas(image, landmarks, jnp.array([1.0, 0.0], landmarks.dtype), 1),
+            start,
+            state,
+        ),
+        trace=Trace(**trace),
+        covariance=_covariance(model, state),
+    )
+
+
+class _State(NamedTuple):
+    """What is carried from scale to scale."""
+
+    pose: Pose
+    shape: Float[Array, " m"]
+    likelihood: Float[Array, ""]
+    landmark_likelihood: Float[Array, " n"]
+    visible: Bool[Array, " n"]
+    settled: Bool[Array, ""]
+    too_small: Bool[Array, ""]
+    measured: "_Measured | None"
+
+
+class _Measured(NamedTuple):
+    """What the covariance of landmarks is taken from: the last responses and their frame."""
+
+    responses: Float[Array, "n 2 2"]
+    to_image: Float[Array, "2"]
+
+
+class _Maps(NamedTuple):
+    """What the two passes of a scale work on: the responses and the frame they stand in."""
+
+    responses: Float[Array, "n k k"]
+    base: Float[Array, "n 2"]
+    to_reference: Float[Array, "2"]
+    to_image: Float[Array, "2"]
+    visible: Bool[Array, " n"]
+    weights: Float[Array, " n"]
+    peaks: Float[Array, "n 2"]
+
+
+class _Pass(NamedTuple):
+    """What is carried from iteration to iteration."""
+
+    pose: Pose
+    shape: Float[Array, " m"]
+    landmarks: Float[Array, "n 2"]
+    """Those of pose and shape."""
+    offsets: Float[Array, "n 2"]
+    """In the maps, of the landmarks that the last iteration began with."""
+    movement: Float[Array, ""]
+
+
+def _nothing_measured(pdm: PDM) -> _Measured:
+    n, dtype = pdm.n_landmarks, pdm.mean.dtype
+    return _Measured(jnp.zeros((n, 2, 2), dtype), jnp.array([1.0, 0.0], dtype))
+
+
+def _covariance(model: Model, state: _State) -> Float[Array, "n 2 2"] | None:
+    if state.measured is None:
+        return None
+    calibration = uncertainty.uncalibrated() if model.uncertainty is None else model.uncertainty
+    calibration = as_dtype(calibration, model.pdm.mean.dtype)
+    responses, to_image = state.measured
+    at = (model.pdm, state.pose, state.shape)
+    return uncertainty.landmark_covariance(*at, responses, state.visible, to_image, calibration)
+
+
+def _used(params: FitParams) -> list[int]:
+    """The scales that are fitted."""
+    return [scale for scale, window in enumerate(params.windows) if window]
+
+
+def _fit_scales(
+    model: Model,
+    image: Real[Array, "h w"],
+    params: FitParams,
+    state: _State,
+    scales: list[int],
+) -> tuple[_State, dict[str, Array]]:
+    """The given scales, one after the other."""
+    traces = []
+    for window, group in itertools.groupby(scales, key=params.windows.__getitem__):
+
+        def one_scale(
+            state: _State, scale: Int[Array, ""], window: int = window
+        ) -> tuple[_State, dict[str, Array]]:
+            return _fit_scale(model, image, params, state, scale, window)
+
+        if params.derivatives == "rematerialised":
+            one_scale = jax.checkpoint(one_scale)
+        alike = jnp.array(list(group))
+        if len(alike) > 1:
+            state, trace = lax.scan(one_scale, state, alike)
+        else:
+            # Without a loop: XLA's convolutions are ten times slower in one, backwards.
+            state, trace = one_scale(state, alike[0])
+            trace = jax.tree.map(lambda array: array[None], trace)
+        traces.append(trace)
+    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+
+
+def _with_implicit_derivatives(
+    model: Model, image: Real[Array, "h w"], params: FitParams, start: _State
+) -> tuple[_State, dict[str, Array]]:
+    """All scales without derivatives, and then those of the point where the last one ended."""
+    *earlier, last = _used(params)
+    held, pixels, settings, before = lax.stop_gradient((model, image, params, start))
+    traces = []
+    if earlier:
+        before, trace = _fit_scales(held, pixels, settings, before, earlier)
+        traces.append(trace)
+    after, trace = _fit_scales(held, pixels, settings, before, [last])
+    traces.append(trace)
+    scale, window = jnp.array(last), params.windows[last]
+    view = held.experts.nearest_view(scale, before.pose.rotation)
+    # The windows stay where they are: only what the experts say in them changes.
+    standing = dataclasses.replace(model, pdm=held.pdm)
+    maps = response_maps(standing, image, params, before.pose, before.shape, scale, view, window)
+    products = rlms.mode_products(model.pdm, maps.weights)
+    strength = params.regularisation[scale]
+    # A kernel that is read from a table has no slope.
+    params = params.replace(arithmetic=EXACT)
+
+    def balance(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
+        shifts, _ = _shifts(maps, params, scale, project(pdm, pose, shape))
+        in_image = warp.apply(maps.to_image, shifts)
+        weights = maps.weights
+        return rlms.normal_equations(pdm, pose, shape, in_image, weights, products, strength)[1]
+
+    pose, shape = implicit.fixed_point(model.pdm, balance, after.pose, after.shape)
+    _, offsets = _shifts(maps, params, scale, project(model.pdm, pose, shape))
+    each = _likelihoods(maps, params, scale, offsets)
+    likelihood = model_likelihood(each, maps.visible)
+    moved = after._replace(
+        pose=pose,
+        shape=shape,
+        likelihood=implicit.with_derivative(after.likelihood, likelihood),
+        landmark_likelihood=implicit.with_derivative(after.landmark_likelihood, each),
+    )
+    trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+    return _select(after.too_small, after, moved), trace
+
+
+def _fit_scale(
+    model: Model,
+    image: Real[Array, "h w"],
+    params: FitParams,
+    state: _State,
+    scale: Int[Array, ""],
+    window: int,
+) -> tuple[_State, dict[str, Array]]:
+    """Responses at one scale, then the rigid and the non-rigid pass over them."""
+    view = model.experts.nearest_view(scale, state.pose.rotation)
+    maps = response_maps(model, image, params, state.pose, state.shape, scale, view, window)
+    carry = _Pass(
+        state.pose,
+        state.shape,
+        maps.base,
+        jnp.zeros_like(maps.base),
+        jnp.full_like(state.likelihood, jnp.inf),
+    )
+    carry, rigid = _iterate(model.pdm, maps, params, carry, scale, rigid=True)
+    carry = carry._replace(movement=jnp.full_like(carry.movement, jnp.inf))
+    carry, nonrigid = _iterate(model.pdm, maps, params, carry, scale, rigid=False)
+    each = _likelihoods(maps, params, scale, carry.offsets)
+    after = _State(
+        pose=carry.pose,
+        shape=carry.shape,
+        likelihood=model_likelihood(each, maps.visible),
+        landmark_likelihood=each,
+        visible=maps.visible,
+        settled=carry.movement < params.tolerance,
+        too_small=carry.pose.scale < model.experts.smallest_scale,
+        measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
+        if params.uncertainty
+        else None,
+    )
+    middle = (window - 1) / 2
+    trace = {name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid} | {
+        "view": view,
+        "visible": maps.visible,
+        "peak_from_centre": jnp.where(maps.visible[:, None], maps.peaks - middle, 0.0),
+    }
+    # A face that became too small at an earlier scale stays as it was then.
+    kept = _select(state.too_small, state, after)
+    return kept, _select(state.too_small, jax.tree.map(jnp.zeros_like, trace), trace)
+
+
+def response_maps(
+    model: Model,
+    image: Real[Array, "h w"],
+    params: FitParams,
+    pose: Pose,
+    shape: Float[Array, " m"],
+    scale: Int[Array, ""],
+    view: Int[Array, ""],
+    window: int,
+) -> _Maps:
+    """The response maps of one scale around the current shape, and the frame they stand in."""
+    base = project(model.pdm, pose, shape)
+    to_reference = warp.align(base, reference_shape(model, shape, scale))
+    to_image = warp.invert(to_reference)
+    responses = model.experts.respond(
+        image,
+        base,
+        to_image,
+        scale,
+        view,
+        window,
+        arithmetic=params.arithmetic,
+    )
+    visible = model.experts.visible[scale, view]
+    return _Maps(
+        responses,
+        base,
+        to_reference,
+        to_image,
+        visible,
+        model.experts.shift_weights(responses, scale, view, params.weight_factor[scale]),
+        meanshift.peak(responses),
+    )
+
+
+def reference_shape(
+    model: Model, shape: Float[Array, " m"], scale: Int[Array, ""]
+) -> Float[Array, "n 2"]:
+    """The shape seen from the front at the scale's size: the frame that experts work in."""
+    scaling = jnp.asarray(model.experts.scalings, shape.dtype)[scale]
+    return scaling * shape3d(model.pdm, shape)[:, :2]
+
+
+def _iterate(
+    pdm: PDM,
+    maps: _Maps,
+    params: FitParams,
+    carry: _Pass,
+    scale: Int[Array, ""],
+    *,
+    rigid: bool,
+) -> tuple[_Pass, dict[str, Array]]:
+    """One pass: `params.iterations` steps over the same maps, or fewer if they may stop early."""
+    products = None if rigid else rlms.mode_products(pdm, maps.weights)
+
+    def iteration(carry: _Pass, _: None) -> tuple[_Pass, dict[str, Array]]:
+        shifts, offsets = _shifts(maps, params, scale, carry.landmarks)
+        in_image = warp.apply(maps.to_image, shifts)
+        if products is None:
+            delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
+            delta = jnp.concatenate([delta, jnp.zeros_like(carry.shape)])
+        else:
+            strength = params.regularisation[scale]
+            delta = rlms.nonrigid_step(
+                pdm, carry.pose, carry.shape, in_image, maps.weights, products, strength
+            )
+        pose, shape = update(pdm, carry.pose, carry.shape, delta)
+        landmarks = project(pdm, pose, shape)
+        movement = _norm(landmarks - carry.landmarks)
+        after = _Pass(pose, shape, landmarks, offsets, movement)
+        # Only where the trace is looked at is this computed at all.
+        each = _likelihoods(maps, params, scale, offsets)
+        trace = {
+            "performed": jnp.array(True),
+            "mean_shift": _norm(shifts),
+            "update": _norm(delta),
+            "movement": after.movement,
+            "likelihood": model_likelihood(each, maps.visible),
+            "peak_offset": jnp.where(maps.visible[:, None], maps.peaks - offsets, 0.0),
+        }
+        if not params.arithmetic.early_stop:
+            return after, trace
+        stopped = carry.movement < params.tolerance
+        nothing = jax.tree.map(jnp.zeros_like, trace)
+        return _select(stopped, carry, after), _select(stopped, nothing, trace)
+
+    return lax.scan(iteration, carry, None, length=params.iterations)
+
+
+def _shifts(
+    maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
+) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
+    """Mean shifts of the landmarks, and their offsets in the maps, both in map pixels."""
+    middle = (maps.responses.shape[-1] - 1) / 2
+    offsets = warp.apply(maps.to_reference, landmarks - maps.base) + middle
+    shifts = meanshift.mean_shift(
+        maps.responses,
+        offsets,
+        params.kernel_width[scale],
+        tabulated=params.arithmetic.tabulated_kernel,
+    )
+    return jnp.where(maps.visible[:, None], shifts, 0.0), offsets
+
+
+def _likelihoods(
+    maps: _Maps, params: FitParams, scale: Int[Array, ""], offsets: Float[Array, "n 2"]
+) -> Float[Array, " n"]:
+    """The likelihood of each landmark at its offset in the maps; 0 for invisible ones."""
+    each = meanshift.landmark_likelihood(maps.responses, offsets, params.kernel_width[scale])
+    return jnp.where(maps.visible, each, 0.0)
+
+
+def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Mean of `log(L_i + 1e-8)` over the visible landmarks."""
+    logs = jnp.where(visible, jnp.log(each + meanshift.LIKELIHOOD_FLOOR), 0.0)
+    return logs.sum() / jnp.maximum(visible.sum(), 1)
+
+
+def _status(
+    before: Float[Array, "n 2"],
+    landmarks: Float[Array, "n 2"],
+    seen: Float[Array, "n 1 1"],
+    start: _State,
+    state: _State,
+) -> Int[Array, ""]:
+    size = jnp.max(before.max(0) - before.min(0))
+    moved = jnp.max(jnp.abs(landmarks.mean(0) - before.mean(0)))
+    zoom = state.pose.scale / start.pose.scale
+    strayed = (moved > size) | (zoom > LARGEST_ZOOM) | (zoom < 1 / LARGEST_ZOOM)
+    finite = jnp.all(jnp.isfinite(landmarks)) & jnp.isfinite(state.likelihood)
+    return jnp.select(
+        [~finite, seen.max() == seen.min(), state.too_small, strayed, state.settled],
+        [
+            jnp.int32(FitStatus.NOT_FINITE),
+            jnp.int32(FitStatus.NOTHING_SEEN),
+            jnp.int32(FitStatus.FACE_TOO_SMALL),
+            jnp.int32(FitStatus.DIVERGED),
+            jnp.int32(FitStatus.CONVERGED),
+        ],
+        jnp.int32(FitStatus.ITERATION_LIMIT),
+    )
+
+
+def _norm(array: Array) -> Float[Array, ""]:
+    """Euclidean norm over all elements, with derivative 0 at 0."""
+    squared = jnp.sum(array**2)
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+def _select(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

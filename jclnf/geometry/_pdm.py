@@ -1,0 +1,149 @@
+"""The point distribution model (PDM): a linear 3D face shape under weak perspective.
+
+Shape `X(p) = mean + V p` in millimetres (x right, y down, z away from the viewer); image points
+`x_i = s R[:2] X_i + t` in pixels. Source: Saragih, Lucey, Cohn, "Deformable model fitting by
+regularized landmark mean-shift" (IJCV 2011), section 2.1.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jclnf.errors import ModelFileError
+from jclnf.geometry._rotation import euler_to_matrix, matrix_to_euler, retract
+
+MODE_LIMIT = 3.0
+"""Each shape parameter is kept within this many standard deviations of the mean shape."""
+
+
+class PDM(eqx.Module):
+    """A shape model of `n` landmarks and `m` modes."""
+
+    mean: Float[Array, "n 3"]
+    """Mean shape, millimetres."""
+    components: Float[Array, "n 3 m"]
+    """Modes of variation: displacement in millimetres per unit of each parameter."""
+    eigenvalues: Float[Array, " m"]
+    """Variance of each parameter over the training faces."""
+
+    def __check_init__(self) -> None:
+        n, m = jnp.shape(self.mean)[0], jnp.shape(self.eigenvalues)[0]
+        if jnp.shape(self.mean) != (n, 3) or jnp.shape(self.components) != (n, 3, m):
+            raise ModelFileError(
+                "shape model",
+                f"mean {jnp.shape(self.mean)}, components {jnp.shape(self.components)} and "
+                f"eigenvalues {jnp.shape(self.eigenvalues)} are not (n, 3), (n, 3, m) and (m,)",
+            )
+
+    @property
+    def n_landmarks(self) -> int:
+        """Number of landmarks."""
+        return self.mean.shape[0]
+
+    @property
+    def n_modes(self) -> int:
+        """Number of modes."""
+        return self.components.shape[2]
+
+    def mean_shape(self) -> Float[Array, " m"]:
+        """The parameters of the mean shape: zeros."""
+        return jnp.zeros_like(self.eigenvalues)
+
+
+class Pose(eqx.Module):
+    """Weak-perspective pose. The rotation is kept as a matrix: Euler angles are singular."""
+
+    scale: Float[Array, ""]
+    """Image pixels per millimetre."""
+    matrix: Float[Array, "3 3"]
+    """Rotation from the model's axes to the camera's."""
+    translation: Float[Array, "2"]
+    """Image position of the model's origin, (x, y) in pixels."""
+
+    @property
+    def rotation(self) -> Float[Array, "3"]:
+        """Euler angles (pitch, yaw, roll) in radians, see `geometry/_rotation.py`."""
+        return matrix_to_euler(jnp.asarray(self.matrix))
+
+    @staticmethod
+    def from_euler(
+        scale: Float[Array, ""], rotation: Float[Array, "3"], translation: Float[Array, "2"]
+    ) -> "Pose":
+        """Pose of a scale (px/mm), Euler angles (radians) and a translation (px)."""
+        return Pose(scale, euler_to_matrix(rotation), translation)
+
+
+def shape3d(pdm: PDM, shape: Float[Array, " m"]) -> Float[Array, "n 3"]:
+    """The 3D shape `mean + V p` in millimetres, in the model's own frame."""
+    return pdm.mean + pdm.components @ shape
+
+
+def project(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2"]:
+    """Image positions of the landmarks, `s R[:2] X + t`, in pixels."""
+    return pose.scale * (shape3d(pdm, shape) @ pose.matrix[:2].T) + pose.translation
+
+
+def rigid_jacobian(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2 6"]:
+    """Derivative of the projection by scale, a small turn of the head, and translation.
+
+    The turn `w` (radians) acts on the right, `R exp([w]x)`, so that its columns are
+    `s R[:2] (e_k x X)`; they are linear in the shape and do not involve Euler angles.
+    """
+    points = shape3d(pdm, shape)
+    axes = pose.matrix[:2]
+    turned = jnp.cross(jnp.eye(3, dtype=points.dtype), points[:, None, :])
+    translation = jnp.broadcast_to(jnp.eye(2, dtype=points.dtype), (*points.shape[:1], 2, 2))
+    by_scale = (points @ axes.T)[..., None]
+    by_turn = pose.scale * jnp.einsum("ac,nkc->nak", axes, turned)
+    return jnp.concatenate([by_scale, by_turn, translation], axis=-1)
+
+
+def jacobian(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2 6+m"]:
+    """Derivative of the projection by the 6 pose parameters and the `m` shape parameters."""
+    modes = pose.scale * jnp.einsum("ac,ncm->nam", pose.matrix[:2], pdm.components)
+    return jnp.concatenate([rigid_jacobian(pdm, pose, shape), modes], axis=-1)
+
+
+def clamp(pdm: PDM, shape: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Limit each shape parameter to `MODE_LIMIT` standard deviations."""
+    limit = MODE_LIMIT * jnp.sqrt(pdm.eigenvalues)
+    return jnp.clip(shape, -limit, limit)
+
+
+def update(
+    pdm: PDM, pose: Pose, shape: Float[Array, " m"], delta: Float[Array, " 6+m"]
+) -> tuple[Pose, Float[Array, " m"]]:
+    """Apply an update in the coordinates of `jacobian`; the shape is clamped, the pose is not."""
+    moved, free = displaced(pose, shape, delta)
+    return moved, clamp(pdm, free)
+
+
+def displaced(
+    pose: Pose, shape: Float[Array, " m"], delta: Float[Array, " 6+m"]
+) -> tuple[Pose, Float[Array, " m"]]:
+    """Pose and shape after a step in the coordinates of `jacobian`, nothing clamped."""
+    moved = Pose(
+        scale=pose.scale + delta[0],
+        matrix=retract(pose.matrix, delta[1:4]),
+        translation=pose.translation + delta[4:6],
+    )
+    return moved, shape + delta[6:]
+
+
+def pose_from_box(pdm: PDM, box: Float[Array, "4"], rotation: Float[Array, "3"]) -> Pose:
+    """The pose in which the mean shape, turned by `rotation`, fills the box.
+
+    Args:
+        pdm: the shape model.
+        box: (x, y, w, h) in pixels, tight around the face outline (eyebrows to chin).
+        rotation: Euler angles in radians.
+
+    The scale is the mean of the width's and the height's; the centre of the turned shape's extent
+    is put at the centre of the box.
+    """
+    matrix = euler_to_matrix(rotation)
+    points = pdm.mean @ matrix[:2].T
+    low, high = points.min(0), points.max(0)
+    scale = jnp.mean(box[2:] / (high - low))
+    translation = box[:2] + box[2:] / 2 - scale * (low + high) / 2
+    return Pose(scale, matrix, translation)

@@ -1,0 +1,306 @@
+"""Photographs from files, and the check that an array is a grey image that can be fitted.
+
+Files are decoded by OpenCV, turned as their EXIF orientation says, and brought to 8 bits. Nothing
+here guesses about arrays: an array that is not a grey image in 0-255 is refused with the remedy.
+"""
+
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jclnf.errors import ImageError
+
+MAX_PIXELS = 2**28
+"""Most pixels an image file may declare: 16384 x 16384. Larger ones are refused from their header,
+before anything is allocated, so that a few bytes claiming a huge picture cannot exhaust memory."""
+
+MAX_BYTES = 2**30
+"""Largest image file that is read, in bytes."""
+
+IMAGE_SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("avif", "bmp", "dib", "gif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm"),
+        *("ppm", "tif", "tiff", "webp"),
+    )
+)
+"""Endings, in lower case, by which images are recognised in a folder."""
+
+# Resampling and filtering overshoot the 0-255 of the picture they started from.
+_FLOAT_LOW, _FLOAT_HIGH = -64.0, 320.0
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph read once, for fitting (`grey`) and for drawing (`colour`).
+
+    Attributes:
+        grey: `(h, w)` uint8; of a colour picture 0.299 R + 0.587 G + 0.114 B as OpenCV rounds it.
+        colour: `(h, w, 3)` uint8 in OpenCV's order blue, green, red.
+        path: The file, as it was given.
+    """
+
+    grey: np.ndarray
+    colour: np.ndarray
+    path: Path
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the picture in the file `path` as `(h, w)` grey uint8, upright; see `read_photo`."""
+    return read_photo(path).grey
+
+
+def read_photo(path: str | os.PathLike[str]) -> Photo:
+    """Read a picture of any format that OpenCV decodes (JPEG, PNG, TIFF, WebP, BMP, PNM, ...).
+
+    - The EXIF orientation is applied: rows and columns are those a viewer shows.
+    - Alpha is dropped: transparent pixels keep the colour stored under them.
+    - Of several pages or frames the first is read.
+    - Integers of 16 bits are divided so that the smallest of 8, 10, 12, 14 and 16 bits that holds
+      the largest value becomes 0-255; a 12-bit camera's picture in a 16-bit file keeps its levels.
+    - Floating-point pictures are taken as 0-1 if no value exceeds 1, else as 0-255; any other
+      range is refused.
+
+    Raises:
+        ImageError: the file is missing, cannot be opened, is not an image, is truncated or
+            damaged, declares more than `MAX_PIXELS`, or holds values of another kind.
+    """
+    where = Path(path)
+    data = file_bytes(where)
+    _check_complete(where, data)
+    size = _declared_size(data)
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise ImageError(
+            f"{where}: declares {size[0]} x {size[1]} pixels, more than the {MAX_PIXELS} that are "
+            "read; scale it down"
+        )
+    pixels = _to_8_bit(where, _decode(where, data))
+
+    import cv2
+
+    if pixels.ndim == 2:
+        return Photo(pixels, cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), where)
+    return Photo(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), pixels, where)
+
+
+def check_grey(image: object) -> np.ndarray:
+    """Return `image` as the NumPy array it is, if it is a grey picture in 0-255; raise if not.
+
+    Args:
+        image: `(h, w)` of an integer type with values in 0-255, or of a floating-point type with
+            values in about 0-255 (a little overshoot from resampling passes). Nothing is copied
+            or converted.
+
+    Raises:
+        ImageError: another shape or type, no pixels, values that are not finite, or a range that
+            is clearly another one; the message says how to convert.
+    """
+    a = np.asarray(image)
+    if a.ndim == 3 and a.shape[2] in (3, 4):
+        raise ImageError(
+            f"image: shape {a.shape} is a colour picture, and whether it is RGB or BGR cannot be "
+            "told; convert it to grey first: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), or "
+            "cv2.COLOR_BGR2GRAY for one from cv2.imread"
+        )
+    if a.ndim == 3 and 1 in (a.shape[0], a.shape[2]):
+        raise ImageError(
+            f"image: shape {a.shape}; remove the axis of length 1 with "
+            f"image.squeeze({2 if a.shape[2] == 1 else 0})"
+        )
+    if image is None:
+        raise ImageError("image: None; it was not read: check that its path is right")
+    if isinstance(image, str | os.PathLike):
+        raise ImageError(f"image: {image!r} is a path; read the picture first (read_image)")
+    if a.ndim != 2:
+        raise ImageError(f"image: expected a grey picture of shape (h, w), got shape {a.shape}")
+    if a.size == 0:
+        raise ImageError(f"image: no pixels, shape {a.shape}")
+    if a.dtype == np.uint8:
+        return a
+    if a.dtype.kind == "b":
+        raise ImageError("image: holds booleans; give grey levels in 0-255")
+    if a.dtype.kind not in "uif":
+        raise ImageError(f"image: type {a.dtype} is not one of grey levels; convert to float32")
+    low, high = float(a.min()), float(a.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError("image: holds values that are not finite")
+    found = f"image: {a.dtype} with values {low:g} to {high:g}"
+    if a.dtype.kind == "f":
+        if low >= 0 and 0 < high <= 1:
+            raise ImageError(f"{found} looks like it is scaled to 0..1; multiply by 255")
+        if -1 <= low < 0 and high <= 1:
+            raise ImageError(f"{found} looks like it is scaled to -1..1; bring it to 0-255")
+        if low < _FLOAT_LOW or high > _FLOAT_HIGH:
+            raise ImageError(f"{found}, expected grey levels in 0-255; bring it to that range")
+    elif low < 0 or high > 255:
+        raise ImageError(
+            f"{found}, expected grey levels in 0-255; divide one of 16 bits by 257, one of 12 by 16"
+        )
+    return a
+
+
+def file_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Return the contents of a file; raise ImageError if it is none of 1 to `most` bytes."""
+    try:
+        # Opening without blocking, so that a named pipe is refused instead of waited for.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(fd, "rb") as f:
+            info = os.fstat(f.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise ImageError(f"{path}: not a file")
+            if info.st_size > most:
+                raise ImageError(f"{path}: {info.st_size} bytes, more than the {most} allowed")
+            data = f.read()
+    except IsADirectoryError as e:
+        raise ImageError(f"{path}: is a folder, not a file") from e
+    except FileNotFoundError as e:
+        raise ImageError(f"{path}: no such file") from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise ImageError(f"{path}: cannot be read: {reason}") from e
+    if not data:
+        raise ImageError(f"{path}: the file is empty")
+    return data
+
+
+@contextmanager
+def _opencv_silent() -> Iterator[None]:
+    """Keep OpenCV's log off stderr: the errors raised here say what it would say."""
+    import cv2
+
+    log = cv2.utils.logging
+    level = log.getLogLevel()
+    log.setLogLevel(log.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        log.setLogLevel(level)
+
+
+def _decode(path: Path, data: bytes) -> np.ndarray:
+    """Return the decoded picture, upright, (h, w) or (h, w, 3) BGR, at the file's own depth."""
+    import cv2
+
+    # Not IMREAD_UNCHANGED: that ignores the EXIF orientation (of all formats but TIFF).
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
+    try:
+        with _opencv_silent():
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except (cv2.error, MemoryError) as e:
+        raise ImageError(f"{path}: cannot be decoded: {str(e).strip().splitlines()[-1]}") from e
+    if pixels is None or pixels.size == 0:
+        raise ImageError(f"{path}: not an image that can be decoded, or a damaged one")
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        return pixels[:, :, 0]
+    if pixels.ndim == 3 and pixels.shape[2] != 3:
+        raise ImageError(f"{path}: has {pixels.shape[2]} channels, expected 1 or 3")
+    return pixels
+
+
+def _to_8_bit(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """Bring a decoded picture to uint8 by the rules of `read_photo`."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = float(pixels.min()), float(pixels.max())
+    if pixels.dtype == np.uint16:
+        top = next(t for t in (255, 1023, 4095, 16383, 65535) if high <= t)
+    elif pixels.dtype.kind == "f" and low >= 0 and high <= 255:  # NaN fails both
+        top = 1 if high <= 1 else 255
+    else:
+        raise ImageError(
+            f"{path}: {pixels.dtype} with values {low:g} to {high:g}; save it with 8 or 16 bits"
+        )
+    return np.rint(pixels.astype(np.float32) * np.float32(255 / top)).astype(np.uint8)
+
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# In compressed data FF is followed by 00 (the byte FF itself), a restart marker or a fill byte;
+# by anything else it ends them.
+_JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (marker, body) of a JPEG's segments; the last is (0xD9, b"") if the file is whole."""
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)
+        while at >= 0 and data[at + 1 : at + 2] == b"\xff":
+            at += 1
+        if at < 0 or at + 2 > len(data):
+            return
+        marker = data[at + 1]
+        at += 2
+        if marker == 0xD9:
+            yield marker, b""
+            return
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD7:
+            continue
+        if at + 2 > len(data):
+            return
+        (length,) = struct.unpack_from(">H", data, at)
+        yield marker, data[at + 2 : at + length]
+        at += max(length, 2)
+        if marker == 0xDA:
+            found = _JPEG_SCAN_END.search(data, at)
+            if found is None:
+                return
+            at = found.start()
+
+
+def _check_complete(path: Path, data: bytes) -> None:
+    """Raise if a JPEG or PNG ends early.
+
+    Some decoders fill what is missing with grey and report success. The end is looked for after
+    the compressed data: the preview inside a camera's JPEG has an end marker of its own.
+    """
+    if data.startswith(_JPEG):
+        whole = any(marker == 0xD9 for marker, _ in _jpeg_segments(data))
+    elif data.startswith(_PNG):
+        whole = b"IEND" in data
+    else:
+        return
+    if not whole:
+        raise ImageError(f"{path}: the file is truncated: its end is missing")
+
+
+def _declared_size(data: bytes) -> tuple[int, int] | None:
+    """Return (width, height) as the header of a PNG, JPEG, TIFF or GIF says; None for others.
+
+    These are the formats whose header may claim far more than the bytes that follow could hold
+    without compression, below OpenCV's own limit of 2^30 pixels.
+    """
+    try:
+        if data.startswith(_PNG):
+            return struct.unpack_from(">II", data, 16)
+        if data.startswith((b"GIF87a", b"GIF89a")):
+            return struct.unpack_from("<HH", data, 6)
+        if data.startswith(_JPEG):
+            for marker, body in _jpeg_segments(data):
+                if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                    height, width = struct.unpack_from(">HH", body, 1)
+                    return width, height
+        if data.startswith((b"II*\0", b"MM\0*")):
+            return _tiff_size(data, "<" if data.startswith(b"II") else ">")
+    except struct.error:
+        pass  # a header cut short is the decoder's to report
+    return None
+
+
+def _tiff_size(data: bytes, order: str) -> tuple[int, int] | None:
+    """Return (width, height) of the first picture of a TIFF whose byte order is `order`."""
+    (directory,) = struct.unpack_from(order + "I", data, 4)
+    (entries,) = struct.unpack_from(order + "H", data, directory)
+    found = {}
+    for i in range(entries):
+        at = directory + 2 + 12 * i
+        tag, kind = struct.unpack_from(order + "HH", data, at)
+        if tag in (256, 257):
+            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, at + 8)
+    return (found[256], found[257]) if len(found) == 2 else None

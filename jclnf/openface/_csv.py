@@ -1,0 +1,172 @@
+"""The table that OpenFace 2.2's programs write: the same columns in the same order, as text.
+
+`frame, face_id, timestamp, confidence, success` for videos, `face, confidence` for pictures; then
+gaze and the eyes' landmarks (if there are), head pose (`pose_T` in millimetres, `pose_R` in
+radians), landmarks in pixels and in space, and the parameters of the fit. `p_0 ...` are parameters
+of the model's own shape modes: comparable between files of one model only. Action units (`AU...`)
+are not computed, so their columns are left out.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jclnf.fitting import map_faces
+from jclnf.space import Camera, Gaze, HeadPose, gaze, has_gaze, head_pose, landmarks_in_space
+
+VIDEO = (
+    ("frame", "%d"),
+    ("face_id", "%d"),
+    ("timestamp", "%.3f"),
+    ("confidence", "%.2f"),
+    ("success", "%d"),
+)
+PICTURE = (("face", "%d"), ("confidence", "%.3f"))
+FULL = "%.9g"
+"""Holds every single-precision number exactly."""
+
+
+class Measured(eqx.Module):
+    """What the table says of a fitted face, but for who and when."""
+
+    landmarks: Float[Array, "n 2"]
+    space: Float[Array, "n 3"]
+    """The landmarks in the camera's frame, millimetres."""
+    head: HeadPose
+    scale: Float[Array, ""]
+    rotation: Float[Array, "3"]
+    translation: Float[Array, "2"]
+    shape: Float[Array, " m"]
+    gaze: Gaze | None
+    """None if the eyes were not fitted."""
+
+
+def measured(result: Any, camera: Camera) -> Measured:
+    """Head pose, landmarks in space and gaze of a fitted face; pure."""
+    head = head_pose(result, camera)
+    return Measured(
+        landmarks=result.landmarks,
+        space=landmarks_in_space(result, camera),
+        head=head,
+        scale=result.pose.scale,
+        rotation=result.pose.rotation,
+        translation=result.pose.translation,
+        shape=result.shape,
+        gaze=gaze(result, camera, head) if has_gaze(result) else None,
+    )
+
+
+@jax.jit
+def _measured(results: Any, camera: Camera) -> Measured:
+    return map_faces(lambda result: measured(result, camera), results)
+
+
+def measure(results: list[Any], camera: Camera, *, batch: int = 32) -> list[Measured]:
+    """What `measured` gives for each of several fits, computed in batches; NumPy arrays.
+
+    A face's numbers do not depend on how many others there are: batches are filled up to one size.
+
+    Args:
+        results: fits of the same model and settings.
+        camera: the camera.
+        batch: faces computed at a time.
+    """
+    found: list[Measured] = []
+    for first in range(0, len(results), batch):
+        part = [_needed(result) for result in results[first : first + batch]]
+        filled = part + part[-1:] * (batch - len(part))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+        together = jax.device_get(_measured(stacked, camera))
+        found += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
+    return found
+
+
+class _Needed(eqx.Module):
+    """The fields of a fit that are measured."""
+
+    landmarks: Any
+    landmarks3d: Any
+    pose: Any
+    shape: Any
+    parts: Any
+
+
+def _needed(result: Any) -> _Needed:
+    eyes = dict(result.parts) if has_gaze(result) else {}
+    return _Needed(result.landmarks, result.landmarks3d, result.pose, result.shape, eyes)
+
+
+class OpenFaceTable:
+    """Header and rows of a table, as text; the file is somebody else's.
+
+    Args:
+        n_landmarks, n_modes: of the model.
+        video: of a video's frames, or of a picture's faces.
+        gaze: whether there are columns of gaze and eyes.
+        full_precision: all digits of the numbers instead of OpenFace's decimals.
+    """
+
+    def __init__(
+        self,
+        n_landmarks: int,
+        n_modes: int,
+        *,
+        video: bool,
+        gaze: bool,
+        full_precision: bool = False,
+    ) -> None:
+        first = VIDEO if video else PICTURE
+        columns = [*first, *_columns(n_landmarks, n_modes, gaze)]
+        # Frames and faces are counted, and time has no more digits than its unit.
+        kept = {"frame", "face_id", "face", "success"}
+        if full_precision:
+            columns = [(name, form if name in kept else FULL) for name, form in columns]
+        self.columns = [name for name, _ in columns]
+        self.header = ", ".join(self.columns) + "\n"
+        self.forms = [form for _, form in columns]
+        self._row = ", ".join(self.forms) + "\n"
+        self._first = len(first)
+        self._gaze = gaze
+
+    def row(self, first: tuple[int | float, ...], face: Measured | None) -> str:
+        """A face as a line of the table.
+
+        Args:
+            first: the columns before those of the face: frame, face_id, timestamp, confidence and
+                success (0 or 1); or face and confidence.
+            face: its numbers; all 0, as OpenFace has it, if there is none.
+        """
+        if face is None:
+            return self._row % (*first, *[0.0] * (len(self.columns) - self._first))
+        return self._row % (*first, *self.values(face))
+
+    def values(self, face: Measured) -> list[float]:
+        """The numbers of a face in the order of their columns."""
+        parts: list[Any] = []
+        if self._gaze:
+            eyes = face.gaze
+            if eyes is None:
+                parts.append(np.zeros(8 + 2 * 28 * 5))
+            else:
+                by_axis = [eyes.landmarks.reshape(-1, 2).T, eyes.landmarks3d.reshape(-1, 3).T]
+                parts += [eyes.directions, eyes.angles, *by_axis]
+        parts += [face.head.translation, face.head.rotation, face.landmarks.T, face.space.T]
+        parts += [face.scale, face.rotation, face.translation, face.shape]
+        return np.concatenate([np.ravel(part) for part in parts]).tolist()
+
+
+def _columns(n: int, m: int, gaze: bool) -> list[tuple[str, str]]:
+    """Names and forms of the columns of a face."""
+    names: list[tuple[str, str]] = []
+    if gaze:
+        names += [(f"gaze_{eye}_{axis}", "%.6f") for eye in (0, 1) for axis in "xyz"]
+        names += [(f"gaze_angle_{axis}", "%.3f") for axis in "xy"]
+        names += [(f"eye_lmk_{axis}_{i}", "%.1f") for axis in "xyXYZ" for i in range(56)]
+    names += [(f"pose_T{axis}", "%.1f") for axis in "xyz"]
+    names += [(f"pose_R{axis}", "%.3f") for axis in "xyz"]
+    names += [(f"{axis}_{i}", "%.1f") for axis in "xyXYZ" for i in range(n)]
+    names += [(f"p_{name}", "%.3f") for name in ("scale", "rx", "ry", "rz", "tx", "ty")]
+    return names + [(f"p_{i}", "%.3f") for i in range(m)]

@@ -1,0 +1,23 @@
+"""Faces followed over the frames of a video."""
+
+from jclnf.tracking._overlap import SAME_FACE, assign, extent, overlap
+from jclnf.tracking._smoothing import OneEuro
+from jclnf.tracking._track import TrackParams, TrackState, track, track_frame
+from jclnf.tracking._tracker import TrackedFace, Tracker, grey_of, tracked_face, usable
+
+__all__ = [
+    "SAME_FACE",
+    "OneEuro",
+    "TrackParams",
+    "TrackState",
+    "TrackedFace",
+    "Tracker",
+    "assign",
+    "extent",
+    "grey_of",
+    "overlap",
+    "track",
+    "track_frame",
+    "tracked_face",
+    "usable",
+]

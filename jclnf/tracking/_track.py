@@ -1,0 +1,254 @@
+"""A face followed over the frames of a video: each fit starts where the one before ended.
+
+Source: Baltrusaitis, Robinson, Morency, "OpenFace: an open source facial behavior analysis
+toolkit" (WACV 2016), section 3.1, for tracking by the fit itself, with a validator that says when
+the face is lost.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from jclnf.errors import ImageError, ParamsError
+from jclnf.fitting import (
+    OPENFACE_ROTATIONS,
+    FitResult,
+    Model,
+    Trace,
+    best_of,
+    check_inputs,
+    finish,
+    fit_from,
+)
+from jclnf.geometry import Pose
+from jclnf.params import Arithmetic, FitParams
+
+TRACKING_WINDOWS = (0, 9, 7, 0)
+"""OpenFace's windows by scale for a face that was seen in the frame before."""
+
+
+class TrackParams(eqx.Module):
+    """Settings of tracking."""
+
+    detection: FitParams
+    """For a face that was just found, and for one that was lost in the frame before."""
+    tracking: FitParams
+    """For a face that was seen in the frame before; as `detection`, but for windows, iterations and
+    numbers."""
+    rotations: Float[Array, "r 3"] | None = None
+    """Start rotations of a face that was just found, of which the likeliest fit is kept, see
+    `jclnf.fit_hypotheses`; None for a single fit from where `jclnf.fit` starts."""
+
+    def __check_init__(self) -> None:
+        for name in ("arithmetic", "parts", "uncertainty", "derivatives"):
+            ours, theirs = getattr(self.tracking, name), getattr(self.detection, name)
+            if ours != theirs:
+                raise ParamsError(
+                    f"{name} is {ours!r} for tracking and {theirs!r} for detection: they must agree"
+                )
+
+    @staticmethod
+    def of(model: Model) -> "TrackParams":
+        """The model's own settings.
+
+        A face that was seen in the frame before is fitted without the model's coarsest scale, and
+        without any finer than the third, if that leaves a scale.
+        """
+        return _with_small_windows(model.defaults, several_starts=model.start is None)
+
+    @staticmethod
+    def openface(model: Model, *, arithmetic: str | Arithmetic = "openface") -> "TrackParams":
+        """OpenFace's settings for videos, in its arithmetic unless told otherwise."""
+        detection = FitParams.openface(model, arithmetic=arithmetic)
+        return _with_small_windows(detection, several_starts=True)
+
+
+def _with_small_windows(detection: FitParams, *, several_starts: bool) -> TrackParams:
+    small = tuple(
+        min(narrow, window)
+        for narrow, window in zip(TRACKING_WINDOWS, detection.windows, strict=False)
+    )
+    small += (0,) * (len(detection.windows) - len(small))
+    tracking = detection.replace(windows=small) if any(small) else detection
+    rotations = jnp.array(OPENFACE_ROTATIONS, jnp.float32) if several_starts else None
+    return TrackParams(detection, tracking, rotations)
+
+
+class TrackState(eqx.Module):
+    """What is known of a face after a frame: all that its fit in the next one needs."""
+
+    pose: Pose
+    """In pixels of the frame."""
+    shape: Float[Array, " m"]
+    seen: Bool[Array, ""]
+    """Whether the face was fitted with success in the last frame."""
+    failures: Int[Array, ""]
+    """Frames in a row, up to the last one, in which the face was followed and not seen."""
+
+    @staticmethod
+    def after(result: FitResult) -> "TrackState":
+        """The state of a face that was just found by this fit, whether with success or without."""
+        return TrackState(
+            pose=result.pose,
+            shape=result.shape,
+            seen=jnp.asarray(result.success),
+            failures=jnp.int32(0),
+        )
+
+    def next(self, result: FitResult) -> "TrackState":
+        """The state after one more frame, in which this is the face's fit.
+
+        A fit that failed by its status (the face too small, or the fit diverged) says nothing about
+        where the face is: pose and shape then remain, for the next fit to start from.
+        """
+        pose, shape = jax.tree.map(
+            lambda new, old: jnp.where(result.ok, new, old),
+            (result.pose, result.shape),
+            (self.pose, self.shape),
+        )
+        failures = jnp.where(result.success, 0, self.failures + 1)
+        return TrackState(pose, shape, jnp.asarray(result.success), failures.astype(jnp.int32))
+
+
+def track_frame(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    state: TrackState,
+    params: TrackParams,
+) -> tuple[TrackState, FitResult]:
+    """Fit a face in the next frame, from where it was in the last one.
+
+    A face that was seen there is fitted with `params.tracking`, another one with
+    `params.detection`. A pure function that is neither compiled nor checks its inputs. Under
+    `vmap` both fits are computed.
+
+    Returns:
+        The state after this frame, and the fit. Its trace is empty: it has no scales.
+    """
+    return _step(_Prepared(model, model), image, state, params)
+
+
+def track(
+    model: Model,
+    frames: Real[Array, "t h w"] | np.ndarray,
+    start: TrackState | Any,
+    params: TrackParams | None = None,
+) -> tuple[TrackState, FitResult]:
+    """Fit one face in each of several frames that follow on each other.
+
+    One compiled loop over all frames. Pure: `jax.jit`, `jax.vmap` and `jax.grad` apply to it. It
+    never looks for a face that it has lost anywhere else than where it was: do so between calls, or
+    let a `jclnf.Tracker` do it. Each new number or size of frames costs a compilation.
+
+    Args:
+        model: prepared or not.
+        frames: grey levels 0-255, of any floating-point type or uint8.
+        start: the state that an earlier call returned; or a box (x, y, w, h) around the face in the
+            first frame.
+        params: settings; `TrackParams.of(model)` if not given.
+
+    Returns:
+        The state after the last frame, and the fits, each array with a leading axis for the
+        frames. `result.success` says in which of them the face was seen. Traces are empty.
+
+    Raises:
+        ImageError, BoxError, ParamsError: inputs that cannot be tracked in, as `jclnf.fit`.
+    """
+    params = TrackParams.of(model) if params is None else params
+    if not hasattr(frames, "shape") or len(frames.shape) != 3 or 0 in frames.shape:
+        shape = getattr(frames, "shape", type(frames).__name__)
+        raise ImageError(f"frames must be grey, (t, h, w) and not empty, not {shape}")
+    if isinstance(start, TrackState):
+        check_inputs(model, frames[0], np.ones(4), params.detection)
+    else:
+        start = check_inputs(model, frames[0], start, params.detection)
+    check_inputs(model, frames[0], np.ones(4), params.tracking)
+    return _track(model, frames, start, params)
+
+
+class _Prepared(eqx.Module):
+    """A model prepared for the windows of tracking and for those of detection."""
+
+    tracking: Model
+    detection: Model
+
+
+@eqx.filter_jit
+def _track(
+    model: Model,
+    frames: Real[Array, "t h w"] | np.ndarray,
+    start: TrackState | Float[Array, "4"],
+    params: TrackParams,
+) -> tuple[TrackState, FitResult]:
+    frames = jnp.asarray(frames)
+    models = _Prepared(model.prepare(params.tracking), model.prepare(params.detection))
+
+    def step(state: TrackState, image: Real[Array, "h w"]) -> tuple[TrackState, FitResult]:
+        return _step(models, image, state, params)
+
+    if isinstance(start, TrackState):
+        return lax.scan(step, start, frames)
+    first = found(models.detection, frames[0], start, params)
+    state, others = lax.scan(step, TrackState.after(first), frames[1:])
+    return state, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, others)
+
+
+def found(
+    model: Model, image: Real[Array, "h w"] | np.ndarray, box: Any, params: TrackParams
+) -> FitResult:
+    """The fit of a face that was just found in a box, neither compiled nor checked."""
+    return without_trace(best_of(model, image, box, params.rotations, params.detection))
+
+
+def follow(
+    model: Model,
+    image: Real[Array, "h w"] | np.ndarray,
+    state: TrackState,
+    settings: FitParams,
+) -> tuple[TrackState, FitResult]:
+    """What `track_frame` does with one of its two settings, whether the face was seen or not."""
+    result = fit_from(model, image, state.pose, state.shape, settings)
+    result = finish(model, image, without_trace(result), settings)
+    return state.next(result), result
+
+
+def _step(
+    models: _Prepared,
+    image: Real[Array, "h w"] | np.ndarray,
+    state: TrackState,
+    params: TrackParams,
+) -> tuple[TrackState, FitResult]:
+    def fitted(model: Model, settings: FitParams) -> FitResult:
+        return without_trace(fit_from(model, image, state.pose, state.shape, settings))
+
+    result = lax.cond(
+        state.seen,
+        lambda: fitted(models.tracking, params.tracking),
+        lambda: fitted(models.detection, params.detection),
+    )
+    result = finish(models.tracking, image, result, params.tracking)
+    return state.next(result), result
+
+
+def without_trace(result: FitResult) -> FitResult:
+    """The result with a trace of no scales, whatever the settings that it was fitted with."""
+    n, dtype = len(result.landmarks), result.landmarks.dtype
+    per_iteration = jnp.zeros((0, 2, 0), dtype)
+    nothing = Trace(
+        performed=per_iteration.astype(bool),
+        mean_shift=per_iteration,
+        update=per_iteration,
+        movement=per_iteration,
+        likelihood=per_iteration,
+        peak_offset=jnp.zeros((0, 2, 0, n, 2), dtype),
+        view=jnp.zeros(0, jnp.int32),
+        visible=jnp.zeros((0, n), bool),
+        peak_from_centre=jnp.zeros((0, n, 2), dtype),
+    )
+    return dataclasses.replace(result, trace=nothing)

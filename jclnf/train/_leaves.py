@@ -1,0 +1,146 @@
+"""Choosing what is tuned: leaves of settings and a model by their names, freed of their bounds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jclnf.errors import ParamsError
+from jclnf.experts import PreparedCCNF
+
+SETTINGS = ("params.regularisation", "params.kernel_width", "params.weight_factor")
+WEIGHTS = "model.experts.confidence"
+GROUPS: dict[str, tuple[str, ...]] = {
+    "params": (*SETTINGS, WEIGHTS),
+    "experts": ("model.experts",),
+    "start": ("model.start",),
+    "pdm": ("model.pdm",),
+    "all": (*SETTINGS, "model.experts", "model.pdm"),
+}
+"""Names that stand for several leaves."""
+_FIXED = ("model.experts.centres", "model.experts.components")
+"""Left out of the groups: the choice of views has no derivative, and the field's components have a
+structure that numbers of their own would break."""
+_POSITIVE = (
+    "regularisation",
+    "kernel_width",
+    "weight_factor",
+    "confidence",
+    "softness",
+    "eigenvalues",
+)
+Bounds = Mapping[str, tuple[float, float]]
+
+
+class Leaves:
+    """Chosen leaves of `{"params": settings, "model": model}`, and what they are learned as.
+
+    A positive leaf is learned as its logarithm (where it is 0 it stays so), one with bounds as the
+    logit of its place between them, any other in units of its root mean square: so one learning
+    rate does for all.
+
+    Args:
+        tree: the settings and the model as they are.
+        what: a name of `GROUPS`, or dotted names of leaves or of what contains them, such as
+            `"params.kernel_width"` or `"model.experts"`.
+        bounds: the least and the largest value of leaves, by their names.
+
+    Raises:
+        ParamsError: a name that nothing has, a value outside its bounds, or experts that were
+            prepared.
+    """
+
+    def __init__(self, tree: Any, what: str | Sequence[str], bounds: Bounds | None = None) -> None:
+        if isinstance(tree["model"].experts, PreparedCCNF):
+            raise ParamsError("the model was prepared: tune it as it was loaded")
+        bounds = {} if bounds is None else bounds
+        known = _leaves(tree)
+        names: list[str] = []
+        for wanted in [what] if isinstance(what, str) else what:
+            group = GROUPS.get(wanted)
+            found = [
+                name
+                for name in known
+                if any(_within(name, prefix) for prefix in group or (wanted,))
+                and not (group and any(_within(name, fixed) for fixed in _FIXED))
+            ]
+            if wanted == "experts":
+                found = [name for name in found if name != WEIGHTS]
+            if not found:
+                raise ParamsError(f"nothing is called {wanted!r}; there are {', '.join(known)}")
+            names += [name for name in found if name not in names]
+        for name, (low, high) in bounds.items():
+            if name not in names:
+                raise ParamsError(f"bounds for {name!r}, which is not tuned")
+            values = np.asarray(known[name])
+            if not low < high or (values <= low).any() or (values >= high).any():
+                raise ParamsError(f"{name} begins outside its bounds {low:g} to {high:g}")
+        self.names = tuple(names)
+        self._bounds = dict(bounds)
+        self._values = {name: known[name] for name in names}
+
+    def free(self) -> dict[str, Array]:
+        """The chosen leaves as numbers without bounds, by their names."""
+        return {name: self._free(name, values) for name, values in self._values.items()}
+
+    def put_into(self, tree: Any, free: Mapping[str, Any]) -> Any:
+        """The tree with its chosen leaves as these numbers say."""
+
+        def one(path: Any, leaf: Any) -> Any:
+            name = _name(path)
+            return self._bound(name, free[name]) if name in self._values else leaf
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def is_setting(self, name: str) -> bool:
+        """Whether a leaf is learned as a logarithm or logit, which may take large steps."""
+        return name in self._bounds or _positive(name)
+
+    def _free(self, name: str, values: Array) -> Array:
+        if name in self._bounds:
+            low, high = self._bounds[name]
+            return jax.scipy.special.logit((values - low) / (high - low))
+        if _positive(name):
+            return jnp.log(jnp.where(values > 0, values, 1.0))
+        return values / _size(values)
+
+    def _bound(self, name: str, free: Any) -> Array:
+        values = self._values[name]
+        if name in self._bounds:
+            low, high = self._bounds[name]
+            return low + (high - low) * jax.nn.sigmoid(free)
+        if _positive(name):
+            return jnp.where(values > 0, jnp.exp(free), values)
+        return free * _size(values)
+
+
+def _size(values: Array) -> Array:
+    """Root mean square, 1 for zeros."""
+    size = jnp.sqrt(jnp.mean(values**2))
+    return jnp.where(size > 0, size, 1.0)
+
+
+def _positive(name: str) -> bool:
+    return name.rpartition(".")[2] in _POSITIVE
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _leaves(tree: Any) -> dict[str, Array]:
+    """All floating-point arrays by their names, but the settings that the model comes with."""
+    named = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        name: leaf
+        for name, leaf in named.items()
+        if eqx.is_inexact_array(leaf) and not _within(name, "model.defaults")
+    }
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,0 +1,247 @@
+"""What is made of a finished table: smoothed numbers, Parquet, a plot, and the video drawn over.
+
+All of it follows from the table and the video, so that a run that is killed here makes it again.
+"""
+
+import array
+import csv
+import io
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jclnf.draw import draw_overlay
+from jclnf.errors import JclnfError, ParamsError
+from jclnf.outputs import write_bytes
+from jclnf.tracking import OneEuro
+from jclnf.video._source import Ahead, Frame
+
+KEPT = ("frame", "face_id", "timestamp", "confidence", "success")
+"""Columns that are no measurements."""
+_POINTS = 2000
+"""Points of a curve in the plot, at most: of longer videos, means over stretches are shown."""
+
+
+def rows_of(path: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """The column names of a table with each of its rows."""
+    with path.open(newline="") as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        names = next(reader)
+        for row in reader:
+            yield names, row
+
+
+def one_euro(text: str) -> OneEuro:
+    """The filter that `one-euro`, or `one-euro:MINCUTOFF,BETA`, names. Raises ParamsError."""
+    name, _, numbers = text.partition(":")
+    try:
+        values = [float(number) for number in numbers.split(",")] if numbers else []
+        if name != "one-euro" or len(values) > 2:
+            raise ValueError
+    except ValueError:
+        raise ParamsError(
+            f"{text!r} is no smoothing: give one-euro, or one-euro:MINCUTOFF,BETA such as "
+            "one-euro:1.0,0.05"
+        ) from None
+    return OneEuro(*values)
+
+
+def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> None:
+    """The table with all measurements smoothed, each face on its own; what was not seen is as it
+    was, and a face that is seen again begins anew.
+
+    Args:
+        table: the table.
+        out: the file.
+        smoothing: as `one_euro` takes it.
+        forms: how each column's numbers are written, `OpenFaceTable.forms`.
+    """
+    form = ", ".join(forms[len(KEPT) :])
+    filters: dict[str, OneEuro] = {}
+    part = out.with_name(f".{out.name}.part")
+    with part.open("w", newline="") as file:
+        for first, (names, row) in zip(itertools.count(), rows_of(table)):
+            if first == 0:
+                file.write(", ".join(names) + "\n")
+            face = filters.setdefault(row[1], one_euro(smoothing))
+            values = ", ".join(row[len(KEPT) :])
+            if row[4] == "1":
+                smooth = face.step(float(row[2]), np.array(row[len(KEPT) :], float))
+                values = form % tuple(smooth.tolist())
+            else:
+                face.reset()
+            file.write(", ".join([*row[: len(KEPT)], values]) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(out)
+
+
+def write_parquet(table: Path, out: Path) -> None:
+    """The table as a Parquet file, in single precision; a stretch of rows at a time.
+
+    Raises:
+        JclnfError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise JclnfError("Parquet needs pyarrow: pip install 'jclnf[parquet]'") from None
+    whole = {"frame": pa.int32(), "face_id": pa.int32(), "success": pa.int8()}
+    whole["timestamp"] = pa.float64()
+    part = out.with_name(f".{out.name}.part")
+    writer, rows = None, rows_of(table)
+    while group := list(itertools.islice(rows, 4096)):
+        names = group[0][0]
+        fields = [pa.field(name, whole.get(name, pa.float32())) for name in names]
+        schema = pa.schema(fields)
+        columns = zip(*(row for _, row in group), strict=True)
+        arrays = [
+            pa.array([int(v) if pa.types.is_integer(f.type) else float(v) for v in values], f.type)
+            for f, values in zip(fields, columns, strict=True)
+        ]
+        writer = pq.ParquetWriter(part, schema) if writer is None else writer
+        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    if writer is None:
+        raise JclnfError(f"{table.name}: has no rows, so there is no Parquet file")
+    writer.close()
+    part.replace(out)
+
+
+PLOTTED = (
+    ("confidence", ("confidence",)),
+    ("head rotation, degrees", ("pose_Rx", "pose_Ry", "pose_Rz")),
+    ("distance, mm", ("pose_Tz",)),
+    ("gaze, degrees", ("gaze_angle_x", "gaze_angle_y")),
+    ("nose tip, px", ("x_30", "y_30")),
+    ("mouth, px", ("mouth opening",)),
+)
+"""Panels of the plot, with the columns that they show."""
+
+
+def draw_summary(table: Path, out: Path) -> None:
+    """A plot of confidence, pose and some landmarks over time; the faces in colours of their own.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    series = _series(table)
+    known = {name for face in series.values() for name in face}
+    panels = [(title, names) for title, names in PLOTTED if known & set(names)]
+    figure = Figure(figsize=(10, 1.7 * max(1, len(panels))), dpi=100, layout="constrained")
+    grid = figure.subplots(max(1, len(panels)), sharex=True, squeeze=False)[:, 0]
+    styles = ("-", "--", ":")
+    for axes, (title, names) in zip(grid, panels, strict=False):
+        for number, (face, values) in enumerate(sorted(series.items())):
+            for name, style in zip(names, styles, strict=False):
+                label = name if len(series) == 1 else f"{face}: {name}"
+                axes.plot(
+                    values["timestamp"], values[name], style, color=f"C{number % 10}", label=label,
+                    linewidth=0.9,
+                )  # fmt: skip
+        axes.set_ylabel(title, fontsize="small")
+        if names == ("confidence",):
+            axes.set_ylim(-0.05, 1.05)
+        axes.grid(alpha=0.3)
+        if len(series) * len(names) <= 8:
+            axes.legend(loc="upper right", fontsize="x-small")
+    grid[-1].set_xlabel("time, s")
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_bytes(out, data.getvalue())
+
+
+def _series(table: Path) -> dict[int, dict[str, np.ndarray]]:
+    """By face the columns of the plot, gaps as NaN, reduced to `_POINTS`."""
+    wanted = {name for _, names in PLOTTED for name in names} | {"timestamp"}
+    # Lists of floats of a video of hours would take 100 MB.
+    lists: dict[int, dict[str, array.array[float]]] = {}
+    at: dict[str, int] = {}
+    for names, row in rows_of(table):
+        at = at or {name: i for i, name in enumerate(names)}
+        face = lists.setdefault(int(row[at["face_id"]]), {})
+        seen = row[at["success"]] == "1"
+        for name in wanted & set(at):
+            value = float(row[at[name]])
+            hidden = not seen and name not in ("timestamp", "confidence")
+            degrees = name.startswith(("pose_R", "gaze_angle"))
+            value = math.degrees(value) if degrees else value
+            column = face.setdefault(name, array.array("d"))
+            column.append(math.nan if hidden else value)
+        if {"y_62", "y_66"} <= set(at):
+            opening = float(row[at["y_66"]]) - float(row[at["y_62"]])
+            column = face.setdefault("mouth opening", array.array("d"))
+            column.append(opening if seen else math.nan)
+    return {
+        face: {name: _reduced(np.array(values)) for name, values in columns.items()}
+        for face, columns in lists.items()
+    }
+
+
+def _reduced(values: np.ndarray) -> np.ndarray:
+    stretch = -(-len(values) // _POINTS)
+    if stretch <= 1:
+        return values
+    filled = np.concatenate([values, np.full(-len(values) % stretch, np.nan)]).reshape(-1, stretch)
+    known = np.isfinite(filled)
+    total = np.where(known, filled, 0.0).sum(1)
+    count = known.sum(1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def draw_video(
+    table: Path, frames: Iterator[Frame], rate: float, size: tuple[int, int], out: Path
+) -> None:
+    """The video with the faces of the table drawn in, as MPEG-4.
+
+    Args:
+        table: the table.
+        frames: those that it is about, again.
+        rate, size: of the video, see `Source`.
+        out: the file.
+
+    Raises:
+        JclnfError: this OpenCV cannot write such files.
+    """
+    import cv2
+
+    part = out.with_name(f".{out.stem}.part{out.suffix}")
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(part), code, rate, size)
+    if not writer.isOpened():
+        raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
+    rows = _drawn(table)
+    waiting = next(rows, None)
+    try:
+        with Ahead(frames) as ahead:
+            for frame in ahead:
+                canvas = frame.picture
+                if canvas is None:
+                    canvas = np.zeros((size[1], size[0], 3), np.uint8)
+                while waiting is not None and waiting[0] == frame.number:
+                    _, label, landmarks = waiting
+                    canvas = draw_overlay(canvas, landmarks, label=label)
+                    waiting = next(rows, None)
+                writer.write(canvas)
+    finally:
+        writer.release()
+    part.replace(out)
+
+
+def _drawn(table: Path) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Frame, label and landmarks of each face that was seen."""
+    at: list[list[int]] = []
+    for names, row in rows_of(table):
+        if not at:
+            n = sum(name.startswith("x_") for name in names)
+            at = [[names.index(f"{axis}_{i}") for i in range(n)] for axis in "xy"]
+        if row[4] == "1":
+            points: Any = np.array([[float(row[i]) for i in columns] for columns in at]).T
+            yield int(row[0]), row[1], points

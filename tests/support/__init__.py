@@ -1,0 +1,1 @@
+"""Helpers of the tests: models and files that they make, and the recordings."""
