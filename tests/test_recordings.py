@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import jclnf
+from jclnf.experts._base import landmark_weights
 from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting import _rlms as rlms
 from jclnf.fitting._scales import reference_shape
@@ -135,7 +136,7 @@ def test_each_iteration(recording):
         base = project(model.pdm, pose, shape)
         view, window = int(get("view").item()), int(get("window_size").item())
         seen = model.experts.visible[scale, view]
-        weights = rlms.landmark_weights(
+        weights = landmark_weights(
             model.experts.confidence[scale, view], seen, params.weight_factor[scale]
         )
         maps = jnp.asarray(get("responses").reshape(68, window, window))

@@ -10,6 +10,7 @@ import numpy as np
 from common import Row, Scale, recording, scales
 
 import jclnf
+from jclnf.experts._base import landmark_weights
 from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting import _rlms as rlms
 from jclnf.fitting._scales import model_likelihood, reference_shape
@@ -191,7 +192,7 @@ def _iterations(
     ):
         errors.add("settings of the scale", ours[k], scale[setting])
     to_reference = jnp.asarray(scale.similarity("sim_img_to_ref"))
-    weights = rlms.landmark_weights(
+    weights = landmark_weights(
         model.experts.confidence[k, scale.view], visible, params.weight_factor[k]
     )
     products = rlms.mode_products(pdm, weights)

@@ -20,8 +20,7 @@ from jclnf.fitting import _rlms as rlms
 from jclnf.fitting import _uncertainty as uncertainty
 from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult, FitStatus, Trace
-from jclnf.geometry import PDM, Pose, project, shape3d, update
-from jclnf.geometry import _warp as warp
+from jclnf.geometry import PDM, Pose, align, apply, invert, project, sample_areas, shape3d, update
 from jclnf.params import EXACT, FitParams, as_dtype
 
 LARGEST_ZOOM = 3.0
@@ -67,7 +66,7 @@ def fit_from(
         status=_status(
             project(model.pdm, start.pose, start.shape),
             landmarks,
-            warp.sample_areas(image, landmarks, jnp.array([1.0, 0.0], landmarks.dtype), 1),
+            sample_areas(image, landmarks, jnp.array([1.0, 0.0], landmarks.dtype), 1),
             start,
             state,
         ),
@@ -193,7 +192,7 @@ def _with_implicit_derivatives(
 
     def balance(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
         shifts, _ = _shifts(maps, params, scale, project(pdm, pose, shape))
-        in_image = warp.apply(maps.to_image, shifts)
+        in_image = apply(maps.to_image, shifts)
         weights = maps.weights
         return rlms.normal_equations(pdm, pose, shape, in_image, weights, products, strength)[1]
 
@@ -268,8 +267,8 @@ def response_maps(
 ) -> _Maps:
     """The response maps of one scale around the current shape, and the frame they stand in."""
     base = project(model.pdm, pose, shape)
-    to_reference = warp.align(base, reference_shape(model, shape, scale))
-    to_image = warp.invert(to_reference)
+    to_reference = align(base, reference_shape(model, shape, scale))
+    to_image = invert(to_reference)
     responses = model.experts.respond(
         image,
         base,
@@ -313,7 +312,7 @@ def _iterate(
 
     def iteration(carry: _Pass, _: None) -> tuple[_Pass, dict[str, Array]]:
         shifts, offsets = _shifts(maps, params, scale, carry.landmarks)
-        in_image = warp.apply(maps.to_image, shifts)
+        in_image = apply(maps.to_image, shifts)
         if products is None:
             delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
             delta = jnp.concatenate([delta, jnp.zeros_like(carry.shape)])
@@ -350,7 +349,7 @@ def _shifts(
 ) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
     """Mean shifts of the landmarks, and their offsets in the maps, both in map pixels."""
     middle = (maps.responses.shape[-1] - 1) / 2
-    offsets = warp.apply(maps.to_reference, landmarks - maps.base) + middle
+    offsets = apply(maps.to_reference, landmarks - maps.base) + middle
     shifts = meanshift.mean_shift(
         maps.responses,
         offsets,

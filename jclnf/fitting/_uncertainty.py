@@ -17,8 +17,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jclnf.geometry import PDM, Pose, jacobian, solve
-from jclnf.geometry import _warp as warp
+from jclnf.geometry import PDM, Pose, apply, jacobian, solve
 
 
 class Uncertainty(eqx.Module):
@@ -75,7 +74,7 @@ def landmark_covariance(
     """
     unit = jnp.eye(2, dtype=responses.dtype)
     measured = by.spread * responses + by.floor * unit
-    columns = warp.apply(to_image, unit).T
+    columns = apply(to_image, unit).T
     in_image = jnp.einsum("ab,nbc,dc->nad", columns, measured, columns)
     information = jnp.where(visible[:, None, None], _inverse_2x2(in_image), 0.0)
     slopes = jacobian(pdm, pose, shape)

@@ -15,12 +15,13 @@ from jclnf.geometry._pdm import (
     update,
 )
 from jclnf.geometry._rotation import atan2, euler_to_matrix, matrix_to_euler, retract, small_turn
-from jclnf.geometry._warp import apply, invert, sample_areas, sample_square
+from jclnf.geometry._warp import align, apply, invert, sample_areas, sample_square
 
 __all__ = [
     "MODE_LIMIT",
     "PDM",
     "Pose",
+    "align",
     "apply",
     "atan2",
     "clamp",
