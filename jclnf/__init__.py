@@ -52,8 +52,7 @@ from jclnf.space import Camera, Gaze, HeadPose, gaze, head_pose, landmarks_in_sp
 from jclnf.tracking import TrackedFace, Tracker, TrackParams, TrackState, track, track_frame
 
 if TYPE_CHECKING:
-    from jclnf.train._loop import Course
-    from jclnf.train._tune import Tuned, tune
+    from jclnf.train import TrainConfig, TuneResult, tune
 
 __version__ = "0.1.0"
 
@@ -67,7 +66,6 @@ __all__ = [
     "BoxError",
     "Camera",
     "Confidence",
-    "Course",
     "Crop",
     "DetectorError",
     "EarlyTermination",
@@ -90,7 +88,8 @@ __all__ = [
     "TrackState",
     "TrackedFace",
     "Tracker",
-    "Tuned",
+    "TrainConfig",
+    "TuneResult",
     "Validator",
     "crop",
     "enable_compilation_cache",
@@ -117,9 +116,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # What training needs (Optax, mostly) is imported when it is asked for.
-    if name in ("Course", "Tuned", "tune"):
-        from jclnf.train import _loop as loop
-        from jclnf.train import _tune as tune
+    if name in ("TrainConfig", "TuneResult", "tune"):
+        from jclnf import train
 
-        return {"Course": loop.Course, "Tuned": tune.Tuned, "tune": tune.tune}[name]
+        return getattr(train, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,13 +21,13 @@ def add_options(p: argparse.ArgumentParser, folder: str) -> None:
         type=float,
         default=0.1,
         metavar="PART",
-        help="part of the people to watch the course on instead of learning from them "
+        help="part of the people to watch the training on instead of learning from them "
         "(default: 0.1)",
     )
     p.add_argument(
         "--work",
         metavar="DIR",
-        help=f"where the checkpoints and the course are kept (default: MODEL.{folder})",
+        help=f"where the checkpoints and the training curves are kept (default: MODEL.{folder})",
     )
     p.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     p.add_argument("--quiet", action="store_true", help="print errors only")

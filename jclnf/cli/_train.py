@@ -13,7 +13,7 @@ from jclnf.errors import JclnfError
 
 if TYPE_CHECKING:
     from jclnf.annotations import AnnotatedFace
-    from jclnf.train._faces import Faces
+    from jclnf.train import Faces
 
 FEWEST = 16
 """Faces under which there is nothing to learn from."""
@@ -28,9 +28,9 @@ data:
 
 output:
   MODEL                    the trained model
-  MODEL.training/          checkpoints; course.csv with the loss and the error on the faces held
-                           out after each epoch; course.png (with the extra "plots"). It may be
-                           removed when the training is done
+  MODEL.training/          checkpoints; curves.csv with the loss and the figure on the faces held
+                           out after each epoch (0 is before); curves.png (with the extra "plots").
+                           It may be removed when the training is done
 A training that was interrupted goes on where it stood when the command is run again.
 
 examples:
@@ -98,11 +98,16 @@ def _train(args: argparse.Namespace, out: Path, folder: Path) -> None:
 
     import jclnf
     from jclnf.annotations import read_annotations
-    from jclnf.train._faces import MIRROR_68
-    from jclnf.train._pipeline import Plan, fine_course, fine_tune, train_model
-    from jclnf.train._uncertainty import calibrate_uncertainty
+    from jclnf.train import (
+        MIRROR_68,
+        PipelineConfig,
+        calibrate_uncertainty,
+        fine_tune,
+        fine_tune_config,
+        train_model,
+    )
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if not args.quiet:
             print(printable(text), flush=True)
 
@@ -115,15 +120,14 @@ def _train(args: argparse.Namespace, out: Path, folder: Path) -> None:
         raise CommandError(f"{args.data}: {n} landmarks; only the 68-point scheme can be trained")
     parts = split_people(args, annotated)
     faces, held_out = (_read(part, args.quiet) for part in parts)
-    say(f"{len(faces)} faces to learn from, {len(held_out)} held out")
+    log(f"{len(faces)} faces to learn from, {len(held_out)} held out")
     if args.source is not None:
         model = jclnf.load_model(None if args.source == "default" else args.source)
-        course = fine_course(len(faces)).adapted(args.effort, args.seed)
+        config = fine_tune_config(len(faces)).scaled(args.effort, args.seed)
         model = fine_tune(
-            model, faces, held_out, MIRROR_68, folder, course, quiet=args.quiet, say=say
+            model, faces, held_out, MIRROR_68, folder, config, quiet=args.quiet, log=log
         )
     else:
-        plan = Plan().adapted(args.effort, args.seed)
         examples = _examples(args.shape_prior, args.seed)
         model = train_model(
             faces,
@@ -131,12 +135,12 @@ def _train(args: argparse.Namespace, out: Path, folder: Path) -> None:
             examples,
             MIRROR_68,
             folder,
-            plan,
+            PipelineConfig().scaled(args.effort, args.seed),
             name=out.stem,
             quiet=args.quiet,
-            say=say,
+            log=log,
         )
-    say("learning how far fits are to be trusted")
+    log("learning how far fits are to be trusted")
     model = dataclasses.replace(
         model,
         name=out.stem,
@@ -146,23 +150,22 @@ def _train(args: argparse.Namespace, out: Path, folder: Path) -> None:
         ),
     )
     jclnf.save_model(model, out)
-    say(f"model in {out}, course in {folder / 'course.csv'}")
-    _draw_course(folder)
+    log(f"model in {out}, training curves in {folder / 'curves.csv'}")
+    _draw_curves(folder)
 
 
 def _confidence(model: Any, faces: "Faces", held_out: "Faces", args: argparse.Namespace) -> Any:
     """The confidence of a trained model: one that it had before, calibrated anew, or a new one."""
     import dataclasses
 
-    from jclnf.train._confidence import COURSE, adapt_confidence, learn_confidence
-    from jclnf.train._faces import MIRROR_68
+    from jclnf.train import CONFIDENCE_CONFIG, MIRROR_68, adapt_confidence, learn_confidence
 
-    effort, course = min(args.effort, 1.0), dataclasses.replace(COURSE, seed=args.seed)
+    effort, config = min(args.effort, 1.0), dataclasses.replace(CONFIDENCE_CONFIG, seed=args.seed)
     if model.confidence is not None:
         before = model.confidence
         return adapt_confidence(model, before, held_out, MIRROR_68, effort=effort, seed=args.seed)
     return learn_confidence(
-        model, faces, held_out, MIRROR_68, course, effort=effort, quiet=args.quiet
+        model, faces, held_out, MIRROR_68, config, effort=effort, quiet=args.quiet
     )
 
 
@@ -171,7 +174,7 @@ def _read(annotated: "list[AnnotatedFace]", quiet: bool) -> "Faces":
     from tqdm import tqdm
 
     from jclnf.images import read_photo
-    from jclnf.train._faces import Faces, cut_out
+    from jclnf.train import Faces, cut_out
 
     pictures, points = [], []
     for face in tqdm(annotated, desc="reading", disable=quiet):
@@ -206,11 +209,11 @@ def _examples(path: str | None, seed: int) -> np.ndarray:
     return np.asarray(pdm.mean) + np.einsum("ncm,em->enc", np.asarray(pdm.components), latent)
 
 
-def _draw_course(folder: Path) -> None:
-    """Draw the course of the training, if matplotlib is there."""
-    from jclnf.train._course import draw_course
+def _draw_curves(folder: Path) -> None:
+    """Draw the training curves, if matplotlib is there."""
+    from jclnf.train import draw_training_curves
 
     try:
-        draw_course(folder / "course.csv", folder / "course.png")
+        draw_training_curves(folder / "curves.csv", folder / "curves.png")
     except ImportError:
-        complain("course.png needs matplotlib: pip install 'jclnf[plots]'")
+        complain("curves.png needs matplotlib: pip install 'jclnf[plots]'")

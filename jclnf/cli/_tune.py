@@ -17,7 +17,7 @@ data:
 
 output:
   MODEL                    the tuned model, with the tuned settings as its defaults
-  MODEL.tuning/            checkpoint; course.csv with the loss and the error on the faces held out
+  MODEL.tuning/            checkpoint; curves.csv with the loss and the error on the faces held out
                            after each epoch (0 is before); offset.csv (with --offset). It may be
                            removed when the tuning is done
 A tuning that was interrupted goes on where it stood when the command is run again.
@@ -93,7 +93,7 @@ def _tune(args: argparse.Namespace, out: Path, folder: Path) -> None:
 
     import jclnf
     from jclnf.cli._eval import start_boxes
-    from jclnf.train._tune import COURSE
+    from jclnf.train import TUNE_CONFIG
 
     jclnf.enable_compilation_cache()
     model = jclnf.load_model(None if args.model == "default" else args.model)
@@ -101,8 +101,10 @@ def _tune(args: argparse.Namespace, out: Path, folder: Path) -> None:
     parts = split_people(args, faces)
     learned, held_out = (_read(part, start_boxes(args.boxes, part)[0]) for part in parts)
     # A batch is not larger than there are faces.
-    batch = min(COURSE.batch, len(learned[0]))
-    course = dataclasses.replace(COURSE, epochs=args.epochs, seed=args.seed, batch=batch)
+    batch_size = min(TUNE_CONFIG.batch_size, len(learned[0]))
+    config = dataclasses.replace(
+        TUNE_CONFIG, epochs=args.epochs, seed=args.seed, batch_size=batch_size
+    )
     tuned = jclnf.tune(
         model,
         *learned,
@@ -110,25 +112,25 @@ def _tune(args: argparse.Namespace, out: Path, folder: Path) -> None:
         validation=held_out,
         rotations=jclnf.OPENFACE_ROTATIONS if args.starts > 1 else None,
         offset=args.offset,
-        course=course,
+        config=config,
         patience=args.patience,
         checkpoint=folder / "tuning.eqx",
         quiet=args.quiet,
     )
     jclnf.save_model(dataclasses.replace(tuned.model, name=out.stem), out)
-    with (folder / "course.csv").open("w", newline="") as file:
+    with (folder / "curves.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", "loss", "validation"])
         writer.writeheader()
-        writer.writerows(tuned.course)
+        writer.writerows(tuned.history)
     if args.offset:
         np.savetxt(folder / "offset.csv", tuned.offset, "%.6f", delimiter=",", header="x,y")
     if not args.quiet:
-        before, best = tuned.course[0]["validation"], tuned.course[tuned.epoch]["validation"]
+        before, best = tuned.history[0]["validation"], tuned.history[tuned.epoch]["validation"]
         print(
             f"held out: {before:.2f} % of the eye distance before, {best:.2f} % after "
-            f"{tuned.epoch} of {len(tuned.course) - 1} epochs"
+            f"{tuned.epoch} of {len(tuned.history) - 1} epochs"
         )
-        print(printable(f"model in {out}, course in {folder / 'course.csv'}"))
+        print(printable(f"model in {out}, tuning curves in {folder / 'curves.csv'}"))
 
 
 def _read(faces: Any, boxes: Any) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
