@@ -17,7 +17,7 @@ from jclnf.train import TrainConfig, distance
 from jclnf.train._parametrisation import Parametrisation
 from jclnf.train._validation import map_chunks
 
-CONFIG = TrainConfig(epochs=3, batch_size=4, learning_learning_rate=5e-3)
+CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=5e-3)
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 from scipy.optimize import minimize
 
 from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, Confidence, Model
-from jclnf.train._examples import Example
+from jclnf.train._examples import Batch, Example
 from jclnf.train._faces import Faces
 from jclnf.train._fit_examples import FitExamples, Fits, fits_of, repeated
-from jclnf.train._loop import Batch, Progress, TrainConfig, train
+from jclnf.train._loop import Progress, TrainConfig, train
 
 CONFIDENCE_CONFIG = TrainConfig(30, batch_size=128, learning_rate=2e-3)
 """How long the network learns."""

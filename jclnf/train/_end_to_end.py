@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from jclnf.experts import CCNF
 from jclnf.fitting import Model, fit_from, map_faces, place, read_off
 from jclnf.geometry import pose_from_box
-from jclnf.train._examples import Examples
-from jclnf.train._loop import Batch, Progress, TrainConfig, train
+from jclnf.train._examples import Batch, Examples
+from jclnf.train._loop import Progress, TrainConfig, train
 from jclnf.train._parametrisation import Parametrisation
 
 EYE_DISTANCE = 0.58

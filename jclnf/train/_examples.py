@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -22,7 +22,10 @@ TURN = 0.22
 _STRETCH = 0.03
 """Standard deviation of stretches, in parts of the length."""
 
-Example = dict[str, np.ndarray]
+Example = dict[str, Any]
+"""NumPy arrays by their names."""
+Batch = dict[str, Any]
+"""Stacked examples on a device, or one of them within `jax.vmap`."""
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from jclnf.evaluation import OUTER_EYES
 from jclnf.fitting import Model, characteristics, fit_from, place, read_off
 from jclnf.geometry import Pose, clamp, retract
 from jclnf.train._augment import augment
-from jclnf.train._examples import TURN, Example, Examples, turn, warped
+from jclnf.train._examples import TURN, Batch, Example, Examples, turn, warped
 from jclnf.train._faces import Faces
 from jclnf.train._validation import map_chunks
 
@@ -151,11 +151,11 @@ def fits_of(model: Model, examples: Iterable[Example]) -> Fits:
 
 
 @jax.jit
-def _fits(model: Model, batch: Example) -> tuple[Array, Array]:
+def _fits(model: Model, batch: Batch) -> tuple[Array, Array]:
     return jax.lax.map(lambda example: _fit(model, example), batch)
 
 
-def _fit(model: Model, example: dict[str, Array]) -> tuple[Array, Array]:
+def _fit(model: Model, example: Batch) -> tuple[Array, Array]:
     image, truth = example["image"].astype(jnp.float32), example["points"]
     pose, shape = place(model, image, example["box"], None)
     key = jax.random.key(example["seed"])

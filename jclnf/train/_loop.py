@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from jclnf.errors import TrainingError
 from jclnf.train._checkpoint import load_checkpoint, save_checkpoint
-from jclnf.train._examples import Example, Examples, stacked
+from jclnf.train._examples import Batch, Example, Examples, stacked
 
 _MEMORY = 0.98
 """Part of the running averages that a step keeps."""
 
-Batch = dict[str, Any]
 Objective = Callable[[Any, Batch], tuple[Array, Any]]
 """From what is learned and a batch: the loss, and what running averages are to be kept of."""
 History = list[dict[str, int | float]]

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from jclnf.experts import Layer, Shapes, convolve, initial_weights, normalised, plain_layer
 from jclnf.fitting import decode
 from jclnf.geometry import PDM, project
-from jclnf.train._examples import Examples
-from jclnf.train._loop import Batch, Progress, TrainConfig, train
+from jclnf.train._examples import Batch, Examples
+from jclnf.train._loop import Progress, TrainConfig, train
 from jclnf.train._validation import map_chunks, one_of_each
 
 Weights = dict[str, Array]

@@ -17,8 +17,8 @@ from jclnf.fitting import Model, crops_of_one_size, fit_from, likelihood_of, map
 from jclnf.geometry import pose_from_box
 from jclnf.params import FitParams
 from jclnf.train._end_to_end import fit_losses
-from jclnf.train._examples import Example
-from jclnf.train._loop import Batch, History, Progress, TrainConfig, best_epoch, train
+from jclnf.train._examples import Batch, Example
+from jclnf.train._loop import History, Progress, TrainConfig, best_epoch, train
 from jclnf.train._parametrisation import Bounds, Parametrisation
 from jclnf.train._validation import map_chunks
 
@@ -206,7 +206,7 @@ def _with_rotations(model: Model, data: _Crops, rotations: Any) -> _Crops:
     rotations = jnp.asarray(rotations, model.pdm.mean.dtype)
 
     @eqx.filter_jit
-    def likeliest(model: Model, faces: Example) -> Array:
+    def likeliest(model: Model, faces: Batch) -> Array:
         params = model.defaults
 
         def one(face: Batch) -> Array:

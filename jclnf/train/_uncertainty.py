@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Real
 
 from jclnf.fitting import FitResult, Model, Uncertainty, fit
-from jclnf.train._examples import Example
+from jclnf.train._examples import Batch
 from jclnf.train._faces import Faces
 from jclnf.train._fit_examples import FitExamples, repeated
 from jclnf.train._validation import map_chunks
@@ -66,8 +66,8 @@ def calibrate_uncertainty(
 
 
 @jax.jit
-def _measured(model: Model, batch: Example) -> tuple[Array, Array, Array]:
-    def one(example: Any) -> tuple[Array, Array, Array]:
+def _measured(model: Model, batch: Batch) -> tuple[Array, Array, Array]:
+    def one(example: Batch) -> tuple[Array, Array, Array]:
         found, covariances = with_pairs(model, example["image"], example["box"])
         return covariances, found.pose.scale, example["points"] - found.landmarks
 

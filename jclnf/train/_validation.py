@@ -11,13 +11,13 @@ import numpy as np
 from jclnf.evaluation import Statistics, face_errors
 from jclnf.fitting import FitResult, Model, fit
 from jclnf.train._end_to_end import EYE_DISTANCE
-from jclnf.train._examples import Example, Examples, stacked
+from jclnf.train._examples import Batch, Example, Examples, stacked
 
 T = TypeVar("T")
 
 
 def map_chunks(
-    function: Callable[[Any, Example], T], tree: Any, examples: Iterable[Example], size: int = 32
+    function: Callable[[Any, Batch], T], tree: Any, examples: Iterable[Example], size: int = 32
 ) -> T:
     """The results of a function for many examples, as arrays on the host with an axis for them.
 
@@ -48,7 +48,7 @@ def one_of_each(examples: Examples) -> list[Example]:
 
 
 @eqx.filter_jit
-def fit_each(model: Model, examples: Example) -> FitResult:
+def fit_each(model: Model, examples: Batch) -> FitResult:
     """The fits of stacked examples with `image` and `box`."""
     return jax.vmap(lambda image, box: fit(model, image, box))(examples["image"], examples["box"])
 
