@@ -43,6 +43,10 @@ class ParamsError(JclnfError):
     """Fit settings that contradict each other or the model."""
 
 
+class OutputError(JclnfError):
+    """An output cannot be written: no place, no right to, or another process is writing it."""
+
+
 class InstallError(JclnfError):
     """Model files cannot be installed: no room, no network, or not what they should be."""
 

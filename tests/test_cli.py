@@ -473,14 +473,18 @@ def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):
 def test_full_disk(run, astronaut, box, monkeypatch):
     cv2.imwrite("a.png", astronaut)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    replace, full = Path.replace, ".png"
 
-    monkeypatch.setattr(jclnf.cli._fit, "write_png", full)
+    def unless_full(part, path):
+        if path.suffix == full:
+            raise OSError(28, "No space left on device")
+        return replace(part, path)
+
+    monkeypatch.setattr(Path, "replace", unless_full)
     code, _, err = run("a.png", "--box", *box)
     assert code == 1
     assert err == "jclnf: fits/a_overlay.png: cannot be written: No space left on device\n"
-    monkeypatch.setattr("jclnf.cli._face_table.FaceTable.write", full)
+    full = ".csv"
     code, _, err = run("a.png", "--box", *box)
     assert code == 2
     assert err == "jclnf: fits/landmarks.csv: cannot be written: No space left on device\n"

@@ -17,7 +17,7 @@ import numpy as np
 from jclnf.annotations import AnnotatedFace, read_annotations
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._settings import add_settings, fit_params
-from jclnf.errors import AnnotationError, BoxError, ModelFileError, ParamsError
+from jclnf.errors import AnnotationError, BoxError, ModelFileError, OutputError, ParamsError
 from jclnf.evaluation import MEASURES, Statistics, Summary, face_errors
 from jclnf.outputs import write_bytes
 
@@ -275,8 +275,8 @@ def _draw(out: Path, fits: "Evaluation") -> None:
 def _write(out: Path, name: str, data: bytes) -> None:
     try:
         write_bytes(out / name, data)
-    except OSError as e:
-        raise CommandError(f"{out / name}: cannot be written: {e.strerror or e}") from e
+    except OutputError as e:
+        raise CommandError(str(e)) from e
 
 
 def tables(summary: Summary) -> str:

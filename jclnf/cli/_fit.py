@@ -13,7 +13,7 @@ from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._camera import add_camera, camera_numbers
 from jclnf.cli._files import find_images, openface_paths, overlay_paths
 from jclnf.cli._settings import add_settings, fit_params
-from jclnf.errors import BoxError, JclnfError, ModelFileError, ParamsError
+from jclnf.errors import BoxError, JclnfError, ModelFileError, OutputError, ParamsError
 from jclnf.images import Photo, read_photo
 from jclnf.outputs import write_png
 
@@ -153,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
         table = FaceTable(out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes)
     except OSError as e:
         raise CommandError(f"{out}: cannot be written: {e.strerror or e}") from e
+    except OutputError as e:
+        raise CommandError(str(e)) from e
     kept = [table.path, *([] if args.boxes is None else [Path(args.boxes)])]
     outputs = zip(overlay_paths(images, out), openface_paths(images, out, kept), strict=True)
     in_space = None
@@ -299,8 +301,8 @@ def _fit_image(
             continue
         try:
             table.write(str(image), face, box, result)
-        except OSError as e:
-            raise CommandError(f"{table.path}: cannot be written: {e.strerror or e}") from e
+        except OutputError as e:
+            raise CommandError(str(e)) from e
         status = FitStatus(int(result.status))
         done = done and bool(result.success)
         drawn.append((face, box, result))
@@ -312,8 +314,8 @@ def _fit_image(
     if args.openface_csv:
         try:
             in_space.write(openface, measured)
-        except OSError as e:
-            complain(f"{openface}: cannot be written: {e.strerror or e}")
+        except OutputError as e:
+            complain(str(e))
             done = False
     if drawn and not args.no_overlay:
         done = _draw(args, photo, overlay, drawn) and done
@@ -348,8 +350,8 @@ def _draw(args: argparse.Namespace, photo: Photo, path: Path, drawn: list[Any]) 
         )
     try:
         write_png(path, canvas)
-    except OSError as e:
-        complain(f"{path}: cannot be written: {e.strerror or e}")
+    except OutputError as e:
+        complain(str(e))
         return False
     _say(args, f"{photo.path}: drawn in {path}")
     return True

@@ -48,7 +48,7 @@ class PictureTables:
         """Write the faces' numbers, fits and measures; a table without rows if there are none.
 
         A fit that is not finite has the confidence 0 and zeros, as what was not seen has in
-        OpenFace's tables of videos. Raises OSError.
+        OpenFace's tables of videos. Raises OutputError.
         """
         lines = [self._table.header]
         for number, result, face in faces:

@@ -10,6 +10,7 @@ import numpy as np
 from jclnf.cli._base import OK, CommandError, complain, printable
 from jclnf.cli._learning import add_options, check_options, split_people
 from jclnf.errors import JclnfError
+from jclnf.outputs import replacing
 
 _EPILOG = """\
 data:
@@ -116,12 +117,13 @@ def _tune(args: argparse.Namespace, out: Path, folder: Path) -> None:
         quiet=args.quiet,
     )
     jclnf.save_model(dataclasses.replace(tuned.model, name=out.stem), out)
-    with (folder / "course.csv").open("w", newline="") as file:
+    with replacing(folder / "course.csv") as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", "loss", "validation"])
         writer.writeheader()
         writer.writerows(tuned.course)
     if args.offset:
-        np.savetxt(folder / "offset.csv", tuned.offset, "%.6f", delimiter=",", header="x,y")
+        with replacing(folder / "offset.csv") as part:
+            np.savetxt(part, tuned.offset, "%.6f", delimiter=",", header="x,y")
     if not args.quiet:
         before, best = tuned.course[0]["validation"], tuned.course[tuned.epoch]["validation"]
         print(

@@ -4,11 +4,11 @@ All of it follows from the table and the video, so that a run that is killed her
 """
 
 import array
+import contextlib
 import csv
 import io
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from jclnf.draw import draw_overlay
 from jclnf.errors import JclnfError, ParamsError
-from jclnf.outputs import write_bytes
+from jclnf.outputs import replacing, write_bytes
 from jclnf.tracking import OneEuro
 from jclnf.video._source import Ahead, Frame
 
@@ -63,8 +63,7 @@ def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> 
     """
     form = ", ".join(forms[len(KEPT) :])
     filters: dict[str, OneEuro] = {}
-    part = out.with_name(f".{out.name}.part")
-    with part.open("w", newline="") as file:
+    with replacing(out) as part, part.open("w", newline="") as file:
         for first, (names, row) in zip(itertools.count(), rows_of(table)):
             if first == 0:
                 file.write(", ".join(names) + "\n")
@@ -76,9 +75,6 @@ def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> 
             else:
                 face.reset()
             file.write(", ".join([*row[: len(KEPT)], values]) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(out)
 
 
 def write_parquet(table: Path, out: Path) -> None:
@@ -94,23 +90,20 @@ def write_parquet(table: Path, out: Path) -> None:
         raise JclnfError("Parquet needs pyarrow: pip install 'jclnf[parquet]'") from None
     whole = {"frame": pa.int32(), "face_id": pa.int32(), "success": pa.int8()}
     whole["timestamp"] = pa.float64()
-    part = out.with_name(f".{out.name}.part")
-    writer, rows = None, rows_of(table)
-    while group := list(itertools.islice(rows, 4096)):
-        names = group[0][0]
-        fields = [pa.field(name, whole.get(name, pa.float32())) for name in names]
-        schema = pa.schema(fields)
-        columns = zip(*(row for _, row in group), strict=True)
-        arrays = [
-            pa.array([int(v) if pa.types.is_integer(f.type) else float(v) for v in values], f.type)
-            for f, values in zip(fields, columns, strict=True)
-        ]
-        writer = pq.ParquetWriter(part, schema) if writer is None else writer
-        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-    if writer is None:
+    rows = rows_of(table)
+    first = next(rows, None)
+    if first is None:
         raise JclnfError(f"{table.name}: has no rows, so there is no Parquet file")
-    writer.close()
-    part.replace(out)
+    fields = [pa.field(name, whole.get(name, pa.float32())) for name in first[0]]
+    schema, rows = pa.schema(fields), itertools.chain([first], rows)
+    with replacing(out) as part, pq.ParquetWriter(part, schema) as writer:
+        while group := [row for _, row in itertools.islice(rows, 4096)]:
+            columns = zip(*group, strict=True)
+            arrays = [
+                pa.array(list(map(int if pa.types.is_integer(f.type) else float, values)), f.type)
+                for f, values in zip(fields, columns, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 PLOTTED = (
@@ -212,16 +205,15 @@ def draw_video(
     """
     import cv2
 
-    part = out.with_name(f".{out.stem}.part{out.suffix}")
-    code = cv2.VideoWriter.fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(part), code, rate, size)
-    if not writer.isOpened():
-        raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
     rows = _drawn(table)
     waiting = next(rows, None)
-    try:
-        with Ahead(frames) as ahead:
-            for frame in ahead:
+    with replacing(out) as part:
+        writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        if not writer.isOpened():
+            raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
+        with contextlib.ExitStack() as stack:
+            stack.callback(writer.release)
+            for frame in stack.enter_context(Ahead(frames)):
                 canvas = frame.picture
                 if canvas is None:
                     canvas = np.zeros((size[1], size[0], 3), np.uint8)
@@ -230,9 +222,6 @@ def draw_video(
                     canvas = draw_overlay(canvas, landmarks, label=label)
                     waiting = next(rows, None)
                 writer.write(canvas)
-    finally:
-        writer.release()
-    part.replace(out)
 
 
 def _drawn(table: Path) -> Iterator[tuple[int, str, np.ndarray]]:

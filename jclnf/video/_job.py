@@ -13,7 +13,7 @@ from typing import Any
 import jclnf
 from jclnf.errors import JclnfError, VideoError
 from jclnf.fitting import Model
-from jclnf.outputs import write_bytes
+from jclnf.outputs import locked, write_bytes
 from jclnf.video._derived import draw_summary, draw_video, write_parquet, write_smoothed
 from jclnf.video._run import CHECKPOINT_SECONDS, Run, Told
 from jclnf.video._settings import Settings, model_digest
@@ -79,39 +79,40 @@ def do_video(
     try:
         source = open_source(path, rate=settings.rate) if source is None else source
         run = Run(settings, model, source, out, stem)
-        metadata = out / f"{stem}.json"
-        if resume and _complete(metadata, run.checkpoint.digest):
+        with locked(run.path):
+            metadata = out / f"{stem}.json"
+            if resume and _complete(metadata, run.checkpoint.digest):
+                run.tidy()
+                done.summary = "complete already"
+                return done
+            metadata.unlink(missing_ok=True)
+            start = time.monotonic()
+            record = run.perform(
+                resume=resume,
+                every=every,
+                told=told,
+                begun=None if begun is None else functools.partial(begun, source),
+            )
+            seconds = time.monotonic() - start
+            done.problems += [f"{path}: {problem}" for problem in source.problems]
+            _derive(settings, run, source, done)
+            description = describe(settings, model, run, source) | {
+                "digest": run.checkpoint.digest,
+                "frames": record.frames,
+                "rows": record.rows,
+                "rows_with_success": record.seen,
+                "unreadable_frames": record.unreadable,
+                "problems": source.problems,
+                "seconds": round(seconds, 3),
+            }
+            write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
             run.tidy()
-            done.summary = "complete already"
-            return done
-        metadata.unlink(missing_ok=True)
-        start = time.monotonic()
-        record = run.perform(
-            resume=resume,
-            every=every,
-            told=told,
-            begun=None if begun is None else functools.partial(begun, source),
-        )
-        seconds = time.monotonic() - start
-        done.problems += [f"{path}: {problem}" for problem in source.problems]
-        _derive(settings, run, source, done)
-        description = describe(settings, model, run, source) | {
-            "digest": run.checkpoint.digest,
-            "frames": record.frames,
-            "rows": record.rows,
-            "rows_with_success": record.seen,
-            "unreadable_frames": record.unreadable,
-            "problems": source.problems,
-            "seconds": round(seconds, 3),
-        }
-        write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
-        run.tidy()
-        part = record.seen / record.rows if record.rows else 0.0
-        done.summary = (
-            f"{record.frames} frames, {record.rows} rows, {100 * part:.1f} % with success"
-        )
-        if record.rows == 0:
-            done.problems.append(f"{path}: no face was found")
+            part = record.seen / record.rows if record.rows else 0.0
+            done.summary = (
+                f"{record.frames} frames, {record.rows} rows, {100 * part:.1f} % with success"
+            )
+            if record.rows == 0:
+                done.problems.append(f"{path}: no face was found")
     except JclnfError as error:
         text = str(error)
         done.problems.append(text if path in text else f"{path}: {text}")

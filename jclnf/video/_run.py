@@ -15,10 +15,10 @@ import numpy as np
 import jclnf
 from jclnf.annotations import FrameBoxTable, pts_text
 from jclnf.detect import make_detector
-from jclnf.errors import BoxError, VideoError
+from jclnf.errors import BoxError
 from jclnf.fitting import Model
 from jclnf.openface import OpenFaceTable, measure
-from jclnf.outputs import lock, remove_partial, write_png
+from jclnf.outputs import discard, write_bytes, write_png
 from jclnf.space import EYES, Camera
 from jclnf.tracking import TrackedFace, Tracker, TrackParams
 from jclnf.video._aligned import aligned_face
@@ -29,6 +29,10 @@ from jclnf.video._source import Ahead, Frame, Source
 
 CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
+
+
+OUTPUTS = (".json", ".png", ".parquet", "_smoothed.csv", "_overlay.mp4")
+"""Ends of the names of the files that are made at the end of a run."""
 
 
 @dataclass
@@ -128,7 +132,7 @@ class Run:
             begun: called with the number of frames that are done already.
 
         Raises:
-            VideoError: as `Checkpoint.load`; or another process does this run.
+            VideoError: as `Checkpoint.load`.
             OSError: the results cannot be written.
         """
         first, offset = 1, 0
@@ -150,8 +154,6 @@ class Run:
                 for old in () if saved is not None else folder.glob("[0-9]*_[0-9]*.*"):
                     old.unlink(missing_ok=True)
         with self.path.open("r+b" if self.path.exists() else "wb") as file:
-            if not lock(file):
-                raise VideoError(f"{self.path}: another run is writing it")
             if saved is None:
                 self.checkpoint.remove()
             file.truncate(offset)
@@ -174,9 +176,9 @@ class Run:
     def tidy(self) -> None:
         """Remove what is not needed once all is complete, files half written by killed runs too."""
         self.checkpoint.remove()
-        for ending in ("png", "json"):
-            remove_partial(self.out / f"{self.stem}.{ending}")
-        for part in self._aligned.glob(".*.part"):
+        for ending in OUTPUTS:
+            discard(self.out / f"{self.stem}{ending}")
+        for part in (*self._pts.glob(".*.part.pts"), *self._aligned.glob(".*.part.png")):
             part.unlink(missing_ok=True)
 
     def used(self, first: int = 1) -> Iterator[Frame]:
@@ -235,17 +237,18 @@ class Run:
     def _write_pictures(self, frame: Frame, faces: list[TrackedFace]) -> None:
         if frame.picture is None:
             return
+        one_of_many = {"lock": False, "sync": False}  # whoever does the run holds its lock
         for face in faces:
             if not face.success:
                 continue
             name = f"{frame.number:06d}_{face.id}"
             landmarks = np.asarray(face.result.landmarks)
             if self.settings.pts:
-                (self._pts / f"{name}.pts").write_text(pts_text(landmarks))
+                write_bytes(self._pts / f"{name}.pts", pts_text(landmarks).encode(), **one_of_many)
             if self.settings.aligned:
                 mean = np.asarray(self.model.pdm.mean)
                 picture = aligned_face(frame.picture, landmarks, mean, self.settings.aligned)
-                write_png(self._aligned / f"{name}.png", picture)
+                write_png(self._aligned / f"{name}.png", picture, **one_of_many)
 
 
 def _chunks(frames: Iterable[Frame]) -> Iterator[Iterator[Frame]]:
