@@ -4,10 +4,11 @@ import csv
 import math
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from jclnf.fitting import FitStatus
 
 PIXEL_DECIMALS = 4
 """Decimals of everything in pixels: a float32 at 1000 pixels is good to 0.0001."""
@@ -21,7 +22,7 @@ def columns(n_landmarks: int, n_modes: int) -> list[str]:
     return [
         *("image", "face", "status", "likelihood", "confidence", "success"),
         *("box_x", "box_y", "box_w", "box_h"),
-        *("scale", "rx", "ry", "rz", "tx", "ty"),
+        *("scale", "weak_pitch", "weak_yaw", "weak_roll", "tx", "ty"),
         *(f"x_{i}" for i in range(n_landmarks)),
         *(f"y_{i}" for i in range(n_landmarks)),
         *(f"p_{i}" for i in range(n_modes)),
@@ -36,9 +37,9 @@ class FaceTable:
     (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
     tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
     landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
-    `scale` (pixels per millimetre), `rx, ry, rz` (pitch, yaw, roll in
-    radians), `tx, ty` (pixels); `p_0 ...` the shape parameters. A number that is not finite is an
-    empty field. UTF-8; a file of the same name is replaced.
+    `scale` (pixels per millimetre), `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels);
+    `p_0 ...` the shape parameters. A number that is not finite is an empty field. UTF-8; a file of
+    the same name is replaced.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int) -> None:
@@ -67,8 +68,6 @@ class FaceTable:
             ValueError: the result has another number of landmarks or modes than the table.
             OSError: the disk is full, or the like.
         """
-        from jclnf.fitting import FitStatus
-
         landmarks, shape = np.asarray(result.landmarks), np.asarray(result.shape)
         if landmarks.shape != (self._n_landmarks, 2) or shape.shape != (self._n_modes,):
             raise ValueError(
@@ -101,12 +100,7 @@ class FaceTable:
     def __enter__(self) -> "FaceTable":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _put(self, fields: list[str]) -> None:
