@@ -17,7 +17,8 @@ import pytest
 from support.openface_files import random_model, write_model
 
 import jclnf
-from jclnf.cli._main import main
+import jclnf.cli._models
+from jclnf.cli import main
 from jclnf.errors import InstallError
 from jclnf.openface import Manifest, download, install_from, read_manifest
 from jclnf.openface import _install as install
@@ -352,7 +353,7 @@ def jclnf_models(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def of_contents(monkeypatch, manifest) -> None:
-    monkeypatch.setattr(install, "read_manifest", lambda: manifest)
+    monkeypatch.setattr(jclnf.cli._models, "read_manifest", lambda: manifest)
 
 
 @pytest.mark.usefixtures("of_contents")

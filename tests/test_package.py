@@ -120,7 +120,7 @@ def test_importing_is_quick_and_touches_no_device():
 
 def test_the_command_line_answers_without_jax_devices():
     run = subprocess.run(
-        [sys.executable, "-m", "jclnf.cli._main", "fit", "--help"], capture_output=True, text=True
+        [sys.executable, "-m", "jclnf", "fit", "--help"], capture_output=True, text=True
     )
     assert run.returncode == 0
     assert "--model" in run.stdout

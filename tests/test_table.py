@@ -46,7 +46,9 @@ def test_row_holds_the_result(tmp_path):
         assert (numbers[f"x_{i}"], numbers[f"y_{i}"]) == pytest.approx(face.landmarks[i], abs=1e-4)
     assert [numbers[f"p_{i}"] for i in range(2)] == pytest.approx(face.shape, abs=1e-6)
     pose = face.pose
-    assert [numbers[k] for k in ("rx", "ry", "rz")] == pytest.approx(pose.rotation, abs=1e-6)
+    assert [numbers[k] for k in ("weak_pitch", "weak_yaw", "weak_roll")] == pytest.approx(
+        pose.rotation, abs=1e-6
+    )
     assert [numbers[k] for k in ("tx", "ty")] == pytest.approx(pose.translation, abs=1e-4)
     assert (numbers["scale"], numbers["likelihood"]) == (1.25, -1.5)
     assert (numbers["confidence"], row["success"]) == (0.875, "1")

@@ -17,7 +17,7 @@ from support.videos import SIZE, frames, write_video
 
 import jclnf
 from jclnf.annotations._pts import Stems, read_pts
-from jclnf.cli._main import main
+from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
 from jclnf.outputs import locked
 from jclnf.tracking import OneEuro

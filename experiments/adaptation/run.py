@@ -25,7 +25,7 @@ import jax  # noqa: E402
 from common import DATA, table, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.draw import draw_overlay  # noqa: E402
+from jclnf import draw  # noqa: E402
 from jclnf.images import read_image  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
 
@@ -221,7 +221,7 @@ def picture(*models: jclnf.Model) -> None:
     bright = np.clip(dark / LIGHT, 0, 255).astype(np.uint8)
     shown = []
     for model in models:
-        drawn = draw_overlay(bright, jclnf.fit(model, dark, HOPPER_BOX).landmarks)
+        drawn = draw.landmarks(bright, jclnf.fit(model, dark, HOPPER_BOX).landmarks)
         shown.append(drawn[y - h // 4 : y + 5 * h // 4, x - w // 4 : x + 5 * w // 4])
     cv2.imwrite(str(HERE / "grace_hopper.png"), np.hstack(shown))
 

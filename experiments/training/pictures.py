@@ -13,8 +13,8 @@ sys.path.insert(0, str(HERE.parent))
 import common  # noqa: E402, F401
 
 import jclnf  # noqa: E402
+from jclnf import draw  # noqa: E402
 from jclnf.detect import HaarDetector  # noqa: E402
-from jclnf.draw import draw_overlay  # noqa: E402
 
 SIDE = 360
 
@@ -38,7 +38,7 @@ def main() -> None:
         zoom = SIDE / max(part.shape)
         shown = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         points = (np.asarray(result.landmarks) - low + 0.5) * zoom - 0.5
-        cv2.imwrite(str(HERE / f"{name}.png"), draw_overlay(shown, points))
+        cv2.imwrite(str(HERE / f"{name}.png"), draw.landmarks(shown, points))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import math
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from jclnf.fitting import FitStatus
 from jclnf.outputs import appending
 
 PIXEL_DECIMALS = 4
@@ -25,7 +25,7 @@ def columns(n_landmarks: int, n_modes: int) -> list[str]:
     return [
         *("image", "face", "status", "likelihood", "confidence", "success"),
         *("box_x", "box_y", "box_w", "box_h"),
-        *("scale", "rx", "ry", "rz", "tx", "ty"),
+        *("scale", "weak_pitch", "weak_yaw", "weak_roll", "tx", "ty"),
         *(f"x_{i}" for i in range(n_landmarks)),
         *(f"y_{i}" for i in range(n_landmarks)),
         *(f"p_{i}" for i in range(n_modes)),
@@ -36,13 +36,13 @@ class FaceTable:
     """A CSV file of fitted faces, one row each, written as they come.
 
     Every row reaches the file at once, so that whatever ends the program loses nothing that was
-    computed. A file of the same name is replaced when the first row comes. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
+    computed. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
     (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
     tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
     landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
-    `scale` (pixels per millimetre), `rx, ry, rz` (pitch, yaw, roll in
-    radians), `tx, ty` (pixels); `p_0 ...` the shape parameters. A number that is not finite is an
-    empty field. UTF-8.
+    `scale` (pixels per millimetre), `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels);
+    `p_0 ...` the shape parameters. A number that is not finite is an empty field. UTF-8; a file of
+    the same name is replaced when the first row comes.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int) -> None:
@@ -68,8 +68,6 @@ class FaceTable:
             ValueError: the result has another number of landmarks or modes than the table.
             OutputError: the disk is full, or the like.
         """
-        from jclnf.fitting import FitStatus
-
         landmarks, shape = np.asarray(result.landmarks), np.asarray(result.shape)
         if landmarks.shape != (self._n_landmarks, 2) or shape.shape != (self._n_modes,):
             raise ValueError(
@@ -104,12 +102,7 @@ class FaceTable:
     def __enter__(self) -> "FaceTable":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

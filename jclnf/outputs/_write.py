@@ -23,6 +23,15 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 """How file systems (of networks, mostly) say that they know no locks: everybody may write there."""
 
 
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder for outputs, and those that it is in, if need be. Raises OutputError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 @contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     """Be the only process that writes a file, and whatever else goes by its name.

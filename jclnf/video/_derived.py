@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jclnf.draw import draw_overlay
+from jclnf import draw
 from jclnf.errors import JclnfError, ParamsError
 from jclnf.outputs import replacing, write_bytes
 from jclnf.tracking import OneEuro
@@ -219,7 +219,7 @@ def draw_video(
                     canvas = np.zeros((size[1], size[0], 3), np.uint8)
                 while waiting is not None and waiting[0] == frame.number:
                     _, label, landmarks = waiting
-                    canvas = draw_overlay(canvas, landmarks, label=label)
+                    canvas = draw.landmarks(canvas, landmarks, label=label)
                     waiting = next(rows, None)
                 writer.write(canvas)
 
