@@ -469,14 +469,14 @@ def test_parts_are_openfaces(run, astronaut, model):
 def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):
     cv2.imwrite("a.png", astronaut)
     cv2.imwrite("b.png", astronaut)
-    read = jclnf.images._read.read_photo
+    read = jclnf.images._read.read_image_file
 
     def interrupt(path):
         if path.name == "b.png":
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(jclnf.cli._fit, "read_photo", interrupt)
+    monkeypatch.setattr(jclnf.cli._fit, "read_image_file", interrupt)
     code, out, err = run("a.png", "b.png")
     assert (code, err) == (130, "jclnf: interrupted\n")
     assert "1 face in fits/landmarks.csv" in out

@@ -211,14 +211,16 @@ class TestResume:
             return True
 
         with pytest.raises(Stopped):
-            run().perform(resume=False, every=0.0, told=stop)
+            run().perform(resume=False, every=0.0, on_frame=stop)
         assert len(read(tmp_path / "face.csv")) == CHUNK
         with (tmp_path / "face.csv").open("a") as file:
             file.write("half a line")
         seen = []
-        record = run().perform(resume=True, told=lambda frame, _: seen.append(frame.number) or True)
+        counts = run().perform(
+            resume=True, on_frame=lambda frame, _: seen.append(frame.number) or True
+        )
         assert seen == list(range(CHUNK + 1, COUNT + 1))
-        assert record.frames == COUNT
+        assert counts.frames == COUNT
         assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
 
     def test_a_table_that_another_run_is_writing_is_left_alone(self, clip, tmp_path, capsys):

@@ -25,7 +25,7 @@ import jclnf  # noqa: E402
 from jclnf.detect._haar import CASCADE, correct  # noqa: E402
 from jclnf.evaluation import OUTER_EYES  # noqa: E402
 from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place  # noqa: E402  # noqa: E402
-from jclnf.images import read_photo  # noqa: E402
+from jclnf.images import read_image  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
 from jclnf.train._fit_examples import moved, no_face  # noqa: E402
 
@@ -66,7 +66,7 @@ def cases() -> list[Case]:
         jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
     ):
         rng = np.random.default_rng(number)
-        grey, truth = read_photo(face.image).grey, face.landmarks
+        grey, truth = read_image(face.image), face.landmarks
         box = np.array(boxes[face.image.name])
         side = box[2:].mean()
         tried = [("as given", box, 0.0), ("start moved", box, rng.uniform())]

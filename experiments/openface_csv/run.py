@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 from common import OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
 
 import jclnf  # noqa: E402
-from jclnf.images import read_photo  # noqa: E402
+from jclnf.images import read_image_file  # noqa: E402
 from jclnf.openface import OpenFaceTable, measure  # noqa: E402
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     rows: list[Row] = []
     for number in (1, 3, 4, 5):
         name = f"sample{number}"
-        photo = read_photo(OPENFACE / "samples" / f"{name}.jpg")
+        photo = read_image_file(OPENFACE / "samples" / f"{name}.jpg")
         box = [float(boxes[f"{name}.jpg"][side]) for side in "xywh"]
         piece = jclnf.crop(photo.grey, box)
         # Its program for pictures was run as it is by default: from one start.

@@ -28,7 +28,7 @@ from safetensors.numpy import save_file  # noqa: E402
 import jclnf  # noqa: E402
 from jclnf.cli._learning import split_people  # noqa: E402
 from jclnf.files._serialise import FORMAT_VERSION  # noqa: E402
-from jclnf.images import read_photo  # noqa: E402
+from jclnf.images import read_image  # noqa: E402
 from jclnf.runtime import use_all_cores  # noqa: E402
 from jclnf.train._batches import BoxExamples  # noqa: E402
 from jclnf.train._confidence import learn_confidence  # noqa: E402
@@ -54,7 +54,7 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
 
 
 def packed(annotated: list[jclnf.AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
+    pieces = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
     pictures, points = zip(*pieces, strict=True)
     return Faces(list(pictures), np.array(points))
 

@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 import jclnf  # noqa: E402
 from jclnf.annotations import AnnotatedFace  # noqa: E402
-from jclnf.images import read_photo  # noqa: E402
+from jclnf.images import read_image  # noqa: E402
 from jclnf.train._batches import COARSE, FINE  # noqa: E402
 from jclnf.train._ccnf import experts_of, train_ccnf  # noqa: E402
 from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out  # noqa: E402
@@ -38,7 +38,7 @@ CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 
 def packed(faces: list[AnnotatedFace]) -> Faces:
     pictures, points = zip(
-        *(cut_out(read_photo(face.image).grey, face.landmarks) for face in faces), strict=True
+        *(cut_out(read_image(face.image), face.landmarks) for face in faces), strict=True
     )
     return Faces(list(pictures), np.array(points))
 

@@ -21,7 +21,7 @@ from jclnf.cli._settings import fit_params, rotations
 from jclnf.detect import find_faces, make_detector
 from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
 from jclnf.fitting import FitStatus, Model
-from jclnf.images import Photo, read_photo
+from jclnf.images import ImageFile, read_image_file
 from jclnf.outputs import make_folder, write_png
 from jclnf.params import FitParams
 from jclnf.runtime import silent_stderr
@@ -81,14 +81,14 @@ def _load(options: Fit) -> Model:
     return jclnf.load_openface(path, parts=options.parts, validator=options.validator)
 
 
-def _box_source(options: Fit) -> Callable[[Photo], Any]:
+def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     """Gives the face boxes `(k, 4)` of an image: those of the options, or what is detected."""
     if options.box is not None:
         return lambda _: [options.box]
     if options.boxes is not None:
         table = BoxTable(options.boxes)
 
-        def listed(photo: Photo) -> Any:
+        def listed(photo: ImageFile) -> Any:
             if found := table.boxes(photo.path):
                 return found
             raise BoxError(f"no box for it in {options.boxes}")
@@ -96,7 +96,7 @@ def _box_source(options: Fit) -> Callable[[Photo], Any]:
         return listed
     detector = make_detector(options.detector)
 
-    def detected(photo: Photo) -> Any:
+    def detected(photo: ImageFile) -> Any:
         found = find_faces(detector, photo)
         if len(found) == 0:
             raise BoxError(
@@ -115,7 +115,7 @@ class _Task:
     options: Fit
     model: Model
     params: FitParams
-    boxes: Callable[[Photo], Any]
+    boxes: Callable[[ImageFile], Any]
     table: FaceTable
     in_space: ImageTables | None
 
@@ -127,7 +127,7 @@ class _Task:
         """Fit the faces of an image; whether all of it could be done."""
         try:
             with silent_stderr():
-                photo = read_photo(image)
+                photo = read_image_file(image)
         except JclnfError as e:
             complain(str(e))  # which names the file
             return False

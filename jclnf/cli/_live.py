@@ -25,9 +25,9 @@ class Window:
 
     def show(self, frame: Any, faces: Any) -> bool:
         """Show a frame; False once the user has pressed q or Escape."""
-        if self.problem or frame.picture is None:
+        if self.problem or frame.image is None:
             return True
-        canvas = frame.picture
+        canvas = frame.image
         for face in faces:
             if face.success:
                 points = np.asarray(face.result.landmarks)

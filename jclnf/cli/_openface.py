@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jclnf.fitting import Model
-from jclnf.openface import Measured, OpenFaceTable, measure
+from jclnf.openface import FaceMeasurements, OpenFaceTable, measure_faces
 from jclnf.outputs import write_bytes
 from jclnf.space import EYES, Camera
 
@@ -35,12 +35,12 @@ class ImageTables:
             full_precision=full_precision,
         )
 
-    def measure(self, result: Any, image: np.ndarray) -> Measured:
+    def measure(self, result: Any, image: np.ndarray) -> FaceMeasurements:
         """Head pose, landmarks in space and gaze of a face in an image `(h, w)`."""
         height, width = image.shape
-        return measure([result], Camera.assumed(width, height, *self._camera), batch=1)[0]
+        return measure_faces([result], Camera.assumed(width, height, *self._camera), batch=1)[0]
 
-    def write(self, path: Path, faces: list[tuple[int, Any, Measured]]) -> None:
+    def write(self, path: Path, faces: list[tuple[int, Any, FaceMeasurements]]) -> None:
         """Write the faces' numbers, fits and measures; a table without rows if there are none.
 
         A fit that is not finite has the confidence 0 and zeros, as what was not seen has in

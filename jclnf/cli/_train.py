@@ -14,7 +14,7 @@ from jclnf.cli._commands import Train
 from jclnf.cli._learning import check_options, split_people
 from jclnf.errors import JclnfError
 from jclnf.fitting import Confidence, Model
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
 from jclnf.train._confidence import COURSE, adapt_confidence, learn_confidence
 from jclnf.train._course import draw_course
@@ -110,7 +110,7 @@ def _read(annotated: list[AnnotatedFace], quiet: bool) -> Faces:
     pictures, points = [], []
     for face in tqdm(annotated, desc="reading", disable=quiet):
         try:
-            picture, moved = cut_out(read_photo(face.image).grey, face.landmarks)
+            picture, moved = cut_out(read_image(face.image), face.landmarks)
         except JclnfError as error:
             complain(str(error))
             continue

@@ -1,7 +1,7 @@
 from ._derived import one_euro as one_euro
-from ._job import Done as Done
-from ._job import do_video as do_video
+from ._job import JobResult as JobResult
 from ._job import load as load
+from ._job import process_video as process_video
 from ._settings import ArithmeticOption as ArithmeticOption
 from ._settings import CentreOption as CentreOption
 from ._settings import DetectorOption as DetectorOption

@@ -1,4 +1,4 @@
-"""What is made of a finished table: smoothed numbers, Parquet, a plot, and the video drawn over.
+"""Outputs made from a finished table: smoothed numbers, Parquet, a plot, and the video drawn over.
 
 All of it follows from the table and the video, so that a run that is killed here makes it again.
 """
@@ -19,7 +19,7 @@ from jclnf import draw
 from jclnf.errors import JclnfError, ParamsError
 from jclnf.outputs import replacing, write_bytes
 from jclnf.tracking import OneEuro
-from jclnf.video._source import Ahead, Frame
+from jclnf.video._source import Frame, Prefetcher
 
 KEPT = ("frame", "face_id", "timestamp", "confidence", "success")
 """Columns that are no measurements."""
@@ -51,7 +51,7 @@ def one_euro(text: str) -> OneEuro:
     return OneEuro(*values)
 
 
-def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> None:
+def write_smoothed(table: Path, out: Path, smoothing: str, formats: list[str]) -> None:
     """The table with all measurements smoothed, each face on its own; what was not seen is as it
     was, and a face that is seen again begins anew.
 
@@ -59,9 +59,9 @@ def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> 
         table: the table.
         out: the file.
         smoothing: as `one_euro` takes it.
-        forms: how each column's numbers are written, `OpenFaceTable.forms`.
+        formats: how each column's numbers are written, `OpenFaceTable.formats`.
     """
-    form = ", ".join(forms[len(KEPT) :])
+    form = ", ".join(formats[len(KEPT) :])
     filters: dict[str, OneEuro] = {}
     with replacing(out) as part, part.open("w", newline="") as file:
         for first, (names, row) in zip(itertools.count(), rows_of(table)):
@@ -117,7 +117,7 @@ PLOTTED = (
 """Panels of the plot, with the columns that they show."""
 
 
-def draw_summary(table: Path, out: Path) -> None:
+def write_plot(table: Path, out: Path) -> None:
     """A plot of confidence, pose and some landmarks over time; the faces in colours of their own.
 
     Raises:
@@ -189,7 +189,7 @@ def _reduced(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def draw_video(
+def write_overlay(
     table: Path, frames: Iterator[Frame], rate: float, size: tuple[int, int], out: Path
 ) -> None:
     """The video with the faces of the table drawn in, as MPEG-4.
@@ -213,8 +213,8 @@ def draw_video(
             raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
         with contextlib.ExitStack() as stack:
             stack.callback(writer.release)
-            for frame in stack.enter_context(Ahead(frames)):
-                canvas = frame.picture
+            for frame in stack.enter_context(Prefetcher(frames)):
+                canvas = frame.image
                 if canvas is None:
                     canvas = np.zeros((size[1], size[0], 3), np.uint8)
                 while waiting is not None and waiting[0] == frame.number:

@@ -15,8 +15,8 @@ from jclnf.images import IMAGE_SUFFIXES
 from jclnf.outputs import make_folder
 from jclnf.runtime import enable_compilation_cache
 from jclnf.video import _source
-from jclnf.video._job import Done, do_video, load
-from jclnf.video._run import CHECKPOINT_SECONDS, Told
+from jclnf.video._job import JobResult, load, process_video
+from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame
 from jclnf.video._settings import Settings
 from jclnf.video._source import VIDEO_SUFFIXES, Source
 
@@ -63,8 +63,8 @@ def process_videos(
     resume: bool = False,
     every: float = CHECKPOINT_SECONDS,
     on_start: Callable[[Source, int], None] | None = None,
-    on_frame: Told | None = None,
-) -> Iterator[Done]:
+    on_frame: OnFrame | None = None,
+) -> Iterator[JobResult]:
     """Make the results of several videos, and tell how each went as soon as it is done.
 
     FFmpeg is kept quiet, and from following what a file refers to, by environment variables that
@@ -76,8 +76,8 @@ def process_videos(
         out: folder of the results; it is made if need be.
         workers: videos that are done at the same time, each in a process of its own if more than
             one.
-        resume, every: as for `do_video`.
-        on_start, on_frame: as for `do_video`; only called with one worker.
+        resume, every: as for `process_video`.
+        on_start, on_frame: as for `process_video`; only called with one worker.
 
     Raises:
         ModelFileError: there is no such model. Several workers say so in each result.
@@ -98,7 +98,7 @@ def process_videos(
     options = {"resume": resume, "every": every}
     if workers > 1 and len(jobs) > 1:
         return _in_processes(settings, jobs, out, min(workers, len(jobs)), options)
-    return _in_turn(settings, jobs, out, options | {"begun": on_start, "told": on_frame})
+    return _in_turn(settings, jobs, out, options | {"on_start": on_start, "on_frame": on_frame})
 
 
 def is_camera(path: str) -> bool:
@@ -125,26 +125,31 @@ def _stems(paths: list[str]) -> list[str]:
 
 def _in_turn(
     settings: Settings, jobs: Iterable[tuple[str, str]], out: Path, options: dict[str, Any]
-) -> Iterator[Done]:
+) -> Iterator[JobResult]:
     model = load(settings)
     for path, stem in jobs:
         if not is_camera(path):
-            yield do_video(settings, model, path, out, stem, **options)
+            yield process_video(settings, model, path, out, stem, **options)
             continue
         try:
             camera = _source.Camera(int(path))
         except JclnfError as error:
-            yield Done(path, problems=[str(error)])
+            yield JobResult(path, problems=[str(error)])
             continue
-        with _until_interrupted(options.get("told")) as told:
-            yield do_video(
-                settings, model, path, out, stem, **options | {"source": camera, "told": told}
+        with _until_interrupted(options.get("on_frame")) as on_frame:
+            yield process_video(
+                settings,
+                model,
+                path,
+                out,
+                stem,
+                **options | {"source": camera, "on_frame": on_frame},
             )
 
 
 @contextmanager
-def _until_interrupted(told: Told | None) -> Iterator[Told]:
-    """`told`, which also ends the run after the first Ctrl-C; a second one interrupts.
+def _until_interrupted(on_frame: OnFrame | None) -> Iterator[OnFrame]:
+    """`on_frame`, which also ends the run after the first Ctrl-C; a second one interrupts.
 
     A camera has no end of its own, so Ctrl-C is that.
     """
@@ -155,18 +160,22 @@ def _until_interrupted(told: Told | None) -> Iterator[Told]:
         signal.signal(signal.SIGINT, before)
 
     if threading.current_thread() is not threading.main_thread():
-        yield told or (lambda *_: True)  # which cannot handle signals
+        yield on_frame or (lambda *_: True)  # which cannot handle signals
         return
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield lambda frame, faces: not interrupted.is_set() and (told is None or told(frame, faces))
+        yield (
+            lambda frame, faces: (
+                not interrupted.is_set() and (on_frame is None or on_frame(frame, faces))
+            )
+        )
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def _in_processes(
     settings: Settings, jobs: list[tuple[str, str]], out: Path, count: int, options: dict[str, Any]
-) -> Iterator[Done]:
+) -> Iterator[JobResult]:
     import jax
 
     cache: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
@@ -175,7 +184,7 @@ def _in_processes(
     for worker in workers:
         free.put(worker)
 
-    def one(job: tuple[str, str]) -> Done:
+    def one(job: tuple[str, str]) -> JobResult:
         worker = free.get()
         try:
             return worker.do(*job)
@@ -201,21 +210,21 @@ class _Worker:
         self._process: Any = None
         self._connection: Any = None
 
-    def do(self, path: str, stem: str) -> Done:
+    def do(self, path: str, stem: str) -> JobResult:
         """Do a video; if the process is killed over it, that is said in the result."""
         with self._lock:
             if self._ended:
-                return Done(path)
+                return JobResult(path)
             if self._process is None:
                 self._begin()
         try:
             self._connection.send((path, stem))
-            done: Done = self._connection.recv()
+            done: JobResult = self._connection.recv()
             return done
         except (EOFError, OSError):
             self._process = None
             ended = "its process was ended by the system, for want of memory perhaps"
-            return Done(path, problems=[f"{path}: {ended}: go on with --resume"])
+            return JobResult(path, problems=[f"{path}: {ended}: go on with --resume"])
 
     def end(self) -> None:
         """End the process, and begin no other."""
@@ -260,7 +269,7 @@ def _serve(
             connection.send(done)
     except JclnfError as error:  # of the model
         for path, _ in jobs():
-            connection.send(Done(path, problems=[f"{path}: {error}"]))
+            connection.send(JobResult(path, problems=[f"{path}: {error}"]))
 
 
 def _end_with_parent() -> None:
