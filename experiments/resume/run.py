@@ -3,8 +3,8 @@
 A clip is followed with everything that `jclnf video` writes. The run of a process of its own is
 killed by the system (SIGKILL) at a random moment; a copy of what it left is completed by
 `process_video(..., resume=True)`, which the command calls for each video, and compared with the
-files of a run that nothing disturbed. What was left itself goes on in the next process, which is killed as
-well: so there are runs that were stopped twice.
+files of a run that nothing disturbed. What was left itself goes on in the next process, which is
+killed as well: so there are runs that were stopped twice.
 """
 
 import argparse
