@@ -70,11 +70,10 @@ def add_options(parser: argparse.ArgumentParser, declared: Any) -> None:
 
 def read_options(declared: Any, values: argparse.Namespace) -> Any:
     """The dataclass with the values that a parser found."""
-    kinds = get_type_hints(declared)
-    found = {
-        name: read_options(kind, values) if is_dataclass(kind) else getattr(values, name)
-        for name, kind in kinds.items()
-    }
+    found = {}
+    for name, kind in get_type_hints(declared).items():
+        value = read_options(kind, values) if is_dataclass(kind) else getattr(values, name)
+        found[name] = tuple(value) if isinstance(value, list) else value
     return declared(**found)
 
 
@@ -90,7 +89,7 @@ def join_numbers(words: Sequence[str], declared: Sequence[Any]) -> list[str]:
     while at < len(words):
         word = words[at]
         rest = words[at + 1 : at + 1 + most.get(word, 0)]
-        numbers = list(itertools.takewhile(_is_number, rest))
+        numbers = list(itertools.takewhile(_numeric, rest))
         joined.append(f"{word}={','.join(numbers)}" if numbers else word)
         at += 1 + len(numbers)
     return joined
@@ -132,9 +131,9 @@ def _numbers(flag: str, kind: Any, least: int | None, most: int, text: str) -> t
     return numbers + numbers[-1:] * (most - len(numbers) if fixed else 0)
 
 
-def _is_number(word: str) -> bool:
+def _numeric(word: str) -> bool:
+    """Whether this is a number, or several with commas between them."""
     try:
-        float(word)
+        return bool([float(part) for part in word.split(",")])
     except ValueError:
         return False
-    return True
