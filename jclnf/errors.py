@@ -28,7 +28,7 @@ class AnnotationError(JclnfError):
 
 
 class VideoError(JclnfError):
-    """A video cannot be read, or its results cannot be gone on with."""
+    """A video cannot be read, or its results cannot be resumed."""
 
 
 class BoxError(JclnfError):

@@ -145,7 +145,7 @@ class TestImageFolder:
         assert "3.png is not 9 x 8" in source.problems[1]
 
     def test_a_folder_without_pictures_is_refused(self, tmp_path):
-        with pytest.raises(VideoError, match="none of its 0 pictures"):
+        with pytest.raises(VideoError, match="none of its 0 images"):
             open_source(tmp_path)
 
 

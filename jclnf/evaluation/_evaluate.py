@@ -45,7 +45,7 @@ class Evaluation:
     """Why faces were not fitted, by their index."""
 
     def summary(self) -> Summary:
-        """What the errors come to."""
+        """Statistics of the errors."""
         return summarise(self.landmarks, self.truth, self.yaw)
 
 

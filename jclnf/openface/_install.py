@@ -73,7 +73,7 @@ class Manifest:
 
 @dataclass
 class Installed:
-    """What an installation did, by paths in the model folder."""
+    """The outcome of an installation, by paths in the model folder."""
 
     folder: Path
     copied: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ Progress = Callable[[str, int], None]
 
 
 class _Unusable(Exception):
-    """What was offered as a file is not that file; the message says why."""
+    """A file offered is not the one wanted; the message says why."""
 
 
 class _Interrupted(Exception):
@@ -141,7 +141,7 @@ def installed_mains(folder: Path | None = None) -> list[Path]:
 
 
 def missing_files(manifest: Manifest, folder: Path) -> list[ManifestFile]:
-    """What is still to be installed: files that are not there, or of another size than known."""
+    """Files still to be installed: those that are not there, or of another size than known."""
 
     def there(file: ManifestFile) -> bool:
         target = folder / file.path
@@ -229,7 +229,7 @@ def _no_progress(path: str, size: int) -> None:
 
 
 def _begin(manifest: Manifest, folder: Path) -> tuple[Installed, list[ManifestFile]]:
-    """What is there and what is wanted; makes the folder and looks whether there is room."""
+    """Make the folder, and see what is there, what is wanted, and whether there is room."""
     wanted = missing_files(manifest, folder)
     paths = {file.path for file in wanted}
     done = Installed(folder, there_already=[f.path for f in manifest.files if f.path not in paths])
@@ -377,7 +377,7 @@ def _pour(stream: Any, out: IO[bytes], file: ManifestFile, progress: Progress, h
 
 @contextmanager
 def _opened(source: Path) -> Iterator[dict[str, Callable[[], Any]]]:
-    """What opens each regular file below a folder or in an archive, by its path there."""
+    """Functions that open each regular file below a folder or in an archive, by its path there."""
     if source.is_dir():
         yield {
             path.relative_to(source).as_posix(): partial(open, path, "rb")

@@ -114,9 +114,9 @@ def replacing(
 
 @contextmanager
 def appending(path: str | os.PathLike[str], header: bytes) -> Iterator[Callable[[bytes], None]]:
-    """Write a file that grows, and is whole after each piece: what has been written stays.
+    """Write a file that grows, and is whole after each row: what has been written stays.
 
-    What was there before stays until the first piece comes.
+    What was there before stays until the first row comes.
 
     Args:
         path: the file.

@@ -175,7 +175,7 @@ def _complete(metadata: Path, digest: str) -> bool:
 
 
 def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict[str, Any]:
-    """What a result can be understood and made again by."""
+    """Everything that a result can be understood and made again by, for its metadata."""
     import cv2
     import jax
     import numpy as np

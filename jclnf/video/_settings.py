@@ -131,7 +131,7 @@ class Settings:
 
 
 def source_digest(path: Path) -> list[Any]:
-    """What tells a file from another of the same name, without reading all of it."""
+    """Tell a file from another of the same name, without reading all of it."""
     if path.is_dir():
         return sorted([file.name, file.stat().st_size] for file in path.iterdir())
     with path.open("rb") as file:

@@ -56,7 +56,7 @@ class Source(Protocol):
     count: int | None
     """Number of frames that are expected; None if nobody knows."""
     problems: list[str]
-    """What was wrong, as far as it was read."""
+    """A line for each fault that has been found so far, reading."""
 
     def frames(self, start: int = 1) -> Iterator[Frame]:
         """The frames from number `start` on."""
