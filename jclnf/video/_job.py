@@ -125,32 +125,29 @@ def process_video(
 
 def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> None:
     """Make what follows from the table; one that fails does not keep the others from it."""
-    table, out, stem = run.path, run.out, run.stem
-    makers: list[tuple[bool, Callable[[], None]]] = [
+    table, formats = run.path, run.table.formats
+    makers: list[tuple[Any, str, Callable[[Path], None]]] = [
         (
-            settings.smooth is not None,
-            lambda: write_smoothed(
-                table, out / f"{stem}_smoothed.csv", settings.smooth or "", run.table.formats
-            ),
+            settings.smooth,
+            "_smoothed.csv",
+            lambda out: write_smoothed(table, out, str(settings.smooth), formats),
         ),
-        (settings.parquet, lambda: write_parquet(table, out / f"{stem}.parquet")),
-        (settings.plot, lambda: write_plot(table, out / f"{stem}.png")),
+        (settings.parquet, ".parquet", lambda out: write_parquet(table, out)),
+        (settings.plot, ".png", lambda out: write_plot(table, out)),
         (
             settings.overlay,
-            lambda: write_overlay(
-                table, run.selected_frames(), source.rate, source.size, out / f"{stem}_overlay.mp4"
-            ),
+            "_overlay.mp4",
+            lambda out: write_overlay(table, run.selected_frames(), source.rate, source.size, out),
         ),
     ]
-    for wanted, make in makers:
-        if not wanted:
-            continue
+    for wanted, ending, make in makers:
+        out = run.out / f"{run.stem}{ending}"
         try:
-            make()
+            if wanted:
+                make(out)
         except ImportError:
             done.problems.append(
-                f"{out / stem}.png: the plot needs matplotlib: pip install 'jclnf[plots]', or "
-                "--no-plot"
+                f"{out}: the plot needs matplotlib: pip install 'jclnf[plots]', or --no-plot"
             )
         except JclnfError as error:
             done.problems.append(str(error))
