@@ -62,8 +62,8 @@ def run(options: Fit) -> int:
                 failed += not task.do(*paths)
         finally:
             with contextlib.suppress(BrokenPipeError):
-                faces = "1 face" if table.rows == 1 else f"{table.rows} faces"
-                task.say(f"{faces} in {table.path}")
+                faces = {0: "no face, nothing written", 1: "1 face"}.get(table.rows)
+                task.say(f"{faces or f'{table.rows} faces'} in {table.path}")
     return INCOMPLETE if failed else OK
 
 
