@@ -21,6 +21,7 @@ import jclnf.cli._fit
 import jclnf.images
 from jclnf.cli import main
 from jclnf.fitting import FitStatus
+from jclnf.outputs import locked
 from jclnf.runtime import enable_compilation_cache, silent_stderr
 
 SCALE = 0.9  # so that all crops are of one size, and the fit is compiled once
@@ -481,6 +482,18 @@ def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):
     assert (code, err) == (130, "jclnf: interrupted\n")
     assert "1 face in fits/landmarks.csv" in out
     assert [row["image"] for row in rows()] == ["a.png"]
+
+
+def test_a_second_run_into_the_same_folder_stops_and_names_the_first(run, astronaut, box):
+    cv2.imwrite("a.png", astronaut)
+    assert run("a.png", "--box", *box, "--no-overlay")[0] == 0
+    before = rows()
+    with locked("fits/landmarks.csv"):
+        code, _, err = run("a.png", "--box", *box, "--no-overlay")
+    assert (code, rows()) == (2, before)
+    assert err.startswith(
+        f"jclnf: fits/landmarks.csv: is being written by process {os.getpid()} on "
+    )
 
 
 def test_full_disk(run, astronaut, box, monkeypatch):

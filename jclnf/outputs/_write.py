@@ -48,7 +48,8 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     with _naming(path):
         path.parent.stat()  # the lock would make the folder
         try:
-            lock.acquire(timeout=0)
+            # Not 0: whoever comes upon a lock that is just being removed tries again.
+            lock.acquire(timeout=0.2, poll_interval=0.02)
         except Timeout:
             owner = "another process"
             with suppress(OSError):  # Windows lets nobody read it
