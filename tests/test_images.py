@@ -309,7 +309,7 @@ BAD = {
     "stack": (np.zeros((7, 5, 6), np.uint8), r"\(7, 5, 6\)"),
     "row": (np.zeros(5, np.uint8), r"\(5,\)"),
     "nothing": (None, "was not read"),
-    "path": ("face.png", "read the picture first"),
+    "path": ("face.png", r"jclnf\.images\.read_image\(path\)"),
     "empty": (np.zeros((0, 5), np.uint8), "no pixels"),
     "nan": (np.array([[np.nan, 100.0]]), "finite"),
     "infinite": (np.array([[np.inf, 100.0]]), "finite"),
