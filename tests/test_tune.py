@@ -13,7 +13,7 @@ import jclnf
 from jclnf.errors import TrainingError
 from jclnf.experts import initial_weights
 from jclnf.fitting import LearnedStart, start_shapes
-from jclnf.train import TrainConfig, distance
+from jclnf.train import TrainConfig, distance, tune
 from jclnf.train._parametrisation import Parametrisation
 from jclnf.train._validation import map_chunks
 
@@ -104,7 +104,7 @@ def test_unknown_landmarks_do_not_count():
 @pytest.mark.slow
 def test_spoilt_settings_are_found_again(face, faces):
     images, boxes, truth = faces
-    tuned = jclnf.tune(
+    tuned = tune(
         face.model, images, boxes, truth, spoilt(), validation=0.25, config=CONFIG, quiet=True
     )
     good = default_params(iterations=3)
@@ -138,7 +138,7 @@ def test_an_interrupted_tuning_is_resumed_and_a_finished_one_stays(
     face, faces, tmp_path, monkeypatch, where
 ):
     def run(file, on_epoch=None):
-        return jclnf.tune(
+        return tune(
             face.model,
             *faces,
             spoilt(),
@@ -189,7 +189,7 @@ def test_an_interrupted_tuning_is_resumed_and_a_finished_one_stays(
 def test_it_ends_without_progress_and_gives_back_the_best(face, faces):
     """Steps that are far too large make it worse: the model is as it was."""
     config = dataclasses.replace(CONFIG, epochs=20, learning_rate=1.0)
-    tuned = jclnf.tune(
+    tuned = tune(
         face.model,
         *faces,
         default_params(iterations=3),
@@ -216,7 +216,7 @@ def test_a_learned_start_moves_if_it_is_chosen_and_nothing_else_does(face, faces
         *(f"model.start.kernels.{name}" for name in weights),
     }
     assert not any(name.startswith("model.start") for name in Parametrisation(model, "all").names)
-    tuned = jclnf.tune(
+    tuned = tune(
         model,
         images,
         boxes,
@@ -244,7 +244,7 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
     size = float(np.sqrt(np.prod(np.ptp(truth[0], axis=0))))
     shift = np.zeros((20, 2))
     shift[:5] = [0.02, -0.015]
-    tuned = jclnf.tune(
+    tuned = tune(
         face.model,
         images,
         boxes,
@@ -263,23 +263,21 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
 def test_unusable_input_is_named(face, faces):
     images, boxes, truth = faces
     with pytest.raises(jclnf.BoxError, match="12 images need as many boxes"):
-        jclnf.tune(face.model, images, boxes[:3], truth)
+        tune(face.model, images, boxes[:3], truth)
     with pytest.raises(jclnf.AnnotationError, match=r"\(12, 20, 2\) for this model"):
-        jclnf.tune(face.model, images, boxes, truth[:, :5])
+        tune(face.model, images, boxes, truth[:, :5])
     unknown = truth.copy()
     unknown[4] = np.nan
     with pytest.raises(jclnf.AnnotationError, match="face 4: fewer than two"):
-        jclnf.tune(face.model, images, boxes, unknown)
+        tune(face.model, images, boxes, unknown)
     outside = boxes.copy()
     outside[7, 0] = 5000
     with pytest.raises(jclnf.BoxError, match="face 7: "):
-        jclnf.tune(face.model, images, outside, truth)
+        tune(face.model, images, outside, truth)
     with pytest.raises(TrainingError, match="a part lies between"):
-        jclnf.tune(face.model, images, boxes, truth, validation=1.5)
+        tune(face.model, images, boxes, truth, validation=1.5)
     with pytest.raises(TrainingError, match="fewer than a batch"):
-        jclnf.tune(
-            face.model, images, boxes, truth, config=TrainConfig(1, batch_size=64), quiet=True
-        )
+        tune(face.model, images, boxes, truth, config=TrainConfig(1, batch_size=64), quiet=True)
 
 
 @pytest.mark.slow
@@ -306,7 +304,7 @@ class TestCommand:
         return data
 
     def run(self, folder, *more):
-        from jclnf.cli._main import main
+        from jclnf.cli import main
 
         return main(
             [

@@ -22,7 +22,7 @@ import jclnf
 from experiments.common import DATA, table, write_results
 from experiments.training.ccnf import experts_of, train_ccnf
 from jclnf.annotations import AnnotatedFace
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig, cut_out
 from jclnf.train._examples import COARSE, FINE
 from jclnf.train._faces import Posed
@@ -35,7 +35,7 @@ CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 
 def packed(faces: list[AnnotatedFace]) -> Faces:
     pictures, points = zip(
-        *(cut_out(read_photo(face.image).grey, face.landmarks) for face in faces), strict=True
+        *(cut_out(read_image(face.image), face.landmarks) for face in faces), strict=True
     )
     return Faces(list(pictures), np.array(points))
 

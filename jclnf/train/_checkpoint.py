@@ -1,6 +1,5 @@
 """Files that a training is resumed from: put in place whole, and checked when they are read."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,18 +7,14 @@ from typing import Any
 import equinox as eqx
 
 from jclnf.errors import TrainingError
-from jclnf.outputs import write_bytes
+from jclnf.outputs import replacing
 
 
 def save_checkpoint(path: Path, arrays: Any, header: Any) -> None:
     """Write a tree of arrays, after a header of what JSON can hold."""
-    data = io.BytesIO()
-    data.write(json.dumps(header).encode() + b"\n")
-    eqx.tree_serialise_leaves(data, arrays)
-    try:
-        write_bytes(path, data.getvalue())
-    except OSError as error:
-        raise TrainingError(f"{path}: cannot be written ({error.strerror})") from None
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        eqx.tree_serialise_leaves(file, arrays)
 
 
 def load_checkpoint(path: Path, like: Any) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jclnf.errors import TrainingError
-from jclnf.outputs import write_bytes
+from jclnf.outputs import make_folder, write_bytes
 from jclnf.train._curves import write_curves
 from jclnf.train._faces import Faces
 from jclnf.train._loop import History, Progress
@@ -37,16 +37,13 @@ class RunDirectory:
             indent=1,
         )
         file = folder / "training.json"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if file.exists() and file.read_text() != description:
-                raise TrainingError(
-                    f"{folder}: holds another training (other faces, or another configuration): "
-                    "remove the folder, or name another"
-                )
-            write_bytes(file, description.encode())
-        except OSError as error:
-            raise TrainingError(f"{folder}: cannot be written ({error.strerror})") from None
+        make_folder(folder)
+        if file.exists() and file.read_text() != description:
+            raise TrainingError(
+                f"{folder}: holds another training (other faces, or another configuration): "
+                "remove the folder, or name another"
+            )
+        write_bytes(file, description.encode())
 
     def checkpoint(self, stage: str) -> Path:
         """The file of a stage's checkpoint."""
