@@ -9,7 +9,8 @@ import pytest
 from support.synthetic import Planted, planted
 
 import jclnf
-from jclnf import BoxError, ImageError, ParamsError, Tracker, TrackParams
+from jclnf import Tracker, TrackParams
+from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.tracking import assign, overlap
 from jclnf.tracking._overlap import nearness, shows
 
@@ -53,7 +54,7 @@ class Recorded:
         return self.boxes
 
 
-def off(face: jclnf.TrackedFace, case: Planted, x: int) -> float:
+def off(face: jclnf.tracking.TrackedFace, case: Planted, x: int) -> float:
     return float(np.linalg.norm(face.result.landmarks - case.landmarks - [x, 0], axis=1).mean())
 
 

@@ -56,7 +56,7 @@ def methods(paths: list[str]) -> list[Method]:
     params = jclnf.FitParams.openface(model)
     found = [
         Method(f"{OPENFACE}, 1 start", model, params, None),
-        Method(f"{OPENFACE}, 11 starts", model, params, jclnf.OPENFACE_ROTATIONS),
+        Method(f"{OPENFACE}, 11 starts", model, params, jclnf.openface.ROTATIONS),
     ]
     if any(path.name == DEFAULT_MODEL for path in bundled_models()):
         found += of_model("bundled model", jclnf.load_model())
@@ -73,7 +73,7 @@ def of_model(name: str, model: jclnf.Model) -> list[Method]:
         return [Method(f"{name}, its own start", model, model.defaults, None)]
     return [
         Method(f"{name}, 1 start", model, model.defaults, None),
-        Method(f"{name}, 11 starts", model, model.defaults, jclnf.OPENFACE_ROTATIONS),
+        Method(f"{name}, 11 starts", model, model.defaults, jclnf.openface.ROTATIONS),
     ]
 
 
@@ -122,12 +122,12 @@ def main() -> None:
     args = parser.parse_args()
     use_all_cores(CHUNK)
 
-    faces = jclnf.read_annotations(DATA / "faces", split="val")
+    faces = jclnf.annotations.read_annotations(DATA / "faces", split="val")
     table_of_boxes = BoxTable(DATA / "faces" / "val_boxes.csv")
     boxes = [table_of_boxes.boxes(face.image)[0] for face in faces]
-    evaluations: dict[str, jclnf.Evaluation] = {}
+    evaluations: dict[str, jclnf.evaluation.Evaluation] = {}
     for name, model, params, rotations in methods(args.models):
-        fits = jclnf.evaluate(model, faces, params, boxes=boxes, rotations=rotations)
+        fits = jclnf.evaluation.evaluate(model, faces, params, boxes=boxes, rotations=rotations)
         if fits.problems:
             raise SystemExit("\n".join(fits.problems.values()))
         evaluations[name] = fits

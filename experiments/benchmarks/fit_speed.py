@@ -83,9 +83,9 @@ def batch(alternations: int) -> dict[str, Any]:
     model, images, boxes = load()
     ready, default = replicate(model.prepare()), replicate(jclnf.load_model())
     works = {
-        "model prepared": lambda: jclnf.fit_batch(ready, images, boxes),
-        "model as loaded": lambda: jclnf.fit_batch(model, images, boxes),
-        "bundled default, batch": lambda: jclnf.fit_batch(default, images, boxes),
+        "model prepared": lambda: jclnf.fit_images(ready, images, boxes),
+        "model as loaded": lambda: jclnf.fit_images(model, images, boxes),
+        "bundled default, batch": lambda: jclnf.fit_images(default, images, boxes),
     }
     return alternate(works, alternations)
 

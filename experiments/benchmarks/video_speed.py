@@ -50,7 +50,9 @@ def milliseconds(work: Callable[[], Any]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> dict[str, Any]:
+def stages(
+    model: jclnf.Model, frame: np.ndarray, face: jclnf.tracking.TrackedFace
+) -> dict[str, Any]:
     """Each stage of a frame as a compiled function of its own, on the whole frame."""
     settings = jclnf.TrackParams.openface(model).tracking
     result = face.result

@@ -48,7 +48,7 @@ def main() -> None:
         fit = jclnf.fit(model, piece.image, piece.box, params)
         result = jax.device_get(fit.shifted(piece.offset))
         height, width = photo.grey.shape
-        (ours,) = measure([result], jclnf.Camera.assumed(width, height), batch=1)
+        (ours,) = measure([result], jclnf.space.Camera.assumed(width, height), batch=1)
         file = OPENFACE / "golden_csv" / f"{name}.clnf_general.csv"
         (theirs,) = read(file)
         with file.open() as text:

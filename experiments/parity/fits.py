@@ -27,7 +27,7 @@ PARTS = {
 }
 """OpenFace's short cuts one by one: which of them make last bits matter."""
 
-Fit = Callable[[jclnf.Crop], FitResult]
+Fit = Callable[[jclnf.images.Crop], FitResult]
 
 
 class Fits(NamedTuple):
@@ -156,7 +156,7 @@ def multi_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
     recorded, cases = recording("final_fits"), faces()
     params = FitParams.openface(model)
     prepared = model.prepare(params)
-    found = fit_all(cases, fitter(jclnf.fit_hypotheses, prepared, params))
+    found = fit_all(cases, fitter(jclnf.fit, prepared, params))
     prefixes = [f"multi/{face.name}" for face in cases]
     error = distances(found.landmarks, np.stack([landmarks_of(recorded, p) for p in prefixes]))
     near = error.max(1) <= FAR
@@ -172,9 +172,7 @@ def multi_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
     of_near = Fits(*(column[near] for column in found))
     rows, _ = against_recorded("multi", chosen, recorded, of_near, (0.005, 0.05))
     _, far = against_recorded("multi", prefixes, recorded, found, (None, None))
-    exact = fit_all(
-        cases, fitter(jclnf.fit_hypotheses, prepared, params.replace(arithmetic="exact"))
-    )
+    exact = fit_all(cases, fitter(jclnf.fit, prepared, params.replace(arithmetic="exact")))
     return [share, *rows, *exact_rows("multi", exact, found)], far
 
 

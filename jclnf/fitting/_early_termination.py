@@ -11,59 +11,84 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
-from jclnf.fitting._fit import finish
+from jclnf.errors import ParamsError
+from jclnf.fitting._fit import check_inputs
 from jclnf.fitting._mapping import map_faces
-from jclnf.fitting._model import EarlyTermination, Model
+from jclnf.fitting._model import Model, StartRule
+from jclnf.fitting._postprocess import postprocess
 from jclnf.fitting._result import FitResult, FitStatus
 from jclnf.fitting._scales import fit_from
 from jclnf.geometry import pose_from_box
-from jclnf.params import FitParams
+from jclnf.params import FitParams, as_rotations
 
 COMPLETED = 3
 """Starts that are fitted to the end where none is accepted."""
 
 
-def best_until_accepted(
-    model: Model,
-    rule: EarlyTermination,
-    image: Any,
-    box: Any,
-    rotations: Any,
-    params: FitParams,
-) -> FitResult:
-    """What `jclnf.fit_until_accepted` computes, as a pure function, neither compiled nor checked.
+class EarlyTermination(StartRule):
+    """When a fit at the first scale is good enough, by the view that it used.
 
-    All starts are fitted at the first scale, and those that are not needed are masked out. The
-    rest is then done for `COMPLETED` starts: where they run one after the other (see
-    `fitting/_mapping.py`) only for the accepted one, if there is one; as a batch for all. Which fit
-    is returned is piecewise constant: derivatives are those of that fit.
+    A start is accepted if `likelihood * weight + bias > cutoff`. That score also ranks the starts
+    where none is: the weights make the likelihoods of views comparable.
     """
-    begun = map_faces(
-        lambda rotation: begin(model, image, box, rotation, params), jnp.asarray(rotations)
-    )
-    score, accepted = rule.score(begun.likelihood, begun.trace.view[:, 0])
-    some = accepted.any()
-    count = min(COMPLETED, len(score))
-    best = jnp.where(some, jnp.argmax(accepted), lax.top_k(score, count)[1])
-    needed = (jnp.arange(count) == 0) | ~some
 
-    def completed(start: tuple[FitResult, Bool[Array, ""]]) -> FitResult:
-        first, needed = start
-        # What is not needed only has to have the shape of a completed fit.
-        return lax.cond(
-            needed,
-            lambda first: complete(model, image, first, params),
-            lambda first: _padded(first, params),
-            first,
+    weight: Float[Array, " v"]
+    bias: Float[Array, " v"]
+    cutoff: Float[Array, " v"]
+
+    def score(
+        self, likelihood: Float[Array, "*r"], view: Int[Array, "*r"]
+    ) -> tuple[Float[Array, "*r"], Bool[Array, "*r"]]:
+        """The score of fits at the first scale, and whether it makes them accepted.
+
+        A likelihood that is not a number scores minus infinity.
+        """
+        score = likelihood * self.weight[view] + self.bias[view]
+        score = jnp.where(jnp.isnan(score), -math.inf, score)
+        return score, score > self.cutoff[view]
+
+    def best(
+        self,
+        model: Model,
+        image: Any,
+        box: Float[Array, "4"],
+        rotations: Float[Array, "r 3"],
+        params: FitParams,
+    ) -> FitResult:
+        """What `fit_until_accepted` computes, as a pure function, neither compiled nor checked.
+
+        All starts are fitted at the first scale, and those that are not needed are masked out. The
+        rest is then done for `COMPLETED` starts: where they run one after the other only for the
+        accepted one, if there is one; as a batch for all. Which fit is returned is piecewise
+        constant: derivatives are those of that fit.
+        """
+        begun = map_faces(
+            lambda rotation: begin(model, image, box, rotation, params), jnp.asarray(rotations)
         )
+        score, accepted = self.score(begun.likelihood, begun.trace.view[:, 0])
+        some = accepted.any()
+        count = min(COMPLETED, len(score))
+        best = jnp.where(some, jnp.argmax(accepted), lax.top_k(score, count)[1])
+        needed = (jnp.arange(count) == 0) | ~some
 
-    fits = map_faces(completed, (jax.tree.map(lambda array: array[best], begun), needed))
-    likelihood = jnp.where(needed, jax.vmap(likelihood_of)(fits), -math.inf)
-    kept = jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
-    return finish(model, image, kept, params)
+        def completed(start: tuple[FitResult, Bool[Array, ""]]) -> FitResult:
+            first, needed = start
+            # What is not needed only has to have the shape of a completed fit.
+            return lax.cond(
+                needed,
+                lambda first: complete(model, image, first, params),
+                lambda first: _padded(first, params),
+                first,
+            )
+
+        fits = map_faces(completed, (jax.tree.map(lambda array: array[best], begun), needed))
+        likelihood = jnp.where(needed, jax.vmap(likelihood_of)(fits), -math.inf)
+        kept = jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
+        return postprocess(model, image, kept, params)
 
 
 def begin(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -> FitResult:
@@ -118,3 +143,52 @@ def _split(params: FitParams) -> tuple[FitParams, FitParams | None]:
 def likelihood_of(fit: FitResult) -> Any:
     """The likelihood of a fit; minus infinity if it is not a number."""
     return jnp.where(jnp.isnan(fit.likelihood), -math.inf, fit.likelihood)
+
+
+def fit_until_accepted(
+    model: Model, image: Any, box: Any, params: FitParams | None = None, *, rotations: Any = None
+) -> FitResult:
+    """Fit one face from several start rotations, one after the other until one is accepted.
+
+    `jclnf.fit` computes the same for such a model, but this runs on the host and looks at each
+    start's score before it begins the next: a face whose first start is accepted costs one fit. So
+    it is the fast way for single images, and cannot be transformed.
+
+    Args:
+        model, image, box, params: as for `jclnf.fit`; a model with `early_termination`. The image
+            is taken as it is: crop it.
+        rotations: `(r, 3)` start rotations in the order in which they are tried, Euler angles in
+            radians; `params.rotations` if not given.
+
+    Returns:
+        The accepted fit, or else the likeliest of the completed ones.
+
+    Raises:
+        ImageError, BoxError, ParamsError: as `jclnf.fit` does; or the model has no rule.
+    """
+    params = model.defaults if params is None else params
+    box = check_inputs(model, image, box, params)
+    rule = model.early_termination
+    if not isinstance(rule, EarlyTermination):
+        raise ParamsError(
+            "the model has no rule for early termination (only OpenFace's convolutional one has): "
+            "use jclnf.fit"
+        )
+    begun, scores = [], []
+    for rotation in as_rotations(params.rotations if rotations is None else rotations):
+        first = _begin_compiled(model, image, box, rotation, params)
+        score, accepted = jax.device_get(rule.score(first.likelihood, first.trace.view[0]))
+        if accepted:
+            kept = _complete_compiled(model, image, first, params)
+            return _postprocess_compiled(model, image, kept, params)
+        begun.append(first)
+        scores.append(score)
+    best = np.argsort(-np.array(scores), kind="stable")[:COMPLETED]
+    fits = [_complete_compiled(model, image, begun[index], params) for index in best]
+    kept = fits[int(np.argmax([likelihood_of(fit) for fit in fits]))]
+    return _postprocess_compiled(model, image, kept, params)
+
+
+_begin_compiled = eqx.filter_jit(begin)
+_complete_compiled = eqx.filter_jit(complete)
+_postprocess_compiled = eqx.filter_jit(postprocess)

@@ -21,9 +21,9 @@ from jclnf.fitting import (
     Model,
     crops_of_one_size,
     fit_from,
+    initial_state,
     likelihood_of,
     map_faces,
-    place,
     read_off,
 )
 from jclnf.geometry import pose_from_box
@@ -189,7 +189,7 @@ def _losses(tree: Any, offset: Any, batch: Any, moves_start: bool) -> Float[Arra
             start = pose_from_box(model.pdm, face["box"], face["rotation"])
             shape = model.pdm.mean_shape()
         else:
-            start, shape = place(model, image, face["box"], None)
+            start, shape = initial_state(model, image, face["box"])
             if not moves_start:
                 start, shape = lax.stop_gradient((start, shape))
         landmarks = read_off(model, fit_from(model, image, start, shape, params)).landmarks
