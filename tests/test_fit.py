@@ -1,6 +1,7 @@
 """The fit as a whole, on a face whose landmarks are known because its experts look for them."""
 
 import dataclasses
+import gc
 import sys
 
 import equinox as eqx
@@ -11,6 +12,8 @@ import pytest
 from support.synthetic import default_params, planted
 
 import jclnf
+from jclnf.fitting import _fit as module
+from jclnf.fitting import prepared
 from jclnf.geometry import pose_from_box, project
 from jclnf.params import as_dtype
 
@@ -121,9 +124,9 @@ def test_jit_agrees_with_eager(face, start):
 
 def test_a_second_image_of_the_same_size_compiles_nothing(face, start, monkeypatch):
     traces = []
-    module = sys.modules["jclnf.fitting._hypotheses"]
-    original = module.fit_from
-    monkeypatch.setattr(module, "fit_from", lambda *args: traces.append(1) or original(*args))
+    hypotheses = sys.modules["jclnf.fitting._hypotheses"]
+    original = hypotheses.fit_from
+    monkeypatch.setattr(hypotheses, "fit_from", lambda *args: traces.append(1) or original(*args))
     params = default_params(iterations=3)
     for i in range(4):
         piece = jclnf.crop(face.image, start + i)
@@ -283,13 +286,77 @@ def test_a_box_of_separate_numbers_may_be_traced(face, start):
     np.testing.assert_allclose(moved, first(float(start[0])), atol=1e-3)
 
 
+def test_a_fit_goes_on_from_a_pose_and_shape(face, start):
+    """In the image's own pixels, whatever it is cropped to."""
+    image = np.pad(face.image, ((100, 300), (250, 50)))
+    box = start + [250, 100, 0, 0]
+    first = jclnf.fit(face.model, image, box, default_params(windows=(9, 0)))
+    rest = default_params(windows=(0, 7))
+    again = jclnf.fit(face.model, image, box, rest, init=(first.pose, first.shape))
+    whole = jclnf.fit(face.model, image, box)
+    np.testing.assert_allclose(again.landmarks, whole.landmarks, atol=2e-3)
+
+
+def test_the_start_rotations_of_the_settings_are_those_of_the_argument(face, start):
+    rotations = ((0, 0.9, 0), (0.0, 0.1, 0.0))
+    params = default_params()
+    given = jclnf.fit(face.model, face.image, start, params, init=rotations)
+    of_settings = jclnf.fit(face.model, face.image, start, params.replace(rotations=rotations))
+    frontal = jclnf.fit(face.model, face.image, start, params)
+    np.testing.assert_array_equal(given.landmarks, of_settings.landmarks)
+    assert np.abs(given.landmarks - frontal.landmarks).max() > 1e-4
+    with pytest.raises(jclnf.errors.ParamsError, match=r"\(r, 3\)"):
+        params.replace(rotations=np.zeros((0, 3)))
+
+
+def test_messages(face, start):
+    good = jax.device_get(jclnf.fit(face.model, face.image, start))
+    for status in (jclnf.FitStatus.CONVERGED, jclnf.FitStatus.ITERATION_LIMIT):
+        ended = dataclasses.replace(good, status=np.int32(status))
+        assert ended.message.startswith("The face was fitted")
+        assert not {"still", "limit", "but", "check"} & set(ended.message.split())
+    doubtful = dataclasses.replace(good, confidence=np.float32(0.2), threshold=np.float32(0.5))
+    assert "confidence 0.20" in doubtful.message
+    assert "check that the box" in doubtful.message
+    sure = dataclasses.replace(doubtful, confidence=np.float32(0.9))
+    assert sure.message == good.message
+    failed = dataclasses.replace(doubtful, status=np.int32(jclnf.FitStatus.DIVERGED))
+    assert failed.message.startswith("The fit left its start")
+    both = jax.tree.map(lambda *a: np.stack(a), sure, doubtful)
+    assert both.message == (sure.message, doubtful.message)
+
+
+def test_a_model_is_prepared_once_and_not_kept_alive(face, start, monkeypatch):
+    model = dataclasses.replace(face.model, name="of its own")
+    prepare, calls = jclnf.Model.prepare, []
+    monkeypatch.setattr(
+        jclnf.Model, "prepare", lambda self, p: calls.append(self) or prepare(self, p)
+    )
+    params = default_params(iterations=1)
+    first = prepared(model, params)
+    assert prepared(model, params.replace(iterations=2)) is first
+    assert prepared(model, params.replace(windows=(9, 0))) is not first
+    assert jax.jit(lambda x: jnp.sum(prepared(model, params).pdm.mean) + x)(1.0) is not None
+    assert len(calls) == 2
+    assert not isinstance(first.experts, type(model.experts))
+    # Under a transformation the model is as it is.
+    seen = []
+    jax.eval_shape(lambda m: seen.append(prepared(m, params) is m), model)
+    assert seen == [True]
+    known = len(module._PREPARED)
+    calls.clear()
+    del model
+    gc.collect()
+    assert len(module._PREPARED) < known
+
+
 def test_unusable_input_is_named(face, start):
-    with pytest.raises(jclnf.errors.ImageError, match="must be grey"):
-        jclnf.fit(face.model, jnp.zeros((20, 20, 3)), start)
+    with pytest.raises(jclnf.errors.ImageError, match="colour"):
+        jclnf.fit(face.model, np.zeros((20, 20, 3)), start)
+    with pytest.raises(jclnf.errors.ImageError, match="booleans"):
+        jclnf.fit(face.model, np.zeros((20, 20), bool), start)
     with pytest.raises(jclnf.errors.ImageError, match="uint16"):
         jclnf.fit(face.model, jnp.zeros((20, 20), jnp.uint16), start)
-    with pytest.raises(jclnf.errors.ImageError, match="bool"):
-        jclnf.fit(face.model, jnp.zeros((20, 20), bool), start)
     with pytest.raises(jclnf.errors.ImageError, match=r"scaled to 0\.\.1"):
         jclnf.fit(face.model, face.image / 255, start)
     with pytest.raises(jclnf.errors.BoxError, match="outside the image"):

@@ -102,7 +102,7 @@ def tune(
             landmarks. Hold people apart yourself: faces of one person in both tell nothing.
         bounds: least and largest value by the leaf's name, `{"params.kernel_width": (0.5, 4)}`.
         rotations: `(r, 3)` start rotations; each face starts at the one from which the model as it
-            is finds the likeliest fit. If not given, where `jclnf.fit` starts.
+            is finds the likeliest fit. If not given, those of `params`.
         offset: also learn a constant offset of each landmark, for data that mean something else by
             some landmarks than the model does. It is not part of the model: subtract it where you
             compare.
@@ -119,6 +119,7 @@ def tune(
         TrainingError: see `run_course`; too few faces.
     """
     params = model.defaults if params is None else params
+    rotations = params.rotations if rotations is None else rotations
     tree = {"params": params, "model": model}
     leaves = Leaves(tree, what, bounds)
     moves_start = any(name.startswith("model.start.") for name in leaves.names)

@@ -17,49 +17,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-STARTED = time.perf_counter()
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
 if __name__ == "__main__":
+    STARTED = time.perf_counter()
     # As calibrate.py asks, and before NumPy is imported; XLA has threads of its own.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from common import DATA, Row, faces, model_file, pivot, write_results  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jclnf  # noqa: E402
-from jclnf.fitting import replicate  # noqa: E402
+import jclnf
+from experiments.common import Row, faces, model_file, pivot, write_results
+from experiments.timing import cpp_fit, timed
+from jclnf.openface import FRONTAL
 
+HERE = Path(__file__).resolve().parent
 IMPORTED = time.perf_counter()
 FACES = 32
 SIDE = 512
-CALIBRATION_REPEATS = 10
 COMPILATIONS = 3
 COLD, CACHED = 15.0, 3.0
-BY_CPP = {"model prepared": 1.0, "bundled default, batch": 0.5}
+BY_CPP = {"OpenFace's model": 1.0, "bundled default, batch": 0.5}
 """What a fit may take, in C++ fits."""
-
-
-def timed(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - start
 
 
 def alternate(works: dict[str, Callable[[], Any]], alternations: int) -> dict[str, Any]:
     """Seconds a fit of each kind of work, and by the estimated C++ fit of the same moment."""
-    sys.path.insert(0, str(DATA / "bench"))
-    from calibrate import RATIO, unit
-
     for work in works.values():
         jax.block_until_ready(work())
     cpp: list[float] = []
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(alternations):
-        cpp.append(RATIO * unit(CALIBRATION_REPEATS))
+        cpp.append(cpp_fit())
         for name, work in works.items():
             seconds[name].append(timed(work) / FACES)
     return {
@@ -81,10 +71,9 @@ def load() -> tuple[jclnf.Model, Any, Any]:
 def batch(alternations: int) -> dict[str, Any]:
     """A batch, on as many host devices as asked for by the caller's environment."""
     model, images, boxes = load()
-    ready, default = replicate(model.prepare()), replicate(jclnf.load_model())
+    default = jclnf.load_model()
     works = {
-        "model prepared": lambda: jclnf.fit_images(ready, images, boxes),
-        "model as loaded": lambda: jclnf.fit_images(model, images, boxes),
+        "OpenFace's model": lambda: jclnf.fit_images(model, images, boxes, init=FRONTAL),
         "bundled default, batch": lambda: jclnf.fit_images(default, images, boxes),
     }
     return alternate(works, alternations)
@@ -97,16 +86,15 @@ def single(alternations: int) -> dict[str, Any]:
         jclnf.crop(image, box, sizes=(SIDE,)) for image, box in zip(images, boxes, strict=True)
     ]
     forms = {
-        "model prepared": model.prepare(),
-        "model as loaded": model,
-        "bundled default": jclnf.load_model(),
+        "OpenFace's model": (model, FRONTAL),
+        "bundled default": (jclnf.load_model(), None),
     }
 
-    def one_by_one(form: jclnf.Model) -> None:
+    def one_by_one(model: jclnf.Model, init: Any) -> None:
         for piece in pieces:
-            jax.block_until_ready(jclnf.fit(form, piece.image, piece.box))
+            jax.block_until_ready(jclnf.fit(model, jnp.asarray(piece.image), piece.box, init=init))
 
-    works = {name: lambda form=form: one_by_one(form) for name, form in forms.items()}
+    works = {name: lambda form=form: one_by_one(*form) for name, form in forms.items()}
     return alternate(works, alternations)
 
 
@@ -114,17 +102,14 @@ def compilation() -> dict[str, float]:
     """Seconds until the first fit of a process is there."""
     model = jclnf.load_openface(model_file("general"))
     loaded = time.perf_counter()
-    ready = jax.block_until_ready(model.prepare())
-    prepared = time.perf_counter()
     (face,) = faces(["000"])
     piece = jclnf.crop(face.image, face.box, sizes=(SIDE,))
-    first = timed(lambda: jclnf.fit(ready, piece.image, piece.box))
+    first = timed(lambda: jclnf.fit(model, piece.image, piece.box, init=FRONTAL))
     done = time.perf_counter()
-    second = timed(lambda: jclnf.fit(ready, piece.image, piece.box))
+    second = timed(lambda: jclnf.fit(model, piece.image, piece.box, init=FRONTAL))
     return {
         "imports": IMPORTED - STARTED,
         "loading the model": loaded - IMPORTED,
-        "preparing the model": prepared - loaded,
         "first fit": first,
         "all but imports": done - IMPORTED,
         "total": done - STARTED,
@@ -134,8 +119,8 @@ def compilation() -> dict[str, float]:
 
 def part(name: str, devices: int, cache: str | None, alternations: int) -> Any:
     """Run a part in a process of its own."""
-    command = [sys.executable, __file__, "--part", name, "--devices", str(devices)]
-    command += ["--alternations", str(alternations)]
+    command = [sys.executable, "-m", "experiments.benchmarks", "--part", name]
+    command += ["--devices", str(devices), "--alternations", str(alternations)]
     if cache is not None:
         command += ["--cache", cache]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}

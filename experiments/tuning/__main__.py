@@ -1,25 +1,23 @@
 """What does tuning by gradients bring? OpenFace's CLNF model, its settings and landmark weights.
 
-    python experiments/tuning/run.py
+    python -m experiments.tuning
 
 Regularisation and kernel width of each scale, and a weight for each landmark, scale and view, are
-tuned by `jclnf.train.tune` on faces of the training split; a random search over regularisation, kernel
-width and weight factor gets more than the same time. Both begin at OpenFace's settings. The figures
+tuned by `jclnf.train.tune` on faces of the training split; a random search over regularisation,
+kernel width and weight factor gets more than the same time. Both begin at OpenFace's settings. The figures
 are on the validation split, from eleven starts. Needs the development data.
 """
 
 import csv
 import dataclasses
-import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-from common import DATA, model_file, table, write_results  # noqa: E402
+import jclnf
+from experiments.common import DATA, model_file, table, write_results
+from jclnf.runtime import use_all_cores
 
-import jclnf  # noqa: E402
-from jclnf.runtime import use_all_cores  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 LEARNED, WATCHED, SEARCHED = 2000, 250, 160
 """Faces to learn from, to choose the epoch by, and to compare random settings on."""
@@ -60,11 +58,12 @@ def main() -> None:
     )
 
     plain = jclnf.load_openface(model_file("general"))
-    params = jclnf.FitParams.openface(plain, arithmetic="exact")
+    default = jclnf.FitParams.openface(plain, arithmetic="exact")
+    default = default.replace(rotations=jclnf.openface.ROTATIONS)
     # Weights of 1, as OpenFace has them with a weight factor of 0, but free to move.
     ones = jnp.ones_like(plain.experts.confidence)
     model = dataclasses.replace(plain, experts=dataclasses.replace(plain.experts, confidence=ones))
-    params = params.replace(weight_factor=jnp.ones_like(params.weight_factor))
+    params = default.replace(weight_factor=jnp.ones_like(default.weight_factor))
 
     began = time.perf_counter()
     tuned = jclnf.train.tune(
@@ -85,14 +84,10 @@ def main() -> None:
 
     def tried(settings: jclnf.FitParams) -> float:
         on = picked[0][:SEARCHED]
-        rotations = jclnf.openface.ROTATIONS
-        found = jclnf.evaluation.evaluate(
-            plain, on, settings, boxes=boxes[0][:SEARCHED], rotations=rotations
-        )
+        found = jclnf.evaluation.evaluate(plain, on, settings, boxes=boxes[0][:SEARCHED])
         return corrected(found.summary())
 
     began = time.perf_counter()
-    default = jclnf.FitParams.openface(plain, arithmetic="exact")
     best, score = default, tried(default)
     for number in range(CANDIDATES):
         candidate = default.replace(
@@ -120,7 +115,6 @@ def main() -> None:
             val,
             p,
             boxes=[rows[face.image.name] for face in val],
-            rotations=jclnf.openface.ROTATIONS,
         ).summary()
         measures = [found.measures[key] for key in ("all_eye", "all_eye_corrected")]
         figures[name] = [measures[1].mean, measures[1].median]
