@@ -309,7 +309,7 @@ def test_the_start_rotations_of_the_settings_are_those_of_the_argument(face, sta
         params.replace(rotations=np.zeros((0, 3)))
 
 
-def test_messages(face, start):
+def test_messages_tell_what_to_do_or_nothing(face, start):
     good = jax.device_get(jclnf.fit(face.model, face.image, start))
     for status in (jclnf.FitStatus.CONVERGED, jclnf.FitStatus.ITERATION_LIMIT):
         ended = dataclasses.replace(good, status=np.int32(status))
@@ -326,7 +326,7 @@ def test_messages(face, start):
     assert both.message == (sure.message, doubtful.message)
 
 
-def test_a_model_is_prepared_once_and_not_kept_alive(face, start, monkeypatch):
+def test_a_model_is_prepared_once_and_not_kept_alive(face, monkeypatch):
     model = dataclasses.replace(face.model, name="of its own")
     prepare, calls = jclnf.Model.prepare, []
     monkeypatch.setattr(

@@ -3,8 +3,8 @@
     python -m experiments.adaptation
 
 The experts and the learned start of the bundled model are tuned by `jclnf.train.tune` on faces of
-the training split, each once as it is and once as such a camera would show it. What is kept is on the
-way from the old weights to the tuned ones, as far as held-out faces of that split allow. The
+the training split, each once as it is and once as such a camera would show it. What is kept is on
+the way from the old weights to the tuned ones, as far as held-out faces of that split allow. The
 figures are on the validation split, of other people: the degraded pictures that the model is to
 become better at, and the pictures as they are, at which it must not become worse. Needs the
 development data.

@@ -4,8 +4,8 @@
 
 Regularisation and kernel width of each scale, and a weight for each landmark, scale and view, are
 tuned by `jclnf.train.tune` on faces of the training split; a random search over regularisation,
-kernel width and weight factor gets more than the same time. Both begin at OpenFace's settings. The figures
-are on the validation split, from eleven starts. Needs the development data.
+kernel width and weight factor gets more than the same time. Both begin at OpenFace's settings. The
+figures are on the validation split, from eleven starts. Needs the development data.
 """
 
 import csv
