@@ -2,7 +2,7 @@
 
 from jclnf.fitting._batch import crops_of_one_size, fit_images, padded
 from jclnf.fitting._confidence import FACE_LIMIT, LANDMARK_LIMIT, Confidence, characteristics
-from jclnf.fitting._early_termination import EarlyTermination, fit_until_accepted, likelihood_of
+from jclnf.fitting._early_termination import EarlyTermination, likelihood_of
 from jclnf.fitting._fit import check_inputs, fit, prepared, replicate
 from jclnf.fitting._from_points import fit_points
 from jclnf.fitting._hypotheses import fit_face, initial_state
@@ -43,7 +43,6 @@ __all__ = [
     "fit_from",
     "fit_images",
     "fit_points",
-    "fit_until_accepted",
     "initial_state",
     "likelihood_of",
     "map_faces",

@@ -11,19 +11,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jclnf.errors import ParamsError
-from jclnf.fitting._fit import check_inputs
-from jclnf.fitting._mapping import map_faces
+from jclnf.fitting._mapping import map_faces, one_by_one
 from jclnf.fitting._model import Model, StartRule
 from jclnf.fitting._postprocess import postprocess
 from jclnf.fitting._result import FitResult, FitStatus
 from jclnf.fitting._scales import fit_from
 from jclnf.geometry import pose_from_box
-from jclnf.params import FitParams, as_rotations
+from jclnf.params import FitParams
 
 COMPLETED = 3
 """Starts that are fitted to the end where none is accepted."""
@@ -59,17 +56,27 @@ class EarlyTermination(StartRule):
         rotations: Float[Array, "r 3"],
         params: FitParams,
     ) -> FitResult:
-        """What `fit_until_accepted` computes, as a pure function, neither compiled nor checked.
+        """The first start that is accepted, or the likeliest of the completed ones.
 
-        All starts are fitted at the first scale, and those that are not needed are masked out. The
-        rest is then done for `COMPLETED` starts: where they run one after the other only for the
-        accepted one, if there is one; as a batch for all. Which fit is returned is piecewise
-        constant: derivatives are those of that fit.
+        Where starts run one after the other, those after the accepted one cost next to nothing; as
+        a batch, all are fitted at the first scale, and `COMPLETED` starts to the end. Derivatives
+        are those of the fit that is kept.
         """
-        begun = map_faces(
-            lambda rotation: begin(model, image, box, rotation, params), jnp.asarray(rotations)
-        )
-        score, accepted = self.score(begun.likelihood, begun.trace.view[:, 0])
+
+        def start(rotation: Float[Array, "3"]) -> Any:
+            first = begin(model, image, box, rotation, params)
+            return first, *self.score(first.likelihood, first.trace.view[0])
+
+        def unless(done: Bool[Array, ""], rotation: Float[Array, "3"]) -> Any:
+            begun = lax.cond(done, lambda: nothing, lambda: start(rotation))
+            return done | begun[2], begun
+
+        if one_by_one():
+            like = jax.eval_shape(start, rotations[0])
+            nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+            _, (begun, score, accepted) = lax.scan(unless, jnp.array(False), rotations)
+        else:
+            begun, score, accepted = jax.vmap(start)(rotations)
         some = accepted.any()
         count = min(COMPLETED, len(score))
         best = jnp.where(some, jnp.argmax(accepted), lax.top_k(score, count)[1])
@@ -143,52 +150,3 @@ def _split(params: FitParams) -> tuple[FitParams, FitParams | None]:
 def likelihood_of(fit: FitResult) -> Any:
     """The likelihood of a fit; minus infinity if it is not a number."""
     return jnp.where(jnp.isnan(fit.likelihood), -math.inf, fit.likelihood)
-
-
-def fit_until_accepted(
-    model: Model, image: Any, box: Any, params: FitParams | None = None, *, rotations: Any = None
-) -> FitResult:
-    """Fit one face from several start rotations, one after the other until one is accepted.
-
-    `jclnf.fit` computes the same for such a model, but this runs on the host and looks at each
-    start's score before it begins the next: a face whose first start is accepted costs one fit. So
-    it is the fast way for single images, and cannot be transformed.
-
-    Args:
-        model, image, box, params: as for `jclnf.fit`; a model with `early_termination`. The image
-            is taken as it is: crop it.
-        rotations: `(r, 3)` start rotations in the order in which they are tried, Euler angles in
-            radians; `params.rotations` if not given.
-
-    Returns:
-        The accepted fit, or else the likeliest of the completed ones.
-
-    Raises:
-        ImageError, BoxError, ParamsError: as `jclnf.fit` does; or the model has no rule.
-    """
-    params = model.defaults if params is None else params
-    box = check_inputs(model, image, box, params)
-    rule = model.early_termination
-    if not isinstance(rule, EarlyTermination):
-        raise ParamsError(
-            "the model has no rule for early termination (only OpenFace's convolutional one has): "
-            "use jclnf.fit"
-        )
-    begun, scores = [], []
-    for rotation in as_rotations(params.rotations if rotations is None else rotations):
-        first = _begin_compiled(model, image, box, rotation, params)
-        score, accepted = jax.device_get(rule.score(first.likelihood, first.trace.view[0]))
-        if accepted:
-            kept = _complete_compiled(model, image, first, params)
-            return _postprocess_compiled(model, image, kept, params)
-        begun.append(first)
-        scores.append(score)
-    best = np.argsort(-np.array(scores), kind="stable")[:COMPLETED]
-    fits = [_complete_compiled(model, image, begun[index], params) for index in best]
-    kept = fits[int(np.argmax([likelihood_of(fit) for fit in fits]))]
-    return _postprocess_compiled(model, image, kept, params)
-
-
-_begin_compiled = eqx.filter_jit(begin)
-_complete_compiled = eqx.filter_jit(complete)
-_postprocess_compiled = eqx.filter_jit(postprocess)
