@@ -241,9 +241,9 @@ def test_faces_that_cross_keep_their_numbers(case, params):
         return [face.box + [part * side, 0, 0, 0] for part in by]
 
     tracker.step(frame(case), moved(0, 0.7))
-    faces = tracker.step(frame(case), moved(0.55, 1.4))
+    faces = tracker.step(frame(case), moved(0.5, 1.25))
     assert [face.id for face in faces] == [0, 1]
-    for found, expected in zip(faces, moved(0.55, 1.4), strict=True):
+    for found, expected in zip(faces, moved(0.5, 1.25), strict=True):
         np.testing.assert_allclose(found.box, expected, atol=1e-3)
 
 
