@@ -6,6 +6,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError
@@ -15,7 +16,7 @@ from jclnf.fitting._start import LearnedStart
 from jclnf.fitting._uncertainty import Uncertainty
 from jclnf.fitting._validator import Validator
 from jclnf.geometry import PDM
-from jclnf.params import FitParams
+from jclnf.params import FitParams, as_dtype
 
 
 class EarlyTermination(eqx.Module):
@@ -105,6 +106,12 @@ class Model(eqx.Module):
     def scalings(self) -> tuple[float, ...]:
         """Reference pixels per millimetre of each scale, coarse to fine."""
         return self.experts.scalings
+
+    def astype(self, dtype: DTypeLike) -> "Model":
+        """This model in another precision, as `model.astype(jnp.float64)`: a fit computes in that
+        of its model. Double precision needs JAX's option `jax_enable_x64`."""
+        changed: Model = as_dtype(self, dtype)
+        return changed
 
     def prepare(self, params: FitParams | None = None) -> "Model":
         """This model with everything precomputed that the windows of `params` allow.
