@@ -24,7 +24,6 @@ from common import DATA, OPENFACE, Row, model_file, pivot, write_results  # noqa
 import jclnf  # noqa: E402
 from jclnf.fitting import fit_from  # noqa: E402
 from jclnf.fitting._parts import fit_parts  # noqa: E402
-from jclnf.fitting._validator import confidence  # noqa: E402
 from jclnf.tracking._track import without_trace  # noqa: E402
 
 CLIP = "default.wmv"
@@ -61,9 +60,7 @@ def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> di
     )
     parts = jax.jit(lambda model, image, result: fit_parts(model, image, result, settings))
     trust = jax.jit(
-        lambda model, image, result: confidence(
-            model.validator, image, result.landmarks, result.pose.rotation
-        )
+        lambda model, image, result: model.confidence(image, result.landmarks, result.pose.rotation)
     )
     return {
         "face": lambda: whole(model, frame, result.pose, result.shape),

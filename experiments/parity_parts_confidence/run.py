@@ -29,7 +29,6 @@ from common import (  # noqa: E402
 import jclnf  # noqa: E402
 from jclnf import FitParams, FitResult, Model  # noqa: E402
 from jclnf.fitting import _from_points as from_points  # noqa: E402
-from jclnf.fitting._validator import confidence  # noqa: E402
 from jclnf.geometry import project, update  # noqa: E402
 
 TITLE = "Part models and confidence: agreement with OpenFace 2.2 C++"
@@ -223,7 +222,7 @@ def confidence_rows(where: str, outcomes: list[Outcome]) -> Iterator[Row]:
 
 def validator_outcomes(setup: Setup, large: list[Face]) -> list[Outcome]:
     """The confidence alone, of the recorded landmarks."""
-    look = jax.jit(lambda *arguments: confidence(setup.model.validator, *arguments))
+    look = jax.jit(lambda *arguments: setup.model.confidence(*arguments))
     outcomes = []
     small = on_canvas(faces([f"{i:03d}" for i in range(40)]))
     groups = [(HIERARCHICAL, "hier", small), *((LARGE, f"clnf_{kind}", large) for kind in KINDS)]

@@ -192,7 +192,7 @@ def _evaluate(
             complain(text)
 
     try:
-        model = jclnf.load_model(None if args.model == "default" else args.model)
+        model = jclnf.load_model(args.model)
         params = fit_params(args, model)
         starts = args.starts or (1 if model.start is not None else len(jclnf.OPENFACE_ROTATIONS))
         with tqdm(total=len(faces), unit="face", disable=True if args.quiet else None) as bar:

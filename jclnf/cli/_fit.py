@@ -222,7 +222,7 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
 
     jclnf.enable_compilation_cache()
     try:
-        model = _load(args)
+        model = jclnf.load_model(args.model, parts=args.parts, validator=args.validator)
         params = fit_params(args, model)
         model = model.prepare(params)
     except (ModelFileError, ParamsError) as e:
@@ -246,21 +246,6 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
         return result.shifted(jax.numpy.asarray(piece.offset))
 
     return fit_face, model
-
-
-def _load(args: argparse.Namespace) -> Any:
-    """Return the model that the options ask for."""
-    import jclnf
-    from jclnf.files import find_model
-
-    if not (args.parts or args.validator):
-        return jclnf.load_model(args.model)
-    if args.model is None or args.model.endswith(".safetensors"):
-        raise CommandError(
-            "--parts and --validator are for OpenFace's models (a .safetensors model has them if "
-            "it was saved with them): give its main file or folder as --model"
-        )
-    return jclnf.load_openface(find_model(args.model), parts=args.parts, validator=args.validator)
 
 
 def _fit_image(

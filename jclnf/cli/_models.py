@@ -233,7 +233,8 @@ def _contents(model: Any) -> Iterator[tuple[str, str]]:
     yield "windows", ", ".join(map(str, defaults.windows))
     yield "iterations", f"{defaults.iterations} of each pass at each scale"
     yield "parts", ", ".join(part.name for part in model.parts) or "none"
-    yield "validator", "none" if model.validator is None else "yes"
-    yield "confidence", "none" if model.confidence is None else "yes"
+    known = {"Confidence": "learned", "Validator": "OpenFace's validator"}
+    kind = type(model.confidence).__name__
+    yield "confidence", "none" if model.confidence is None else known.get(kind, kind)
     rule = "none" if model.early_termination is None else "yes"
     yield "early termination", rule

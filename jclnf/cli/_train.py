@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace, out: Path, folder: Path) -> None:
     faces, held_out = (_read(part, args.quiet) for part in parts)
     say(f"{len(faces)} faces to learn from, {len(held_out)} held out")
     if args.source is not None:
-        model = jclnf.load_model(None if args.source == "default" else args.source)
+        model = jclnf.load_model(args.source)
         course = fine_course(len(faces)).adapted(args.effort, args.seed)
         model = fine_tune(
             model, faces, held_out, MIRROR_68, folder, course, quiet=args.quiet, say=say

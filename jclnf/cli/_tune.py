@@ -96,7 +96,7 @@ def _tune(args: argparse.Namespace, out: Path, folder: Path) -> None:
     from jclnf.train._tune import COURSE
 
     jclnf.enable_compilation_cache()
-    model = jclnf.load_model(None if args.model == "default" else args.model)
+    model = jclnf.load_model(args.model)
     faces = jclnf.read_annotations(args.data, split=args.split)
     parts = split_people(args, faces)
     learned, held_out = (_read(part, start_boxes(args.boxes, part)[0]) for part in parts)

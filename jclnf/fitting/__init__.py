@@ -1,7 +1,13 @@
 """The fit of a face: the mean shifts, the regularised updates, and what is made of the result."""
 
 from jclnf.fitting._batch import crops_of_one_size, fit_batch, replicate
-from jclnf.fitting._confidence import FACE_LIMIT, LANDMARK_LIMIT, Confidence, characteristics
+from jclnf.fitting._confidence import (
+    FACE_LIMIT,
+    LANDMARK_LIMIT,
+    AbstractConfidence,
+    Confidence,
+    characteristics,
+)
 from jclnf.fitting._early_termination import likelihood_of
 from jclnf.fitting._fit import check_inputs, finish, fit, place
 from jclnf.fitting._from_points import fit_points
@@ -19,16 +25,15 @@ from jclnf.fitting._result import FitResult, FitStatus, PartResult, Trace
 from jclnf.fitting._scales import fit_from
 from jclnf.fitting._start import MARGIN, SIZE, LearnedStart, decode, start_network, start_shapes
 from jclnf.fitting._uncertainty import Uncertainty
-from jclnf.fitting._validator import LAYERS, Validator, View
 
 __all__ = [
     "FACE_LIMIT",
     "FRONTAL",
     "LANDMARK_LIMIT",
-    "LAYERS",
     "MARGIN",
     "OPENFACE_ROTATIONS",
     "SIZE",
+    "AbstractConfidence",
     "Confidence",
     "EarlyTermination",
     "FitResult",
@@ -39,8 +44,6 @@ __all__ = [
     "PartResult",
     "Trace",
     "Uncertainty",
-    "Validator",
-    "View",
     "best_of",
     "characteristics",
     "check_inputs",

@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from jclnf.errors import BoxError, ImageError, ParamsError
-from jclnf.fitting import _validator as validator
 from jclnf.fitting._model import Model
 from jclnf.fitting._parts import fit_parts
 from jclnf.fitting._readout import read_off
-from jclnf.fitting._result import SUCCESS_CONFIDENCE, FitResult
+from jclnf.fitting._result import FitResult
 from jclnf.fitting._scales import fit_from
 from jclnf.geometry import Pose, pose_from_box
 from jclnf.params import FitParams
@@ -95,29 +94,14 @@ def finish(
     result = read_off(model, result)
     if params.parts:
         result = fit_parts(model, image, result, params)
-    if model.confidence is not None:
-        at = (result.pose, result.shape, result.landmark_likelihood)
-        face, each = model.confidence(model.pdm, *at)
-        each = jnp.where(result.ok, each, 0.0)
-        result = _trusted(result, face, model.confidence.threshold, each)
-    if model.validator is not None:
-        face = validator.confidence(model.validator, image, result.landmarks, result.pose.rotation)
-        threshold = jnp.full_like(face, SUCCESS_CONFIDENCE)
-        result = _trusted(result, face, threshold, result.landmark_confidence)
-    return result
-
-
-def _trusted(
-    result: FitResult,
-    face: Float[Array, ""],
-    threshold: Float[Array, ""],
-    landmarks: Float[Array, " n"] | None,
-) -> FitResult:
+    if model.confidence is None:
+        return result
+    face, each = model.confidence.judge(model.pdm, image, result)
     return dataclasses.replace(
         result,
         confidence=jnp.where(result.ok, face, 0.0),
-        threshold=threshold,
-        landmark_confidence=landmarks,
+        threshold=model.confidence.threshold,
+        landmark_confidence=None if each is None else jnp.where(result.ok, each, 0.0),
     )
 
 

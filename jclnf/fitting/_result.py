@@ -10,9 +10,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.geometry import Pose
 
-SUCCESS_CONFIDENCE = 0.725
-"""A fit of at most this confidence by a validator has failed (OpenFace's limit)."""
-
 
 class FitStatus(enum.IntEnum):
     """How a fit ended; `message` says it in a sentence."""
@@ -121,8 +118,7 @@ class FitResult(eqx.Module):
     """The parts of the face by their names, if the fit's settings ask for them."""
     confidence: Float[Array, ""] | None = None
     """How far the face is to be trusted, 0 to 1, 0 if the fit failed: the probability that it is
-    right (see `fitting/_confidence.py`), or what the model's validator says if it has one (see
-    `fitting/_validator.py`); None if the model has neither."""
+    right, or what OpenFace's validator says where the model has that; None without either."""
     threshold: Float[Array, ""] | None = None
     """The confidence over which a fit is a success."""
     landmark_confidence: Float[Array, " n"] | None = None
@@ -141,12 +137,10 @@ class FitResult(eqx.Module):
 
     @property
     def success(self) -> Bool[ArrayLike, "*b"]:
-        """Whether the fit is ok and, if there is a confidence, it is above the `threshold` (if that
-        is not given, `SUCCESS_CONFIDENCE`)."""
-        if self.confidence is None:
+        """Whether the fit is ok and, if there is a confidence, it is above the `threshold`."""
+        if self.confidence is None or self.threshold is None:
             return self.ok
-        limit = SUCCESS_CONFIDENCE if self.threshold is None else self.threshold
-        return self.ok & (self.confidence > limit)
+        return self.ok & (self.confidence > self.threshold)
 
     def shifted(self, offset: ArrayLike) -> "FitResult":
         """The same face in an image whose origin lies at `-offset` (x, y): undoes a crop."""

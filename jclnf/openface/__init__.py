@@ -1,4 +1,4 @@
-"""Readers of OpenFace 2.2"s model files."""
+"""All that is OpenFace 2.2's: readers of its model files, its rules, and its table of results."""
 
 from jclnf.openface._csv import Measured, OpenFaceTable, measure
 from jclnf.openface._install import (
@@ -13,15 +13,19 @@ from jclnf.openface._install import (
 )
 from jclnf.openface._model import load_openface, main_file, named_files, offers
 from jclnf.openface._mtcnn import INPUT_SIDES, LayerArrays, pooled_side, read_mtcnn
+from jclnf.openface._validator import LAYERS, Validator, View
 
 __all__ = [
     "INPUT_SIDES",
+    "LAYERS",
     "Installed",
     "LayerArrays",
     "Manifest",
     "Measured",
     "OpenFaceTable",
     "Progress",
+    "Validator",
+    "View",
     "download",
     "install_from",
     "installed_mains",
