@@ -208,7 +208,7 @@ def test_files_are_written_whole_and_for_others_to_read(model, saved, monkeypatc
     assert saved.stat().st_mode & 0o777 == 0o666 & ~umask
     before = saved.read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no room")))
-    with pytest.raises(ModelFileError, match="no room"):
+    with pytest.raises(jclnf.JclnfError, match="no room"):
         jclnf.save_model(dataclasses.replace(model, name="other"), saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
@@ -239,5 +239,5 @@ def test_names(tmp_path, monkeypatch):
 
 def test_where_a_model_cannot_be_written(model, tmp_path):
     for path in (tmp_path / "model.bin", tmp_path / "nowhere" / "model.safetensors"):
-        with pytest.raises(ModelFileError, match=path.name):
+        with pytest.raises(jclnf.JclnfError, match=path.name):
             jclnf.save_model(model, path)

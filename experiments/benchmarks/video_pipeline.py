@@ -1,7 +1,7 @@
 """How many frames a second does `jclnf video` do, and does its memory stay flat?
 
-    python experiments/benchmarks/video_pipeline.py speed [--frames 800]
-    python experiments/benchmarks/video_pipeline.py memory [--minutes 60]
+    python -m experiments.benchmarks.video_pipeline speed [--frames 800]
+    python -m experiments.benchmarks.video_pipeline memory [--minutes 60]
 
 The whole pipeline (decoding, tracking, eye models, confidence, head pose, gaze, table), one face,
 640 x 480 pixels: OpenFace's clip `default.wmv` over and over. Speed is measured on the second run
@@ -10,21 +10,19 @@ in a process, after everything is compiled; on an idle machine. Needs the develo
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jclnf
+from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from experiments.timing import cpp_fit
+from jclnf.video import Settings, load
+from jclnf.video._run import Counts, Run
+from jclnf.video._source import Frame, VideoFile
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from common import DATA, OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.video import Settings, load  # noqa: E402
-from jclnf.video._run import Record, Run  # noqa: E402
-from jclnf.video._source import Frame, VideoFile  # noqa: E402
 
 CLIP = OPENFACE / "samples" / "default.wmv"
 
@@ -46,7 +44,7 @@ class Looped(VideoFile):
                 if number > (self.count or 0):
                     return
                 if number >= start:
-                    yield Frame(number, last, frame.picture)
+                    yield Frame(number, last, frame.image)
             begun = last + 1 / self.rate
 
 
@@ -56,7 +54,7 @@ def settings(kind: str) -> Settings:
     return Settings(model=model, one=True, plot=False)
 
 
-def performed(kind: str, count: int, told=None) -> tuple[Record, float]:
+def performed(kind: str, count: int, on_frame=None) -> tuple[Counts, float]:
     """A run, and its seconds."""
     chosen = settings(kind)
     model = load(chosen)
@@ -65,23 +63,22 @@ def performed(kind: str, count: int, told=None) -> tuple[Record, float]:
         Run(chosen, model, VideoFile(CLIP), Path(folder), "warm").perform(resume=False)
         run = Run(chosen, model, Looped(CLIP, count), Path(folder), "run")
         begun = time.perf_counter()
-        record = run.perform(resume=False, told=told)
-        return record, time.perf_counter() - begun
+        counts = run.perform(resume=False, on_frame=on_frame)
+        return counts, time.perf_counter() - begun
 
 
 def speed(count: int) -> None:
-    sys.path.insert(0, str(DATA / "bench"))
-    from calibrate import RATIO, unit
-
     load_before = os.getloadavg()[0]
     rows = []
     for kind, asked in (("OpenFace's general model", 100.0), ("bundled model", None)):
-        cpp = 1e3 * RATIO * unit(10)
-        record, seconds = performed(kind, count)
-        assert record.frames == count
+        cpp = 1e3 * cpp_fit()
+        counts, seconds = performed(kind, count)
+        assert counts.frames == count
         rows += [
             Row("frames a second", kind, count, count / seconds, at_least=asked),
-            Row("frames with success", kind, count, 100 * record.seen / count, unit="%"),
+            Row(
+                "frames with success", kind, count, 100 * counts.rows_with_success / count, unit="%"
+            ),
             Row("a C++ fit of an image, estimated before it", kind, 1, cpp, unit="ms"),
         ]
         print(rows[-3], flush=True)
@@ -99,27 +96,27 @@ def memory(minutes: float) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     seen: list[tuple[int, float]] = []
 
-    def told(frame: Frame, _: object) -> bool:
+    def on_frame(frame: Frame, _: object) -> bool:
         if frame.number % 300 == 0:
             resident = int(Path("/proc/self/statm").read_text().split()[1])
             seen.append((frame.number, resident * page / 2**20))
         return True
 
-    record, seconds = performed(kind, count, told)
+    counts, seconds = performed(kind, count, on_frame)
     first = next(size for number, size in seen if number >= 1800)
     growth = max(size for number, size in seen if number >= 1800) - first
     rows = [
         Row("growth after the first minute", kind, len(seen), growth, 50.0, unit="MB"),
         Row("memory after the first minute", kind, 1, first, unit="MB"),
-        Row("video", kind, 1, record.frames / 1800, unit="minutes"),
-        Row("frames a second", kind, 1, record.frames / seconds),
+        Row("video", kind, 1, counts.frames / 1800, unit="minutes"),
+        Row("frames a second", kind, 1, counts.frames / seconds),
     ]
     folder = HERE / "video_memory"
     folder.mkdir(exist_ok=True)
     write_results(
         folder,
         "Memory of a long run",
-        f"{CLIP.name} over and over, {record.frames} frames (at 30 a second).\n\n{pivot(rows)}",
+        f"{CLIP.name} over and over, {counts.frames} frames (at 30 a second).\n\n{pivot(rows)}",
         {"rows": rows, "megabytes": seen},
     )
 

@@ -1,6 +1,5 @@
 """The two photographs of the README, fitted with the bundled model as `jclnf fit` does it."""
 
-import sys
 from pathlib import Path
 
 import cv2
@@ -8,13 +7,11 @@ import matplotlib
 import numpy as np
 import skimage.data
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import common  # noqa: E402, F401
+import jclnf
+from jclnf import draw
+from jclnf.detect import HaarDetector
 
-import jclnf  # noqa: E402
-from jclnf.detect import HaarDetector  # noqa: E402
-from jclnf.draw import draw_overlay  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 SIDE = 360
 
@@ -38,7 +35,7 @@ def main() -> None:
         zoom = SIDE / max(part.shape)
         shown = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         points = (np.asarray(result.landmarks) - low + 0.5) * zoom - 0.5
-        cv2.imwrite(str(HERE / f"{name}.png"), draw_overlay(shown, points))
+        cv2.imwrite(str(HERE / f"{name}.png"), draw.landmarks(shown, points))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from jclnf.files._version2 import description
 from jclnf.fitting import Confidence, EarlyTermination, LearnedStart, Model, Part, Uncertainty
 from jclnf.geometry import PDM
 from jclnf.openface import LAYERS, Validator, View, load_openface
-from jclnf.outputs import write_bytes
+from jclnf.outputs import replacing
 from jclnf.params import Arithmetic, FitParams
 
 FORMAT_VERSION = 3
@@ -60,10 +60,11 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
     """Write a model to a file, which `load_model` reads; whole or not at all.
 
     Raises:
-        ModelFileError: it cannot be written there, or the model holds what is not stored.
+        ModelFileError: the model holds what is not stored.
+        OutputError: it cannot be written there.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -71,8 +72,9 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, np.ndarray] = {}
     try:
         header = {"version": FORMAT_VERSION, "model": _describe(model, (), tensors)}
-        write_bytes(path, save(tensors, metadata={"jclnf": json.dumps(header)}))
-    except (SafetensorError, OSError, TypeError) as error:
+        with replacing(path) as part:
+            save_file(tensors, str(part), metadata={"jclnf": json.dumps(header)})
+    except (SafetensorError, TypeError) as error:
         raise ModelFileError(path, f"cannot be written ({error})") from None
 
 

@@ -1,6 +1,6 @@
 """All that is OpenFace 2.2's: readers of its model files, its rules, and its table of results."""
 
-from jclnf.openface._csv import Measured, OpenFaceTable, measure
+from jclnf.openface._csv import FaceMeasurements, OpenFaceTable, measure_faces
 from jclnf.openface._install import (
     Installed,
     Manifest,
@@ -18,10 +18,10 @@ from jclnf.openface._validator import LAYERS, Validator, View
 __all__ = [
     "INPUT_SIDES",
     "LAYERS",
+    "FaceMeasurements",
     "Installed",
     "LayerArrays",
     "Manifest",
-    "Measured",
     "OpenFaceTable",
     "Progress",
     "Validator",
@@ -31,7 +31,7 @@ __all__ = [
     "installed_mains",
     "load_openface",
     "main_file",
-    "measure",
+    "measure_faces",
     "models_folder",
     "named_files",
     "offers",

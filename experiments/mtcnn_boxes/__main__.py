@@ -1,0 +1,148 @@
+"""Compare the boxes of `MtcnnDetector` with those of OpenFace's C++, and with annotated faces.
+
+Recorded are the boxes of ten pictures and of the first frames of three clips. On the validation
+people: recall, and what its boxes and those of `HaarDetector` are off the landmarks' extent.
+"""
+
+import csv
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from experiments.common import DATA, OPENFACE, Row, pivot, write_results
+from jclnf.detect import HaarDetector, MtcnnDetector, find_faces
+from jclnf.detect import _mtcnn as mtcnn
+
+HERE = Path(__file__).resolve().parent
+
+REPEATS = 10
+AT_MOST_PX, AT_MOST_SCORE = 0.05, 1e-3
+
+
+def read(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def recorded():
+    """Yield what was recorded, where, and the picture."""
+    for row in read(OPENFACE / "golden_csv" / "mtcnn_boxes.csv"):
+        folder = "samples" if row["image"].startswith("sample") else "images"
+        yield row, "pictures", cv2.imread(str(OPENFACE / folder / row["image"]))
+    rows = read(OPENFACE / "golden_csv" / "start_boxes.csv")
+    for video in dict.fromkeys(row["video"] for row in rows):
+        capture = cv2.VideoCapture(str(OPENFACE / "samples" / video))
+        frames = {int(row["frame"]): row for row in rows if row["video"] == video}
+        for frame in range(1, max(frames) + 1):
+            picture = capture.read()[1]
+            if frame in frames:
+                yield frames[frame], "frames of clips", picture
+
+
+def parity(detector):
+    """Rows of the largest differences, and the time of each size of picture."""
+    box_off, score_off, times = {}, {}, {}
+    for row, where, picture in recorded():
+        boxes, scores = detector.detect(picture)
+        expected = [float(row[side]) for side in "xywh"]
+        box_off.setdefault(where, []).append(np.abs(boxes[0] - expected).max())
+        score_off.setdefault(where, []).append(abs(scores[0] - float(row["confidence"])))
+        times.setdefault(picture.shape[:2], picture)
+    rows = [
+        Row(name, where, len(off), max(off), at_most=most, unit=unit)
+        for name, table, most, unit in (
+            ("largest difference of x, y, w or h", box_off, AT_MOST_PX, "px"),
+            ("largest difference of the score", score_off, AT_MOST_SCORE, ""),
+        )
+        for where, off in table.items()
+    ]
+    return rows, {f"{w} x {h}": spent(detector, p) for (h, w), p in sorted(times.items())}
+
+
+def spent(detector, picture):
+    """Least processor time of a few calls in ms, all threads: others on the machine matter less."""
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.process_time()
+        find_faces(detector, picture)
+        seconds.append(time.process_time() - start)
+    return round(1e3 * min(seconds), 1)
+
+
+def on_annotated(name, detector):
+    """Rows of recall and box error on the validation faces."""
+    found, others, faces = [], 0, 0
+    for row in read(DATA / "faces" / "landmarks.csv"):
+        if row["split"] != "val":
+            continue
+        faces += 1
+        points = np.array([(float(row[f"x_{i}"]), float(row[f"y_{i}"])) for i in range(68)])
+        truth = np.concatenate([points.min(0), np.ptp(points, axis=0)])
+        boxes = find_faces(detector, cv2.imread(str(DATA / "faces" / "images" / row["image"])))
+        overlap = [iou(box, truth) for box in boxes]
+        hit = bool(overlap) and max(overlap) > 0.3
+        others += len(boxes) - hit
+        if hit:
+            found.append((truth, boxes[int(np.argmax(overlap))], max(overlap)))
+    truth, boxes, overlap = (np.array([f[i] for f in found]) for i in range(3))
+    centre = np.linalg.norm((boxes - truth) @ CENTRE, axis=1) / truth[:, 2:].mean(axis=1)
+    size = np.log(np.sqrt(boxes[:, 2:].prod(axis=1) / truth[:, 2:].prod(axis=1)))
+    return [
+        Row(quantity, name, faces, value, unit=unit)
+        for quantity, value, unit in (
+            ("recall", 100 * len(found) / faces, "%"),
+            ("other detections", 100 * others / faces, "% of pictures"),
+            ("mean error of the centre", 100 * centre.mean(), "% of the side"),
+            ("mean error of the size", 100 * np.abs(size).mean(), "%"),
+            ("median of the size", 100 * np.median(size), "% too large"),
+            ("mean IoU", overlap.mean(), ""),
+        )
+    ]
+
+
+CENTRE = np.array([[1, 0], [0, 1], [0.5, 0], [0, 0.5]])
+
+
+def iou(a, b):
+    sides = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
+    common = np.prod(np.maximum(sides, 0))
+    return common / (a[2] * a[3] + b[2] * b[3] - common)
+
+
+def noting_shapes():
+    """The shapes that the networks run on from now on: a program is compiled for each."""
+    shapes, run = set(), mtcnn.faces
+
+    def noting(network, pictures, size):
+        shapes.add((id(network), pictures.shape))
+        return run(network, pictures, size)
+
+    mtcnn.faces = noting
+    return shapes
+
+
+def main():
+    shapes = noting_shapes()
+    detector = MtcnnDetector(OPENFACE / "model")
+    same, times = parity(detector)
+    annotated = on_annotated("MTCNN", detector) + on_annotated("Haar", HaarDetector())
+    programs = len(shapes)
+    body = "\n\n".join(
+        [
+            pivot(same),
+            "On the validation faces (a face is found where a box has IoU over 0.3 with the "
+            "landmarks' extent):",
+            pivot(annotated),
+            "Processor time a picture, ms, least of "
+            f"{REPEATS}: " + ", ".join(f"{size}: {t}" for size, t in times.items()) + ".",
+            f"Programs compiled for all of these pictures: {programs}.",
+        ]
+    )
+    numbers = {"same": same, "annotated": annotated, "ms": times, "programs": programs}
+    write_results(HERE, "Boxes of MTCNN", body, numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Kill runs over a video at random moments, go on with them, and compare the results, byte by byte.
+
+A clip is followed with everything that `jclnf video` writes. The run of a process of its own is
+killed by the system (SIGKILL) at a random moment; a copy of what it left is completed by
+`process_video(..., resume=True)`, which the command calls for each video, and compared with the
+files of a run that nothing disturbed. What was left itself goes on in the next process, which is
+killed as well: so there are runs that were stopped twice.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+import jclnf
+from experiments.common import Row, pivot, write_results
+from jclnf.video import (
+    Settings,
+    load,
+    process_video,
+)
+from jclnf.video._settings import CHUNK
+from tests.support.videos import frames, write_video
+
+HERE = Path(__file__).resolve().parent
+
+COUNT = 128
+STEM = "face"
+EVERY = 0.05
+"""Seconds between checkpoints: several in a run as short as these."""
+RUNS, WRONG = "runs killed", "results that differ"
+STOPS = 2
+"""Times that a run is killed before another one begins."""
+SETTINGS = Settings(
+    pts=True,
+    aligned=64,
+    overlay=True,
+    smooth="one-euro",
+    parquet=importlib.util.find_spec("pyarrow") is not None,
+)
+
+
+def child(clip: Path) -> None:
+    """Get everything ready, wait for the name of a folder, and do the run there."""
+    jclnf.enable_compilation_cache()
+    model = load(SETTINGS)
+    with tempfile.TemporaryDirectory() as name:
+        short = dataclasses.replace(SETTINGS, end=0.05, plot=False)
+        process_video(short, model, str(clip), Path(name), STEM)
+    print("ready", flush=True)
+    out = Path(sys.stdin.readline().strip())
+    begun = time.monotonic()
+    done = process_video(SETTINGS, model, str(clip), out, STEM, resume=True, every=EVERY)
+    print(json.dumps([time.monotonic() - begun, done.problems]), flush=True)
+
+
+def start(clip: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "experiments.resume", "--child", str(clip)]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def begin(process: subprocess.Popen[str], out: Path) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        raise RuntimeError("the process did not get ready")
+    process.stdin.write(f"{out}\n")
+    process.stdin.flush()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run but its metadata, which hold the time."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".json"
+    }
+
+
+def stage(folder: Path) -> str:
+    """How far a run had come, by what it left."""
+    if (folder / f"{STEM}.json").exists():
+        return "complete but for tidying up"
+    table = folder / f"{STEM}.csv"
+    if not table.exists():
+        return "before the table"
+    rows = table.read_bytes().count(b"\n") - 1
+    if rows == COUNT:
+        return "what is made of the table"
+    known = (folder / f"{STEM}.checkpoint").exists()
+    return "following, with a checkpoint" if known else "following, before a checkpoint"
+
+
+def compared(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    """What differs from the files that there should be."""
+    wrong = [f"missing {name}" for name in expected if name not in found]
+    wrong += [f"left behind {name}" for name in found if name not in expected]
+    return wrong + [f"other bytes {n}" for n in expected if n in found and found[n] != expected[n]]
+
+
+class Trials:
+    """Kills, and what became of them; several threads take turns.
+
+    Only one run at a time is completed in this process.
+    """
+
+    def __init__(self, clip: Path, folder: Path, kills: int, minutes: float, seed: int) -> None:
+        self.clip, self.folder, self.wanted = clip, folder, kills
+        self.until = time.monotonic() + 60 * minutes
+        self.random = random.Random(seed)
+        self.model = load(SETTINGS)
+        self.lock = threading.Lock()
+        self.stages: Counter[str] = Counter()
+        self.again = self.undisturbed = self.kills = 0
+        self.wrong: list[str] = []
+        first = folder / "whole"
+        first.mkdir()
+        done = process_video(SETTINGS, self.model, str(clip), first, STEM)
+        assert not done.problems, done.problems
+        self.expected = contents(first)
+        process = start(clip)
+        (folder / "timed").mkdir()
+        begin(process, folder / "timed")
+        assert process.stdout is not None
+        self.seconds, problems = json.loads(process.stdout.readline())
+        process.wait()
+        assert not problems, problems
+        self.check(folder / "timed", "a run that was not killed")
+        print(f"a run takes {self.seconds:.2f} s, and makes {len(self.expected)} files", flush=True)
+
+    def check(self, folder: Path, label: str) -> None:
+        wrong = compared(contents(folder), self.expected)
+        if wrong:
+            self.wrong.append(f"{label}: {wrong[0]} and {len(wrong) - 1} more")
+            print(self.wrong[-1], flush=True)
+
+    def open(self) -> bool:
+        return self.kills < self.wanted and time.monotonic() < self.until
+
+    def work(self, number: int) -> None:
+        """Kill and complete runs until there are enough."""
+        run = 0
+        following = start(self.clip)
+        while self.open():
+            run += 1
+            out = self.folder / f"{number}_{run}"
+            out.mkdir()
+            left = self.seconds
+            for stop in range(STOPS):
+                process, following = following, start(self.clip)
+                delay = self.random.uniform(0, left)
+                begin(process, out)
+                time.sleep(delay)
+                ended = process.poll() is not None
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                if ended or process.returncode != -signal.SIGKILL:
+                    self.undisturbed += 1
+                    self.check(out, "a run that ended before it was to be killed")
+                    break
+                self.killed(out, stop, delay)
+                left -= delay
+                if not self.open():
+                    break
+            shutil.rmtree(out)
+        following.kill()
+        following.communicate()
+
+    def killed(self, out: Path, stop: int, delay: float) -> None:
+        with self.lock:
+            if self.kills == self.wanted:
+                return
+            self.kills += 1
+            self.again += stop > 0
+            where = stage(out)
+            self.stages[where] += 1
+            copy = out.with_name(f"{out.name}_copy")
+            shutil.copytree(out, copy)
+            done = process_video(SETTINGS, self.model, str(self.clip), copy, STEM, resume=True)
+            label = f"kill {self.kills}, after {delay:.3f} s, {where}"
+            if done.problems:
+                self.wrong.append(f"{label}: {done.problems[0]}")
+                print(self.wrong[-1], flush=True)
+            else:
+                self.check(copy, label)
+            shutil.rmtree(copy)
+            print(f"{label}: {len(self.wrong)} wrong so far", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--minutes", type=float, default=60, help="no further kills after these")
+    parser.add_argument("--seed", type=int, default=11, help="of the moments")
+    parser.add_argument("--add", action="store_true", help="to the results that there are")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child is not None:
+        child(args.child)
+        return
+    jclnf.enable_compilation_cache()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clip = write_video(folder / f"{STEM}.mp4", frames(COUNT))
+        trials = Trials(clip, folder, args.kills, args.minutes, args.seed)
+        threads = [
+            threading.Thread(target=trials.work, args=(number,)) for number in range(args.processes)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    counts = Counter(
+        {
+            RUNS: trials.kills,
+            "of these, for the second time": trials.again,
+            WRONG: len(trials.wrong),
+            **{f"killed: {where}": count for where, count in sorted(trials.stages.items())},
+        }
+    )
+    wrong = trials.wrong
+    if args.add:
+        before = json.loads((HERE / "results.json").read_text())
+        wrong = before["wrong"] + wrong
+        counts.update({row["quantity"]: int(row["measured"]) for row in before["rows"]})
+    rows = [
+        Row(
+            quantity,
+            "all",
+            counts[RUNS],
+            count,
+            at_least=200 if quantity == RUNS else None,
+            at_most=0 if quantity == WRONG else None,
+        )
+        for quantity, count in counts.items()
+    ]
+    kinds: Any = Counter(Path(name).suffix for name in trials.expected)
+    files = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
+    body = (
+        f"A clip of {COUNT} frames, in chunks of {CHUNK}; a run took {trials.seconds:.1f} s and "
+        f"wrote {len(trials.expected)} files ({files}), all of which are compared.\n\n"
+        + pivot(rows)
+        + "".join(f"\n- {line}" for line in wrong)
+    )
+    write_results(HERE, "Killed runs", body, {"rows": rows, "wrong": wrong})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What does tuning by gradients bring? OpenFace's CLNF model, its settings and landmark weights.
+
+    python -m experiments.tuning
+
+Regularisation and kernel width of each scale, and a weight for each landmark, scale and view, are
+tuned by `jclnf.tune` on faces of the training split; a random search over regularisation, kernel
+width and weight factor gets more than the same time. Both begin at OpenFace's settings. The figures
+are on the validation split, from eleven starts. Needs the development data.
+"""
+
+import csv
+import dataclasses
+import time
+from pathlib import Path
+
+import jclnf
+from experiments.common import DATA, model_file, table, write_results
+from jclnf.runtime import use_all_cores
+
+HERE = Path(__file__).resolve().parent
+
+LEARNED, WATCHED, SEARCHED = 2000, 250, 160
+"""Faces to learn from, to choose the epoch by, and to compare random settings on."""
+CANDIDATES = 44
+COURSE = jclnf.Course(epochs=6, batch=16, rate=3e-3)
+
+
+def main() -> None:
+    use_all_cores(8)
+    import jax.numpy as jnp
+    import numpy as np
+
+    jclnf.enable_compilation_cache()
+    from jclnf.annotations import AnnotatedFace
+    from jclnf.evaluation import Summary, start_box
+    from jclnf.images import read_image
+
+    rng = np.random.default_rng(0)
+    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
+    people = jclnf.split_by_identity(annotated, 0.2, 0)
+    picked = [
+        [part[i] for i in rng.permutation(len(part))[:count]]
+        for part, count in zip(people, (LEARNED, WATCHED), strict=True)
+    ]
+
+    def disturbed(faces: list[AnnotatedFace]) -> list[np.ndarray]:
+        boxes = []
+        for face in faces:
+            x, y, w, h = start_box(face)
+            x, y = np.array([x, y]) + rng.normal(0, 0.03, 2) * [w, h]
+            boxes.append(np.array([x, y, *(np.array([w, h]) * np.exp(rng.normal(0, 0.05)))]))
+        return boxes
+
+    boxes = [disturbed(part) for part in picked]
+    learned, watched = (
+        ([read_image(face.image) for face in part], at, [face.landmarks for face in part])
+        for part, at in zip(picked, boxes, strict=True)
+    )
+
+    plain = jclnf.load_openface(model_file("general"))
+    params = jclnf.FitParams.openface(plain, arithmetic="exact")
+    # Weights of 1, as OpenFace has them with a weight factor of 0, but free to move.
+    ones = jnp.ones_like(plain.experts.confidence)
+    model = dataclasses.replace(plain, experts=dataclasses.replace(plain.experts, confidence=ones))
+    params = params.replace(weight_factor=jnp.ones_like(params.weight_factor))
+
+    began = time.perf_counter()
+    tuned = jclnf.tune(
+        model,
+        *learned,
+        params.replace(derivatives="rematerialised"),
+        what="params",
+        validation=watched,
+        rotations=jclnf.OPENFACE_ROTATIONS,
+        offset=True,
+        course=COURSE,
+    )
+    seconds = {"tuning": time.perf_counter() - began}
+    print(tuned.course, flush=True)
+
+    def corrected(summary: Summary) -> float:
+        return summary.measures["all_eye_corrected"].mean
+
+    def tried(settings: jclnf.FitParams) -> float:
+        on = picked[0][:SEARCHED]
+        rotations = jclnf.OPENFACE_ROTATIONS
+        found = jclnf.evaluate(plain, on, settings, boxes=boxes[0][:SEARCHED], rotations=rotations)
+        return corrected(found.summary())
+
+    began = time.perf_counter()
+    default = jclnf.FitParams.openface(plain, arithmetic="exact")
+    best, score = default, tried(default)
+    for number in range(CANDIDATES):
+        candidate = default.replace(
+            regularisation=default.regularisation * np.exp(rng.uniform(-2.5, 1, 3)),
+            kernel_width=default.kernel_width * np.exp(rng.uniform(-0.7, 0.7, 3)),
+            weight_factor=jnp.full(3, float(rng.choice([0.0, rng.uniform(0.5, 5)]))),
+        )
+        error = tried(candidate)
+        if error < score:
+            best, score = candidate, error
+            print(number, error, flush=True)
+    seconds["random search"] = time.perf_counter() - began
+
+    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
+        rows = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
+    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
+    lines, figures = [], {}
+    for name, m, p in (
+        ("OpenFace's settings", plain, default),
+        ("random search", plain, best),
+        ("tuned by gradients", tuned.model, tuned.params),
+    ):
+        found = jclnf.evaluate(
+            m,
+            val,
+            p,
+            boxes=[rows[face.image.name] for face in val],
+            rotations=jclnf.OPENFACE_ROTATIONS,
+        ).summary()
+        measures = [found.measures[key] for key in ("all_eye", "all_eye_corrected")]
+        figures[name] = [measures[1].mean, measures[1].median]
+        lines.append([name, *(f"{v:.2f}" for s in measures for v in (s.mean, s.median))])
+        print(lines[-1], flush=True)
+    change = 100 * (figures["tuned by gradients"][0] / figures["OpenFace's settings"][0] - 1)
+
+    def text(values: object) -> str:
+        return ", ".join(f"{v:.2f}" for v in np.asarray(values))
+
+    body = (
+        f"{len(val)} validation faces, eleven starts, errors in % of the outer eye distance.\n\n"
+        + table(["", "mean", "median", "offsets removed: mean", "median"], lines)
+        + f"\n\nChange of the mean without offsets: {change:+.1f} % (asked: at most -5 %, "
+        "and better than random search).\n\n"
+        + table(
+            ["", "regularisation", "kernel width", "weight factor"],
+            [
+                [name, text(p.regularisation), text(p.kernel_width), text(p.weight_factor)]
+                for name, p in (
+                    ("OpenFace", default),
+                    ("random search", best),
+                    ("gradients", tuned.params),
+                )
+            ],
+        )
+        + f"\n\nTuning took {seconds['tuning']:.0f} s ({LEARNED} faces, {COURSE.epochs} epochs, "
+        f"with compilation), the search {seconds['random search']:.0f} s ({CANDIDATES} settings on "
+        f"{SEARCHED} faces). Held-out error of the epochs: "
+        + ", ".join(f"{line['validation']:.2f}" for line in tuned.course)
+        + "."
+    )
+    write_results(
+        HERE,
+        "OpenFace's settings, tuned by gradients",
+        body,
+        {"figures": figures, "seconds": seconds, "course": tuned.course},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The faces of each frame, by a tracker, or by fits that know nothing of each other.
+
+Both kinds have `fit_frames`, and `state` and `restore` for checkpoints.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jclnf.detect import Detector, find_faces
+from jclnf.errors import JclnfError
+from jclnf.fitting import fit_batch
+from jclnf.tracking import (
+    SAME_FACE,
+    TrackedFace,
+    Tracker,
+    assign,
+    extent,
+    grey_of,
+    overlap,
+    tracked_face,
+    usable,
+)
+from jclnf.video._source import Frame
+
+
+class TrackingFitter:
+    """Fits each frame from the one before, by a tracker; the default.
+
+    Args:
+        tracker: the tracker.
+        boxes: given boxes by the numbers of their frames.
+    """
+
+    def __init__(self, tracker: Tracker, boxes: dict[int, Any]) -> None:
+        self._tracker, self._boxes = tracker, boxes
+
+    def fit_frames(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
+        """Each frame as it comes with its faces; none of one that could not be read."""
+        for frame in frames:
+            if frame.image is None:
+                yield frame, []
+            else:
+                yield frame, self._tracker.step(frame.image, self._boxes.get(frame.number))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Tracker.state`."""
+        return self._tracker.state()
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """See `Tracker.restore`."""
+        self._tracker.restore(state)
+
+
+class IndependentFitter:
+    """Fits each frame from the boxes that a detector finds in it.
+
+    A chunk's faces are fitted as batches over all of JAX's devices. Numbers of faces go on where
+    boxes overlap from frame to frame. Nothing carries over but those, so errors do not either;
+    but each frame costs a detection, and landmarks are less steady than a tracker's.
+
+    Args:
+        model: prepared or not.
+        params: settings of the fits.
+        detector: finds the faces.
+        most: most faces of a frame.
+    """
+
+    BATCH = 16
+    """Faces fitted at a time; batches are filled up, so that nothing is compiled twice."""
+
+    def __init__(self, model: Any, params: Any, detector: Detector, most: int | None) -> None:
+        self._model, self._params, self._detector, self._most = model, params, detector, most
+        self._last: dict[int, np.ndarray] = {}
+        self._next = 0
+
+    def fit_frames(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
+        """All the frames with their faces, once the last of them has come."""
+        chunk = list(frames)
+        jobs: list[tuple[np.ndarray, np.ndarray]] = []
+        counts = []
+        for frame in chunk:
+            boxes: list[np.ndarray] = []
+            if frame.image is not None:
+                found = find_faces(self._detector, frame.image)
+                boxes = [box for box in found if usable(box, frame.image.shape)][: self._most]
+            grey = grey_of(frame.image) if boxes else np.zeros((0, 0))
+            jobs += [(grey, box) for box in boxes]
+            counts.append(len(boxes))
+        results: list[Any] = []
+        for first in range(0, len(jobs), self.BATCH):
+            part = jobs[first : first + self.BATCH]
+            filled = part + part[-1:] * (self.BATCH - len(part))
+            images, given = zip(*filled, strict=True)
+            together = jax.device_get(fit_batch(self._model, images, np.array(given), self._params))
+            results += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
+        queue = iter(results)
+        for frame, count in zip(chunk, counts, strict=True):
+            yield frame, self._numbered([next(queue) for _ in range(count)])
+
+    def _numbered(self, results: list[Any]) -> list[TrackedFace]:
+        boxes = [extent(np.asarray(result.landmarks)) for result in results]
+        before = list(self._last)
+        overlaps = [[overlap(box, self._last[number]) for number in before] for box in boxes]
+        table = np.array(overlaps).reshape(len(boxes), len(before))
+        pairs = assign(np.where(table >= SAME_FACE / 2, table, 0.0))
+        numbers = {face: before[known] for face, known in pairs}
+        faces = []
+        for i, result in enumerate(results):
+            if i not in numbers:
+                numbers[i], self._next = self._next, self._next + 1
+            faces.append(tracked_face(numbers[i], result, detected=True))
+        self._last = {face.id: face.box for face in faces if face.success}
+        return sorted(faces, key=lambda face: face.id)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As `Tracker.state`."""
+        return {
+            "ids": np.array(list(self._last), np.int64),
+            "boxes": np.array(list(self._last.values()), np.float64).reshape(-1, 4),
+            "next": np.array(self._next, np.int64),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """As `Tracker.restore`."""
+        try:
+            ids, boxes, after = state["ids"], state["boxes"], int(state["next"])
+        except KeyError as error:
+            raise JclnfError(f"this is not the state of independent fits ({error})") from None
+        self._last = {int(number): box for number, box in zip(ids, boxes, strict=True)}
+        self._next = after
