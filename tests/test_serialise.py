@@ -93,7 +93,7 @@ def changed(path, tensors=(), header=None):
 
 def test_other_versions_and_other_files_are_named(saved):
     changed(saved, header=lambda text: text.update(version=99))
-    with pytest.raises(ModelFileError, match="format version 99, .* update jclnf"):
+    with pytest.raises(ModelFileError, match=r"format version 99, .* update jclnf"):
         jclnf.load_model(saved)
     save_file(load_file(saved), saved)
     with pytest.raises(ModelFileError, match="not one of jclnf's models"):
@@ -104,10 +104,12 @@ def _tensors(name, old):
     """Malformed stand-ins of a tensor."""
     if old.dtype.kind == "f" and old.size:
         yield np.full_like(old, np.nan)
-    for axis in range(old.ndim):
+    # Kernels of another side may give maps of the same size once these are pooled.
+    for axis in range(2 if name.endswith("kernels") else old.ndim):
         yield np.ascontiguousarray(np.take(old, range(old.shape[axis] - 1), axis))
     yield old[None].copy()
-    yield old.astype(np.uint8 if old.dtype.kind == "f" else np.float32)
+    if "defaults" not in name:  # settings may be whole numbers
+        yield old.astype(np.uint8 if old.dtype.kind == "f" else np.float32)
     if name.endswith(("eigenvalues", "expert_of", "vertices")):
         yield -1 - old
 
@@ -197,7 +199,7 @@ def test_parts_and_validator_are_there_or_said_not_to_be(saved):
             jclnf.load_model(saved, **{option: True})
 
 
-def test_fields_that_came_later_have_their_defaults(model, saved):
+def test_fields_that_came_later_have_their_defaults(saved):
     changed(saved, header=lambda text: text["model"]["fields"]["defaults"]["fields"].pop("parts"))
     assert jclnf.load_model(saved).defaults.parts is False
 
@@ -233,8 +235,8 @@ def test_names(tmp_path, monkeypatch):
     assert jclnf.load_model("default").name == jclnf.load_model().name
     with pytest.raises(ModelFileError, match=r"defautl: .*there are: default, clnf_general\)"):
         jclnf.load_model("defautl")
-    with pytest.raises(ModelFileError, match="names no parts"):
-        jclnf.load_model("clnf_general", parts=True)
+    with pytest.raises(ModelFileError, match="no such file; main_clnf_general"):
+        jclnf.load_model("clnf_general", validator=True)
 
 
 def test_where_a_model_cannot_be_written(model, tmp_path):

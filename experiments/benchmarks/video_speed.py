@@ -51,8 +51,7 @@ def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> di
     )
     parts = jax.jit(lambda model, image, result: fit_parts(model, image, result, settings))
     trust = jax.jit(
-        lambda model, image, result: model.confidence(image, result.landmarks, result.pose.rotation
-        )
+        lambda model, image, result: model.confidence(image, result.landmarks, result.pose.rotation)
     )
     return {
         "face": lambda: whole(model, frame, result.pose, result.shape),

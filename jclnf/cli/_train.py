@@ -95,8 +95,8 @@ def run(options: Train) -> int:
 def _confidence(model: Model, faces: Faces, held_out: Faces, options: Train) -> Confidence:
     """The confidence of a trained model: one that it had before, calibrated anew, or a new one."""
     effort, course = min(options.effort, 1.0), dataclasses.replace(COURSE, seed=options.seed)
-    if model.confidence is not None:
-        before = model.confidence
+    before = model.confidence
+    if isinstance(before, Confidence):
         return adapt_confidence(
             model, before, held_out, MIRROR_68, effort=effort, seed=options.seed
         )

@@ -28,6 +28,9 @@ SUCCESS_CONFIDENCE = 0.725
 class Layer(eqx.Module):
     """A step of the network, from maps `(c, y, x)` or a vector to maps or a vector."""
 
+    def __check_init__(self) -> None:
+        check_fields(self, f"{type(self).__name__} of a validator")
+
     @abstractmethod
     def __call__(self, maps: Float[Array, "..."]) -> Float[Array, "..."]:
         """The layer's output."""
