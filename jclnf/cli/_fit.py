@@ -17,10 +17,10 @@ from jclnf.cli._commands import Fit
 from jclnf.cli._face_table import FaceTable
 from jclnf.cli._files import find_images, openface_paths, overlay_paths
 from jclnf.cli._openface import ImageTables
-from jclnf.cli._settings import fit_params, rotations
+from jclnf.cli._settings import fit_params
 from jclnf.detect import find_faces, make_detector
 from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
-from jclnf.fitting import FitStatus, Model
+from jclnf.fitting import Model
 from jclnf.images import ImageFile, read_image_file
 from jclnf.outputs import make_folder, write_png
 from jclnf.params import FitParams
@@ -54,7 +54,7 @@ def run(options: Fit) -> int:
     in_space = None
     if options.openface_csv or options.focal is not None or options.centre is not None:
         in_space = ImageTables(model, options.focal, options.centre, options.full_precision)
-    task = _Task(options, model.prepare(params), params, boxes, table, in_space)
+    task = _Task(options, model, params, boxes, table, in_space)
     failed = len(problems)
     with table:
         try:
@@ -155,27 +155,18 @@ class _Task:
 
     def fit(self, grey: np.ndarray, box: Any) -> Any:
         """The fit of one face."""
-        crop = jclnf.crop(grey, box)
-        starts = rotations(self.options.starts, self.model)
-        fit: Any = jclnf.fit
-        if starts is not None:
-            several = self.model.early_termination is None
-            fit = jclnf.fit_hypotheses if several else jclnf.fit_until_accepted
         try:
             # JAX runs behind: its errors come when the result is asked for.
-            options = {} if starts is None else {"rotations": starts}
-            result = jax.device_get(fit(self.model, crop.image, crop.box, self.params, **options))
+            return jax.device_get(jclnf.fit(self.model, grey, box, self.params))
         except ParamsError as e:  # of all faces the same
             raise CommandError(str(e)) from e
         except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
             raise JclnfError(f"JAX could not run the fit: {str(e).splitlines()[0]}") from e
-        return result.shifted(jax.numpy.asarray(crop.offset))
 
 
 def describe(result: Any, head: Any = None) -> str:
     """Return a fit in a line: what there is to be done about it, if anything; the angles, of the
     head in the camera's frame if its `HeadPose` is given, else weak-perspective ones; the rest."""
-    status = FitStatus(int(result.status))
     pose = result.pose if head is None else head
     pitch, yaw, roll = np.rad2deg(np.asarray(pose.rotation, float))
     whose, where = "weak-perspective", ""
@@ -188,8 +179,7 @@ def describe(result: Any, head: Any = None) -> str:
     )
     if result.confidence is not None:
         line += f", confidence {float(result.confidence):.3f}"
-        line += "" if result.success else ": not a face, or a bad fit"
-    return line if status.ok else f"{status.message} {line}"
+    return line if result.success else f"{result.message} {line}"
 
 
 def _written(write: Callable[[], None]) -> bool:

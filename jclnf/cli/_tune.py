@@ -34,12 +34,12 @@ def run(options: Tune) -> int:
     # A batch is not larger than there are faces.
     batch = min(COURSE.batch, len(learned[0]))
     course = dataclasses.replace(COURSE, epochs=options.epochs, seed=options.seed, batch=batch)
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         model,
         *learned,
         what=options.what,
         validation=held_out,
-        rotations=jclnf.OPENFACE_ROTATIONS if options.starts > 1 else None,
+        rotations=jclnf.openface.ROTATIONS if options.starts > 1 else None,
         offset=options.offset,
         course=course,
         patience=options.patience,

@@ -26,9 +26,9 @@ from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, TrunkExperts
 from jclnf.files._find import DEFAULT_MODEL, find_model
 from jclnf.files._version2 import description
-from jclnf.fitting import Confidence, EarlyTermination, LearnedStart, Model, Part, Uncertainty
+from jclnf.fitting import Confidence, LearnedStart, Model, Part, Uncertainty
 from jclnf.geometry import PDM
-from jclnf.openface import LAYERS, Validator, View, load_openface
+from jclnf.openface import LAYERS, EarlyTermination, Validator, View, load_openface
 from jclnf.outputs import replacing
 from jclnf.params import Arithmetic, FitParams
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from jclnf.experts import CCNF, CEN, SVR, TrunkExperts
-from jclnf.fitting import Confidence, EarlyTermination, LearnedStart, Uncertainty
+from jclnf.fitting import Confidence, LearnedStart, Uncertainty
 from jclnf.geometry import PDM
-from jclnf.openface import LAYERS, View
+from jclnf.openface import LAYERS, ROTATIONS, EarlyTermination, View
 from jclnf.params import FitParams
 
 _EXPERTS = {"ccnf": CCNF, "svr": SVR, "cen": CEN, "trunk": TrunkExperts}
@@ -37,6 +37,10 @@ def description(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[
         )
         for i, part in enumerate(header.get("parts", []))
     ]
+    if "start" not in header:
+        # Programs tried these where there was no learned start.
+        tensors["rotations"] = np.array(ROTATIONS, np.float32)
+        fields["defaults"]["fields"]["rotations"] = {"tensor": "rotations"}
     if "validator" in header:
         views = [
             _module(View, view, f"validator.{i}", tensors)

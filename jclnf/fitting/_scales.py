@@ -36,8 +36,8 @@ def fit_from(
 ) -> FitResult:
     """Fit one face from a given pose and shape.
 
-    What `jclnf.fit` does between putting them into the box and `jclnf.fitting.finish`. A pure
-    function that is neither compiled nor checks its inputs.
+    The fit proper, without its start and without `postprocess`. A pure function that is neither
+    compiled nor checks its inputs.
     """
     params, image = as_dtype(params, model.pdm.mean.dtype), jnp.asarray(image)
     start = _State(
@@ -76,7 +76,7 @@ def fit_from(
 
 
 class _State(NamedTuple):
-    """What is carried from scale to scale."""
+    """The carry from scale to scale."""
 
     pose: Pose
     shape: Float[Array, " m"]
@@ -89,14 +89,14 @@ class _State(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What the covariance of landmarks is taken from: the last responses and their frame."""
+    """The last responses and their frame, for the covariance of landmarks."""
 
     responses: Float[Array, "n 2 2"]
     to_image: Float[Array, "2"]
 
 
 class _Maps(NamedTuple):
-    """What the two passes of a scale work on: the responses and the frame they stand in."""
+    """The responses that the two passes of a scale work on, and the frame they stand in."""
 
     responses: Float[Array, "n k k"]
     base: Float[Array, "n 2"]
@@ -108,7 +108,7 @@ class _Maps(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """What is carried from iteration to iteration."""
+    """The carry from iteration to iteration."""
 
     pose: Pose
     shape: Float[Array, " m"]
@@ -190,13 +190,13 @@ def _with_implicit_derivatives(
     # A kernel that is read from a table has no slope.
     params = params.replace(arithmetic=EXACT)
 
-    def balance(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
+    def residual(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
         shifts, _ = _shifts(maps, params, scale, project(pdm, pose, shape))
         in_image = apply(maps.to_image, shifts)
         weights = maps.weights
         return rlms.normal_equations(pdm, pose, shape, in_image, weights, products, strength)[1]
 
-    pose, shape = implicit.fixed_point(model.pdm, balance, after.pose, after.shape)
+    pose, shape = implicit.fixed_point(model.pdm, residual, after.pose, after.shape)
     _, offsets = _shifts(maps, params, scale, project(model.pdm, pose, shape))
     each = _likelihoods(maps, params, scale, offsets)
     likelihood = model_likelihood(each, maps.visible)
