@@ -114,7 +114,7 @@ def test_it_does_what_is_said(face, box, begun, rules, monkeypatch, name, one_by
     winner, expected = restated(face, begun, rule)
     if accepted is not None:
         assert winner == accepted
-    found = eqx.filter_jit(lambda m: fit_face(m, face.image, box, ROTATIONS, PARAMS))(
+    found = eqx.filter_jit(lambda m: fit_face(m, face.image, box, jnp.asarray(ROTATIONS), PARAMS))(
         with_rule(face, rule)
     )
     np.testing.assert_allclose(found.landmarks, expected.landmarks, atol=2e-3)
