@@ -130,10 +130,7 @@ def info(options: Info) -> int:
     path = path if native else main_file(path)
     files = [path] if native else named_files(path)
     missing = [] if native else [file.name for file in files if not file.is_file()]
-    if native or missing:
-        model = jclnf.load_model(path)
-    else:
-        model = jclnf.load_openface(path, **offers(path))
+    model = jclnf.load_model(path, **({} if native or missing else offers(path)))
     manifest = read_manifest()
     licence = "as its model card says" if native else f"{manifest.licence} ({manifest.licence_url})"
     for label, value in (
@@ -149,7 +146,7 @@ def info(options: Info) -> int:
 
 
 def _contents(model: Model) -> Iterator[tuple[str, str]]:
-    """What a model has, as labels and values."""
+    """Contents of a model, as labels and values."""
     experts, defaults = model.experts, model.defaults
     yield "experts", type(experts).__name__
     yield "landmarks", str(model.pdm.n_landmarks)
