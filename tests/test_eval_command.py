@@ -13,14 +13,14 @@ from support.synthetic import planted
 
 import jclnf
 import jclnf.evaluation
-from jclnf.annotations import AnnotatedFace, tight_box
+from jclnf.annotations import AnnotatedFace
 from jclnf.cli._main import main
 from jclnf.errors import AnnotationError, BoxError
 from jclnf.evaluation import NOT_READ, Evaluation, evaluate
 from jclnf.evaluation._evaluate import yaws
 from jclnf.evaluation._metrics import box_size
 from jclnf.fitting import FitStatus
-from jclnf.geometry import Pose, project
+from jclnf.geometry import Pose, project, tight_box
 from jclnf.runtime import use_all_cores
 
 SHIFTS = ((0, 0), (9, 4), (-6, 12))

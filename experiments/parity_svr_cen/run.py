@@ -33,8 +33,8 @@ from common import (  # noqa: E402
 )
 
 import jclnf  # noqa: E402
+from jclnf import geometry  # noqa: E402
 from jclnf.fitting._scales import reference_shape  # noqa: E402
-from jclnf.geometry import _warp as warp  # noqa: E402
 from jclnf.geometry import project  # noqa: E402
 from jclnf.params import OPENFACE as ARITHMETIC  # noqa: E402
 
@@ -79,8 +79,10 @@ def responses(model: jclnf.Model, areas: Any, scale: Any, view: Any, window: int
 @eqx.filter_jit
 def own_areas(model: jclnf.Model, image: Any, pose: Any, shape: Any, scale: Any, side: int) -> Any:
     landmarks = project(model.pdm, pose, shape)
-    to_image = warp.invert(warp.align(landmarks, reference_shape(model, shape, scale)))
-    return warp.sample_areas(image, landmarks, to_image, side, fixed_point=True)
+    to_image = geometry.invert_similarity(
+        geometry.similarity_between(landmarks, reference_shape(model, shape, scale))
+    )
+    return geometry.sample_areas(image, landmarks, to_image, side, fixed_point=True)
 
 
 def errors(kind: str, model: jclnf.Model, scale: Scale, areas: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ class PatchExperts(eqx.Module):
 
         The choice is piecewise constant: it has no derivative.
         """
-        return jnp.argmin(jnp.sum((self.centres[scale] - rotation) ** 2, axis=-1))
+        return jnp.argmin(jnp.sum((self.centres[scale] - rotation[None]) ** 2, axis=-1))
 
 
 class AreaExperts(PatchExperts):

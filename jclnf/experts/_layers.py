@@ -37,7 +37,8 @@ def plain_layer(weights: Mapping[str, Array]) -> Layer:
     """Convolution and bias, the arrays `<name>.kernel` and `<name>.bias`."""
 
     def layer(name: str, x: Array, stride: int) -> Array:
-        return convolve(x, weights[f"{name}.kernel"], stride) + weights[f"{name}.bias"]
+        bias = weights[f"{name}.bias"][None, None, None]
+        return convolve(x, weights[f"{name}.kernel"], stride) + bias
 
     return layer
 
