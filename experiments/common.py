@@ -15,13 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-# The experiments are about this working copy, whichever jclnf is installed.
-sys.path.insert(0, str(REPOSITORY))
-
-import jclnf  # noqa: E402
-from jclnf.geometry import Pose  # noqa: E402
-from jclnf.images import read_image  # noqa: E402
+import jclnf
+from experiments import REPOSITORY
+from jclnf.geometry import Pose
+from jclnf.images import read_image
 
 DATA = Path(os.environ.get("JCLNF_TEST_DATA", REPOSITORY.parent / "shared"))
 OPENFACE = DATA / "openface"
@@ -203,7 +200,7 @@ def environment() -> dict[str, Any]:
             model = f"{name} (family {family}, model {number})"
     names = ("jax", "jaxlib", "numpy", "equinox", "opencv-python-headless")
     return {
-        "command": shlex.join(["python", _relative(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "versions": {
             "python": platform.python_version(),
             "jclnf": jclnf.__version__,
@@ -213,9 +210,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _relative(script: str) -> str:
-    path = Path(script).resolve()
-    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
+def _module() -> str:
+    """The module that is run."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else "?"
 
 
 def write_results(folder: Path, title: str, body: str, numbers: dict[str, Any]) -> None:

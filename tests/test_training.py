@@ -15,7 +15,7 @@ import jclnf
 from jclnf import geometry
 from jclnf.cli._main import main
 from jclnf.errors import TrainingError
-from jclnf.experts import SAMPLING, trunk_shapes
+from jclnf.experts import TRUNK_SAMPLING, trunk_shapes
 from jclnf.fitting._scales import reference_shape
 from jclnf.geometry import PDM, Pose, project
 from jclnf.train._augment import augment
@@ -121,7 +121,7 @@ class TestExamples:
         state = disturbed(posed, 2, COARSE, rng)
         to_image = np.linalg.inv(similarity(state.landmarks, 0.2 * state.shape[:, :2]))
         for zoom in (1.0, 2.0):
-            linear = zoom * to_image / SAMPLING
+            linear = zoom * to_image / TRUNK_SAMPLING
             centre = state.landmarks.mean(0)
             found = warped(posed.faces.pictures[2], centre, linear, 40)
             expected = geometry.sample_square(

@@ -1,7 +1,7 @@
 """How many frames a second does `jclnf video` do, and does its memory stay flat?
 
-    python experiments/benchmarks/video_pipeline.py speed [--frames 800]
-    python experiments/benchmarks/video_pipeline.py memory [--minutes 60]
+    python -m experiments.benchmarks.video_pipeline speed [--frames 800]
+    python -m experiments.benchmarks.video_pipeline memory [--minutes 60]
 
 The whole pipeline (decoding, tracking, eye models, confidence, head pose, gaze, table), one face,
 640 x 480 pixels: OpenFace's clip `default.wmv` over and over. Speed is measured on the second run
@@ -10,21 +10,19 @@ in a process, after everything is compiled; on an idle machine. Needs the develo
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jclnf
+from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from experiments.timing import cpp_fit
+from jclnf.video import Settings, load
+from jclnf.video._run import Record, Run
+from jclnf.video._source import Frame, VideoFile
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from common import DATA, OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.video import Settings, load  # noqa: E402
-from jclnf.video._run import Record, Run  # noqa: E402
-from jclnf.video._source import Frame, VideoFile  # noqa: E402
 
 CLIP = OPENFACE / "samples" / "default.wmv"
 
@@ -70,13 +68,10 @@ def performed(kind: str, count: int, told=None) -> tuple[Record, float]:
 
 
 def speed(count: int) -> None:
-    sys.path.insert(0, str(DATA / "bench"))
-    from calibrate import RATIO, unit
-
     load_before = os.getloadavg()[0]
     rows = []
     for kind, asked in (("OpenFace's general model", 100.0), ("bundled model", None)):
-        cpp = 1e3 * RATIO * unit(10)
+        cpp = 1e3 * cpp_fit()
         record, seconds = performed(kind, count)
         assert record.frames == count
         rows += [

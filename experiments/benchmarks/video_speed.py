@@ -7,30 +7,27 @@ load before it began is recorded.
 
 import argparse
 import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import jax
+import numpy as np
+
+import jclnf
+from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from experiments.timing import cpp_fit, timed
+from jclnf.fitting import fit_from
+from jclnf.fitting._parts import fit_parts
+from jclnf.fitting._validator import confidence
+from jclnf.tracking._track import without_trace
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import cv2  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from common import DATA, OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.fitting import fit_from  # noqa: E402
-from jclnf.fitting._parts import fit_parts  # noqa: E402
-from jclnf.fitting._validator import confidence  # noqa: E402
-from jclnf.tracking._track import without_trace  # noqa: E402
 
 CLIP = "default.wmv"
 START = (147.371, 179.350, 190.917, 197.191)
 ALTERNATIONS = 5
-CALIBRATION_REPEATS = 5
 FRAMES_A_SECOND = 100
 
 
@@ -42,12 +39,6 @@ def decoded() -> list[np.ndarray]:
         if not there:
             return frames
         frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
-
-
-def milliseconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(work())
-    return 1e3 * (time.perf_counter() - start)
 
 
 def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> dict[str, Any]:
@@ -77,9 +68,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=100, help="frames that are tracked")
     count = parser.parse_args().frames
     load = os.getloadavg()[0]
-    sys.path.insert(0, str(DATA / "bench"))
-    from calibrate import RATIO, unit
-
     model = jclnf.load_openface(model_file("general"), parts=True, validator=True)
     params = jclnf.TrackParams.openface(model)
     tracker = jclnf.Tracker(model, params, single=True)
@@ -96,15 +84,15 @@ def main() -> None:
     cpp: list[float] = []
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(ALTERNATIONS):
-        cpp.append(1e3 * RATIO * unit(CALIBRATION_REPEATS))
+        cpp.append(1e3 * cpp_fit(5))
         tracker.reset()
         tracker.step(frames[0], START)
         for frame in frames[1:]:
             before = time.process_time()
-            steps.append(milliseconds(lambda frame=frame: tracker.step(frame)[0].result.landmarks))
+            steps.append(1e3 * timed(lambda frame=frame: tracker.step(frame)[0].result.landmarks))
             cpu.append(1e3 * (time.process_time() - before))
         for name, work in works.items():
-            taken[name] += [milliseconds(work) for _ in range(20)]
+            taken[name] += [1e3 * timed(work) for _ in range(20)]
     asked = 1e3 / FRAMES_A_SECOND
     rows = []
     for where, pick in (("median", np.median), ("fastest tenth", lambda v: np.quantile(v, 0.1))):

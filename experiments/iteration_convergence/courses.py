@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import PASSES, Row, recording, scales, table
+
+from experiments.common import PASSES, Row, recording, scales, table
 
 SHOWN = (0, 1, 2, 5, 10, 20, 49)
 """Iterations that the tables show."""

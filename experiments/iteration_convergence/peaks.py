@@ -3,7 +3,8 @@
 from typing import Any
 
 import numpy as np
-from common import PASSES, Row, recording, scales, table
+
+from experiments.common import PASSES, Row, recording, scales, table
 
 LANDMARKS = (48, 1, 6)
 """Those whose peaks the report that started the project found to stay off-centre."""

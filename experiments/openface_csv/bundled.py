@@ -1,26 +1,24 @@
 """Is the head pose of the bundled model's shapes the one that OpenFace's shapes have?
 
-    python experiments/openface_csv/bundled.py
+    python -m experiments.openface_csv.bundled
 
 Both models put their own shapes through the same landmarks, those of OpenFace's tables of three
 clips, so that nothing but the shapes differs. Needs `openface/` of the development data.
 """
 
 import csv
-import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jclnf
+from experiments.common import OPENFACE, Row, pivot, write_results
+from jclnf.geometry import shape3d
+from jclnf.space._head_pose import pose_of_points
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from common import OPENFACE, Row, pivot, write_results  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.geometry import shape3d  # noqa: E402
-from jclnf.space._head_pose import pose_of_points  # noqa: E402
 
 SIZES = {"default": (640, 480), "changeLighting": (640, 480), "subj01_timepoint01": (1080, 720)}
 

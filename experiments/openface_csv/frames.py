@@ -1,37 +1,34 @@
 """Draw every frame and sign of the tables: image, camera, head rotation and gaze.
 
-    python experiments/openface_csv/frames.py
+    python -m experiments.openface_csv.frames
 
 The mean shape of the bundled model is placed in space and seen by `jclnf.Camera`. The numbers under
 the pictures are measured from what the camera sees, by `jclnf.head_pose` and `jclnf.gaze`.
 """
 
 import io
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import common  # noqa: E402, F401  (this working copy's jclnf)
-import jax.numpy as jnp  # noqa: E402
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from PIL import Image  # noqa: E402
+import matplotlib.pyplot as plt
+from PIL import Image
 
-import jclnf  # noqa: E402
-from jclnf.geometry import (  # noqa: E402
+import jclnf
+from jclnf.geometry import (
     Pose,
     euler_to_matrix,
     shape3d,
 )
-from jclnf.space import EYES  # noqa: E402
-from jclnf.space._gaze import CENTRE, CORNERS, RADIUS  # noqa: E402
+from jclnf.space import EYES
+from jclnf.space._gaze import CENTRE, CORNERS, RADIUS
+
+HERE = Path(__file__).resolve().parent
 
 WIDTH, HEIGHT = 640, 480
 CAMERA = jclnf.Camera.assumed(WIDTH, HEIGHT)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Face, Row, faces, landmarks_of, recording
 
 import jclnf
+from experiments.common import Face, Row, faces, landmarks_of, recording
 from jclnf import Arithmetic, FitParams, FitResult, Model
 
 SIDE = 512

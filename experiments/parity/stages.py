@@ -7,9 +7,9 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from common import Row, Scale, recording, scales
 
 import jclnf
+from experiments.common import Row, Scale, recording, scales
 from jclnf import geometry
 from jclnf.experts._base import landmark_weights
 from jclnf.fitting import _meanshift as meanshift

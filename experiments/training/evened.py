@@ -1,13 +1,14 @@
 """Second part of the bundled model's training: a model of plain pictures learns to see evened ones.
 
-    python experiments/training/evened.py FIRST FOLDER
+    python -m experiments.training.evened FIRST FOLDER
 
 FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
 (`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
 the fit on evened pictures (`jclnf.experts._layers.evened`), from several seeds, and their weights
-averaged; start and shape model are those of the whole training on evened pictures, `run.py`, which
-models/default.safetensors holds when this begins. Readout, confidence and covariances are learned
-anew. Twenty minutes on two cores; FOLDER keeps the checkpoints.
+averaged; start and shape model are those of the whole training on evened pictures
+(`experiments.training`), which models/default.safetensors holds when this begins. Readout,
+confidence and covariances are learned anew. Twenty minutes on two cores; FOLDER keeps the
+checkpoints.
 """
 
 import argparse
@@ -18,27 +19,25 @@ import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import numpy as np  # noqa: E402
-from common import DATA, REPOSITORY  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.numpy import save_file  # noqa: E402
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-import jclnf  # noqa: E402
-from jclnf.cli._learning import split_people  # noqa: E402
-from jclnf.files._serialise import FORMAT_VERSION  # noqa: E402
-from jclnf.images import read_photo  # noqa: E402
-from jclnf.runtime import use_all_cores  # noqa: E402
-from jclnf.train._batches import BoxExamples  # noqa: E402
-from jclnf.train._confidence import learn_confidence  # noqa: E402
-from jclnf.train._end_to_end import averaged, train_end_to_end  # noqa: E402
-from jclnf.train._faces import MIRROR_68, Faces, cut_out  # noqa: E402
-from jclnf.train._loop import Course  # noqa: E402
-from jclnf.train._measure import fit_errors, one_of_each, summary  # noqa: E402
-from jclnf.train._pipeline import FIT_MARGIN, FIT_PICTURE  # noqa: E402
-from jclnf.train._readout import learn_readout  # noqa: E402
-from jclnf.train._uncertainty import calibrate_uncertainty  # noqa: E402
+import jclnf
+from experiments.common import DATA, REPOSITORY
+from jclnf.cli._learning import split_people
+from jclnf.files._serialise import FORMAT_VERSION
+from jclnf.images import read_photo
+from jclnf.runtime import use_all_cores
+from jclnf.train._batches import BoxExamples
+from jclnf.train._confidence import learn_confidence
+from jclnf.train._end_to_end import averaged, train_end_to_end
+from jclnf.train._faces import MIRROR_68, Faces, cut_out
+from jclnf.train._loop import Course
+from jclnf.train._measure import fit_errors, one_of_each, summary
+from jclnf.train._pipeline import FIT_MARGIN, FIT_PICTURE
+from jclnf.train._readout import learn_readout
+from jclnf.train._uncertainty import calibrate_uncertainty
 
 COURSES = [Course(8, rate=5e-4, seed=seed) for seed in (11, 12)]
 

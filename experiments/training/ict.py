@@ -1,18 +1,16 @@
 """3D faces of the 68 landmarks from the ICT-FaceKit basis, for the shape model to start from.
 
-    python experiments/training/ict.py ict.npz
+    python -m experiments.training.ict ict.npz
 
 writes what `jclnf train --shape-prior` takes. Identities are drawn from the basis's normal
 distribution; of the expressions each is present in one face of seven, up to its full strength.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import DATA
+from experiments.common import DATA
 
 PRESENT = 0.15
 

@@ -1,6 +1,5 @@
 """The two photographs of the README, fitted with the bundled model as `jclnf fit` does it."""
 
-import sys
 from pathlib import Path
 
 import cv2
@@ -8,13 +7,11 @@ import matplotlib
 import numpy as np
 import skimage.data
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import common  # noqa: E402, F401
+import jclnf
+from jclnf.detect import HaarDetector
+from jclnf.draw import draw_overlay
 
-import jclnf  # noqa: E402
-from jclnf.detect import HaarDetector  # noqa: E402
-from jclnf.draw import draw_overlay  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 SIDE = 360
 

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-from common import DATA, model_file, table, write_results  # noqa: E402
+import jclnf
+from experiments.common import DATA, model_file, table, write_results
+from jclnf.annotations import read_annotations
+from jclnf.evaluation._metrics import outer_eye_distance
+from jclnf.train._faces import MIRROR_68
 
-import jclnf  # noqa: E402
-from jclnf.annotations import read_annotations  # noqa: E402
-from jclnf.evaluation._metrics import outer_eye_distance  # noqa: E402
-from jclnf.train._faces import MIRROR_68  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 SHAPE = HERE / "shape"
 CONTOURS = [

@@ -1,8 +1,8 @@
 """What each step of the training brought, on the validation split.
 
-    python experiments/training/steps.py FOLDER MODEL [CCNF_EPOCHS]
+    python -m experiments.training.steps FOLDER MODEL [CCNF_EPOCHS]
 
-FOLDER is the working folder of experiments/training/run.py, MODEL the model that it made. CCNF
+FOLDER is the working folder of `experiments.training`, MODEL the model that it made. CCNF
 experts are trained here, by gradient descent, for as many epochs (default: 4), and put in the place
 of the trunk. Nothing is chosen by these figures.
 """
@@ -14,23 +14,21 @@ import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jclnf
+from experiments.common import DATA, table, write_results
+from jclnf.annotations import AnnotatedFace
+from jclnf.images import read_photo
+from jclnf.train._batches import COARSE, FINE
+from jclnf.train._ccnf import experts_of, train_ccnf
+from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out
+from jclnf.train._loop import Course
+from jclnf.train._shape_model import ShapeModel
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import jax  # noqa: E402
-from common import DATA, table, write_results  # noqa: E402
-
-jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.annotations import AnnotatedFace  # noqa: E402
-from jclnf.images import read_photo  # noqa: E402
-from jclnf.train._batches import COARSE, FINE  # noqa: E402
-from jclnf.train._ccnf import experts_of, train_ccnf  # noqa: E402
-from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out  # noqa: E402
-from jclnf.train._loop import Course  # noqa: E402
-from jclnf.train._shape_model import ShapeModel  # noqa: E402
 
 CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 """Reference pixels per millimetre and windows, as OpenFace's CCNF experts have them."""
@@ -66,6 +64,7 @@ def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jc
 
 
 def main() -> None:
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     folder = Path(sys.argv[1])
     epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 4
     final = jclnf.load_model(sys.argv[2])

@@ -159,10 +159,10 @@ class CCNF(AreaExperts):
 
 
 class PreparedCCNF(AreaExperts):
-    """CCNF experts ready to be evaluated: what `CCNF.prepare` gives.
+    """CCNF experts ready to be evaluated, from `CCNF.prepare`.
 
     Its arrays are derived from a `CCNF`'s parameters, so they are named differently, and a
-    derivative by them is not one by the parameters.
+    derivative with respect to them is not one with respect to the parameters.
     """
 
     weights: Float[Array, "s v n q p"]

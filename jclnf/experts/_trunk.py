@@ -20,7 +20,7 @@ from jclnf.experts._layers import Layer, Shapes, check_weights, normalised, plai
 from jclnf.geometry import apply_similarity, invert_similarity, sample_square
 from jclnf.params import Arithmetic
 
-SAMPLING = 2
+TRUNK_SAMPLING = 2
 """Pixels of the network's input along one cell (reference pixel) of its maps."""
 REDUCTION = 8
 """The network halves its map of cells three times: its side is a multiple of this."""
@@ -49,7 +49,7 @@ def trunk_shapes(n: int, channels: Sequence[int]) -> Shapes:
     }
 
 
-def trunk(x: Float[Array, "b y x 1"], layer: Layer) -> Float[Array, "b g g n"]:
+def trunk_network(x: Float[Array, "b y x 1"], layer: Layer) -> Float[Array, "b g g n"]:
     """Maps of all landmarks, at half the resolution of the input.
 
     The last layer works at a quarter of it; each of its cells gives four values for each landmark,
@@ -120,7 +120,7 @@ class TrunkExperts(PatchExperts):
     @property
     def smallest_scale(self) -> float:
         """See `PatchExperts.smallest_scale`: half the coarsest scale. Trunks are trained on blurred
-        pictures as well; the error is a tenth larger there, and rises fast below."""
+        images as well; the error is a tenth larger there, and rises fast below."""
         return 0.5 * self.scalings[0]
 
     def respond(
@@ -140,9 +140,9 @@ class TrunkExperts(PatchExperts):
         middle = scaling * jnp.asarray(self.middle, landmarks.dtype)
         centroid = landmarks.mean(0)
         centre = centroid + apply_similarity(to_image, middle)
-        square = sample_square(image, centre, to_image / SAMPLING, SAMPLING * self.grid)
+        square = sample_square(image, centre, to_image / TRUNK_SAMPLING, TRUNK_SAMPLING * self.grid)
         weights = {name: array[scale] for name, array in self.kernels.items()}
-        maps = trunk(normalised(square)[None, :, :, None], plain_layer(weights))[0]
+        maps = trunk_network(normalised(square)[None, :, :, None], plain_layer(weights))[0]
         at = apply_similarity(invert_similarity(to_image), landmarks - centroid[None])
         at = at - middle[None] + (self.grid - 1) / 2
         return responses_in_windows(maps, at, window)

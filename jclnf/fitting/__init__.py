@@ -17,7 +17,14 @@ from jclnf.fitting._model import EarlyTermination, Model, Part
 from jclnf.fitting._readout import read_off
 from jclnf.fitting._result import FitResult, FitStatus, PartResult, Trace
 from jclnf.fitting._scales import fit_from
-from jclnf.fitting._start import MARGIN, SIZE, LearnedStart, decode, start_network, start_shapes
+from jclnf.fitting._start import (
+    START_MARGIN,
+    START_SIZE,
+    LearnedStart,
+    decode_start,
+    start_network,
+    start_shapes,
+)
 from jclnf.fitting._uncertainty import Uncertainty
 from jclnf.fitting._validator import LAYERS, Validator, View
 
@@ -26,9 +33,9 @@ __all__ = [
     "FRONTAL",
     "LANDMARK_LIMIT",
     "LAYERS",
-    "MARGIN",
     "OPENFACE_ROTATIONS",
-    "SIZE",
+    "START_MARGIN",
+    "START_SIZE",
     "Confidence",
     "EarlyTermination",
     "FitResult",
@@ -45,7 +52,7 @@ __all__ = [
     "characteristics",
     "check_inputs",
     "crops_of_one_size",
-    "decode",
+    "decode_start",
     "finish",
     "fit",
     "fit_batch",

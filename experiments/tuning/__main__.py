@@ -1,6 +1,6 @@
 """What does tuning by gradients bring? OpenFace's CLNF model, its settings and landmark weights.
 
-    python experiments/tuning/run.py
+    python -m experiments.tuning
 
 Regularisation and kernel width of each scale, and a weight for each landmark, scale and view, are
 tuned by `jclnf.tune` on faces of the training split; a random search over regularisation, kernel
@@ -10,16 +10,14 @@ are on the validation split, from eleven starts. Needs the development data.
 
 import csv
 import dataclasses
-import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-from common import DATA, model_file, table, write_results  # noqa: E402
+import jclnf
+from experiments.common import DATA, model_file, table, write_results
+from jclnf.runtime import use_all_cores
 
-import jclnf  # noqa: E402
-from jclnf.runtime import use_all_cores  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 LEARNED, WATCHED, SEARCHED = 2000, 250, 160
 """Faces to learn from, to choose the epoch by, and to compare random settings on."""

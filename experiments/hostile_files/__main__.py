@@ -9,7 +9,6 @@ on the whole process: an allocation beyond it fails, and is counted.
 import random
 import resource
 import struct
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,11 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from common import OPENFACE, environment, table, write_results
-
 import jclnf
+from experiments.common import OPENFACE, environment, table, write_results
 from jclnf.openface._ccnf import read_ccnf_scale
 from jclnf.openface._cen import read_cen_scale
 from jclnf.openface._early_termination import read_early_termination
@@ -33,6 +29,7 @@ from jclnf.openface._pdm import read_pdm
 from jclnf.openface._svr import read_svr_scale
 from jclnf.openface._validator import make_validator, read_validator
 
+HERE = Path(__file__).resolve().parent
 SECONDS = 1.0
 BYTES = 2**30
 EXTREMES = (-1, 0, 1, 2, 255, 65536, 2**31 - 1, -(2**31), 0x7F800000)
@@ -192,7 +189,7 @@ def main() -> None:
         rows,
     )
     numbers = {"counts": {name: dict(tally) for name, tally in counts.items()}, "slowest": slowest}
-    write_results(Path(__file__).parent, "Damaged model files", body, numbers | environment())
+    write_results(HERE, "Damaged model files", body, numbers | environment())
 
 
 if __name__ == "__main__":

@@ -17,10 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from common import (  # noqa: E402
+import jclnf
+from experiments.common import (
     OPENFACE,
     Face,
     Scale,
@@ -31,12 +29,12 @@ from common import (  # noqa: E402
     table,
     write_results,
 )
+from jclnf import geometry
+from jclnf.fitting._scales import reference_shape
+from jclnf.geometry import project
+from jclnf.params import OPENFACE as ARITHMETIC
 
-import jclnf  # noqa: E402
-from jclnf import geometry  # noqa: E402
-from jclnf.fitting._scales import reference_shape  # noqa: E402
-from jclnf.geometry import project  # noqa: E402
-from jclnf.params import OPENFACE as ARITHMETIC  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 SVR_RESPONSES, CEN_RESPONSES = 1e-4, 5e-5
 MEDIAN, PERCENTILE = 0.02, 0.1

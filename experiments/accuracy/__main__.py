@@ -2,18 +2,13 @@
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from common import DATA, Row, model_file, pivot, table, write_results  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.annotations import BoxTable  # noqa: E402
-from jclnf.evaluation import (  # noqa: E402
+import jclnf
+from experiments.common import DATA, Row, model_file, pivot, table, write_results
+from jclnf.annotations import BoxTable
+from jclnf.evaluation import (
     CHUNK,
     MEASURES,
     Statistics,
@@ -21,10 +16,12 @@ from jclnf.evaluation import (  # noqa: E402
     draw_curves,
     face_errors,
 )
-from jclnf.evaluation._metrics import summarise  # noqa: E402
-from jclnf.files import bundled_models  # noqa: E402
-from jclnf.files._serialise import DEFAULT_MODEL  # noqa: E402
-from jclnf.runtime import use_all_cores  # noqa: E402
+from jclnf.evaluation._metrics import summarise
+from jclnf.files import bundled_models
+from jclnf.files._serialise import DEFAULT_MODEL
+from jclnf.runtime import use_all_cores
+
+HERE = Path(__file__).resolve().parent
 
 OPENFACE = "OpenFace, general CCNF"
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from common import (  # noqa: E402
+import jclnf
+from experiments.common import (
     OPENFACE,
     Face,
     Row,
@@ -25,12 +24,12 @@ from common import (  # noqa: E402
     table,
     write_results,
 )
+from jclnf import FitParams, FitResult, Model
+from jclnf.fitting import _from_points as from_points
+from jclnf.fitting._validator import confidence
+from jclnf.geometry import project, update
 
-import jclnf  # noqa: E402
-from jclnf import FitParams, FitResult, Model  # noqa: E402
-from jclnf.fitting import _from_points as from_points  # noqa: E402
-from jclnf.fitting._validator import confidence  # noqa: E402
-from jclnf.geometry import project, update  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 TITLE = "Part models and confidence: agreement with OpenFace 2.2 C++"
 MEDIAN, TAIL = 0.05, 0.3

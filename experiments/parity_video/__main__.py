@@ -2,23 +2,19 @@
 
 import argparse
 import csv
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+import jclnf
+from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from experiments.timing import timed
+from jclnf.detect import HaarDetector
+from jclnf.images import check_grey
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import cv2  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from common import OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.detect import HaarDetector  # noqa: E402
-from jclnf.images import check_grey  # noqa: E402
 
 TITLE = "Tracking: agreement with OpenFace's programs"
 CLIPS = ("default.wmv", "changeLighting.wmv", "subj01_timepoint01.mp4")
@@ -177,7 +173,7 @@ def default_rows() -> list[Row]:
     boxes = start_box(LONGEST)
     tracker.reset()
     tracker.step(frames[0], boxes)
-    taken = [timed(lambda frame=frame: tracker.step(frame)) for frame in frames[1:]]
+    taken = [1e3 * timed(lambda frame=frame: tracker.step(frame)) for frame in frames[1:]]
     rows.append(
         Row("time of a frame", "bundled model, followed", len(taken), np.median(taken), unit="ms")
     )
@@ -190,7 +186,7 @@ def default_rows() -> list[Row]:
     images, boxes = [frames[i] for i in kept], np.stack([found[i][0] for i in kept])
     fits = jclnf.fit_batch(prepared, images, boxes)
     rows += accuracy_rows(at, fits.landmarks, reference[kept])
-    elapsed = timed(lambda: jclnf.fit_batch(prepared, images, boxes))
+    elapsed = 1e3 * timed(lambda: jclnf.fit_batch(prepared, images, boxes))
     rows.append(Row("time of a frame", at, len(kept), elapsed / len(kept), unit="ms"))
 
     rows += accuracy_rows("OpenFace's general model, C++", cpp, reference)
@@ -208,13 +204,6 @@ def default_rows() -> list[Row]:
         )
     )
     return rows
-
-
-def timed(work: Callable[[], Any]) -> float:
-    """Milliseconds."""
-    start = time.perf_counter()
-    jax.block_until_ready(jax.tree.leaves(work()))
-    return 1e3 * (time.perf_counter() - start)
 
 
 def main() -> None:

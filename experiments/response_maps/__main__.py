@@ -1,14 +1,13 @@
 """Picture what the patch experts see and answer: areas, response maps, their peaks.
 
-    run.py                                       a photograph in the public domain
-    run.py --image face.jpg --box 60 40 200 190  any photograph
-    run.py --recorded 010                        a face with C++'s maps beside jclnf's
+    python -m experiments.response_maps                    a photograph in the public domain
+    ... --image face.jpg --box 60 40 200 190               any photograph
+    ... --recorded 010                                     a face with C++'s maps beside jclnf's
 
 Pictures of recorded faces stay out of the repository, in `out/`.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +15,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from common import (  # noqa: E402
+import jclnf
+from experiments.common import (
     Face,
     Scale,
     faces,
@@ -29,11 +26,11 @@ from common import (  # noqa: E402
     table,
     write_results,
 )
+from jclnf.fitting._scales import response_maps
+from jclnf.geometry import sample_areas
+from jclnf.images import read_image
 
-import jclnf  # noqa: E402
-from jclnf.fitting._scales import response_maps  # noqa: E402
-from jclnf.geometry import sample_areas  # noqa: E402
-from jclnf.images import read_image  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 LANDMARKS = (36, 48, 30, 8, 1, 6)
 HOPPER_BOX = (180.0, 170.0, 170.0, 165.0)

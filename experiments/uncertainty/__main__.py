@@ -1,6 +1,6 @@
 """How far landmarks may be off: calibrates a model's covariances, and checks them on other people.
 
-    python experiments/uncertainty/run.py [--store]
+    python -m experiments.uncertainty [--store]
 
 On the validation split, from its boxes. The people fall into two halves: the four numbers of
 `fitting/_uncertainty.py` are fitted on one, and the other says whether the 50, 90 and 95 % ellipses
@@ -13,17 +13,17 @@ import dataclasses
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from common import DATA, REPOSITORY, table, write_results  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jclnf  # noqa: E402
-from jclnf.fitting import crops_of_one_size  # noqa: E402
-from jclnf.images import read_image  # noqa: E402
-from jclnf.train._uncertainty import Measured, calibrated, limit, mahalanobis, with_pairs  # noqa: E402
+import jclnf
+from experiments.common import DATA, REPOSITORY, table, write_results
+from jclnf.fitting import crops_of_one_size
+from jclnf.images import read_image
+from jclnf.train._uncertainty import Measured, calibrated, limit, mahalanobis, with_pairs
+
+HERE = Path(__file__).resolve().parent
 
 SHARES = (0.5, 0.9, 0.95)
 GROUPS = {

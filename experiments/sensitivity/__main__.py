@@ -1,6 +1,6 @@
 """Which pixels move which landmarks? Derivatives of a fit by its picture.
 
-    python experiments/sensitivity/run.py
+    python -m experiments.sensitivity
 
 The Jacobian of all landmarks by all pixels of a photograph (Grace Hopper, US Navy, public domain;
 it comes with matplotlib), through the whole fit, in double precision: for the bundled model from
@@ -9,22 +9,21 @@ sensitivity lies, and whether pixels that are changed move landmarks as their de
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import cv2  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import matplotlib.cbook  # noqa: E402
-import numpy as np  # noqa: E402
-from common import model_file, table, write_results  # noqa: E402
+import cv2
+import jax
+import jax.numpy as jnp
+import matplotlib.cbook
+import numpy as np
 
-import jclnf  # noqa: E402
-from jclnf.images import read_image  # noqa: E402
-from jclnf.params import as_dtype  # noqa: E402
+import jclnf
+from experiments.common import model_file, table, write_results
+from jclnf.images import read_image
+from jclnf.params import as_dtype
+
+HERE = Path(__file__).resolve().parent
 
 LANDMARKS = {
     36: "outer eye corner",

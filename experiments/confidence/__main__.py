@@ -1,6 +1,6 @@
 """Whether a fit knows that it went wrong: checks the bundled model's confidence.
 
-    python experiments/confidence/run.py
+    python -m experiments.confidence
 
 On the validation split: from its boxes, from boxes and starts that are disturbed up to failure, and
 in boxes and pictures without a face.
@@ -8,26 +8,25 @@ in boxes and pictures without a face.
 
 import csv
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import cv2  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from common import DATA, Row, pivot, table, write_results  # noqa: E402
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jclnf  # noqa: E402
-from jclnf.detect._haar import CASCADE, correct  # noqa: E402
-from jclnf.evaluation import OUTER_EYES  # noqa: E402
-from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place  # noqa: E402  # noqa: E402
-from jclnf.images import read_photo  # noqa: E402
-from jclnf.runtime import use_all_cores  # noqa: E402
-from jclnf.train._fit_examples import moved, no_face  # noqa: E402
+import jclnf
+from experiments.common import DATA, Row, pivot, table, write_results
+from jclnf.detect._haar import CASCADE, correct
+from jclnf.evaluation import OUTER_EYES
+from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place
+from jclnf.images import read_photo
+from jclnf.runtime import use_all_cores
+from jclnf.train._fit_examples import moved, no_face
+
+HERE = Path(__file__).resolve().parent
 
 CHUNK = 32
 BINS = 10

@@ -1,6 +1,6 @@
 """Do jclnf's tables say what OpenFace's say? Four photographs, each number beside OpenFace's.
 
-    python experiments/openface_csv/run.py
+    python -m experiments.openface_csv
 
 Landmarks, landmarks in space, head pose and gaze of OpenFace's sample photographs, from the boxes
 of its detector, against the tables that OpenFace 2.2's C++ wrote for them. Needs `openface/` of
@@ -8,19 +8,17 @@ the development data.
 """
 
 import csv
-import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+
+import jclnf
+from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from jclnf.images import read_photo
+from jclnf.openface import OpenFaceTable, measure
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from common import OPENFACE, Row, model_file, pivot, write_results  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.images import read_photo  # noqa: E402
-from jclnf.openface import OpenFaceTable, measure  # noqa: E402
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -7,7 +7,6 @@ and without the cascade for turned faces; what is found where there is no face; 
 
 import csv
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -16,11 +15,11 @@ import cv2
 import numpy as np
 
 import jclnf.detect._haar as haar
+from experiments.common import DATA
 from jclnf.detect import make_detector
 from jclnf.images import read_image
 
 HERE = Path(__file__).resolve().parent
-DATA = Path(os.environ.get("JCLNF_TEST_DATA", HERE.parents[1].parent / "shared"))
 FACES = DATA / "faces"
 CLIP = DATA / "openface" / "samples" / "default.wmv"
 IDENTITY = (0.0, 0.0, 1.0, 1.0)

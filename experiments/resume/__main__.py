@@ -24,20 +24,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests")]
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-from common import Row, pivot, write_results  # noqa: E402
-from support.videos import frames, write_video  # noqa: E402
-
-import jclnf  # noqa: E402
-from jclnf.video import (  # noqa: E402
+import jclnf
+from experiments.common import Row, pivot, write_results
+from jclnf.video import (
     Settings,
     do_video,
     load,
 )
-from jclnf.video._settings import CHUNK  # noqa: E402
+from jclnf.video._settings import CHUNK
+from tests.support.videos import frames, write_video
+
+HERE = Path(__file__).resolve().parent
 
 COUNT = 128
 STEM = "face"
@@ -70,7 +69,7 @@ def child(clip: Path) -> None:
 
 
 def start(clip: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--child", str(clip)]
+    command = [sys.executable, "-m", "experiments.resume", "--child", str(clip)]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

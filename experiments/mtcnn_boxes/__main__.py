@@ -5,20 +5,17 @@ people: recall, and what its boxes and those of `HaarDetector` are off the landm
 """
 
 import csv
-import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from experiments.common import DATA, OPENFACE, Row, pivot, write_results
+from jclnf.detect import HaarDetector, MtcnnDetector, find_faces
+from jclnf.detect import _mtcnn as mtcnn
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from common import DATA, OPENFACE, Row, pivot, write_results  # noqa: E402
-
-from jclnf.detect import HaarDetector, MtcnnDetector, find_faces  # noqa: E402
-from jclnf.detect import _mtcnn as mtcnn  # noqa: E402
 
 REPEATS = 10
 AT_MOST_PX, AT_MOST_SCORE = 0.05, 1e-3

@@ -1,6 +1,6 @@
 """Are the derivatives of a fit right, and what do they cost?
 
-    python experiments/gradients/run.py [checks|costs] [--model NAME]
+    python -m experiments.gradients [checks|costs] [--model NAME]
 
 `checks`: double precision; every kind of leaf against central differences, forward against reverse
 mode, implicit against unrolled. `costs`: single precision; time and memory of value and gradient by
@@ -12,23 +12,22 @@ all.
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import equinox as eqx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from common import Face, faces, model_file, table, write_results  # noqa: E402
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jclnf  # noqa: E402
-from jclnf.experts import CCNF  # noqa: E402
-from jclnf.fitting import crops_of_one_size, fit_from, map_faces, place  # noqa: E402
-from jclnf.params import DERIVATIVES, as_dtype  # noqa: E402
+import jclnf
+from experiments.common import Face, faces, model_file, table, write_results
+from jclnf.experts import CCNF
+from jclnf.fitting import crops_of_one_size, fit_from, map_faces, place
+from jclnf.params import DERIVATIVES, as_dtype
+
+HERE = Path(__file__).resolve().parent
 
 FACES = 5
 DIRECTIONS = 4

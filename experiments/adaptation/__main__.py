@@ -1,6 +1,6 @@
 """What does tuning a model to bad pictures bring? A night camera, far away.
 
-    python experiments/adaptation/run.py
+    python -m experiments.adaptation
 
 The experts and the learned start of the bundled model are tuned by `jclnf.tune` on faces of the
 training split, each once as it is and once as such a camera would show it. What is kept is on the
@@ -11,23 +11,22 @@ development data.
 """
 
 import dataclasses
-import sys
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import equinox as eqx  # noqa: E402
-import jax  # noqa: E402
-from common import DATA, table, write_results  # noqa: E402
+import equinox as eqx
+import jax
 
-import jclnf  # noqa: E402
-from jclnf.draw import draw_overlay  # noqa: E402
-from jclnf.images import read_image  # noqa: E402
-from jclnf.runtime import use_all_cores  # noqa: E402
+import jclnf
+from experiments.common import DATA, table, write_results
+from jclnf.draw import draw_overlay
+from jclnf.images import read_image
+from jclnf.runtime import use_all_cores
+
+HERE = Path(__file__).resolve().parent
 
 FACE = 24.0
 """Mean side of a face's box in pixels of the camera."""

@@ -1,16 +1,12 @@
 """How closely jclnf agrees with OpenFace's C++: every stage on its own, and whole fits."""
 
-import sys
 from pathlib import Path
 
+import jclnf
+from experiments.common import Row, faces, model_file, pivot, table, write_results
+from experiments.parity import fits, stages
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import fits  # noqa: E402
-import stages  # noqa: E402
-from common import Row, faces, model_file, pivot, table, write_results  # noqa: E402
-
-import jclnf  # noqa: E402
 
 TITLE = "Agreement with OpenFace 2.2 C++"
 

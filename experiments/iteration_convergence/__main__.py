@@ -4,20 +4,16 @@ The tables of the report that started the project, whose fits did neither, made 
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.common import OPENFACE, Row, faces, landmarks_of, recording, table, write_results
+from experiments.iteration_convergence import courses, peaks
+from jclnf import CLNF
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import courses  # noqa: E402
-import peaks  # noqa: E402
-from common import OPENFACE, Row, faces, landmarks_of, recording, table, write_results  # noqa: E402
-
-from jclnf import CLNF  # noqa: E402
 
 ITERATIONS = (1, 5, 10, 20, 50)
 ARITHMETICS = ("exact", "openface")

@@ -1,11 +1,11 @@
 """Trains the model that comes with jclnf: models/default.safetensors.
 
-    python experiments/training/run.py [FOLDER]
+    python -m experiments.training [FOLDER]
 
 FOLDER keeps the checkpoints (default: default.training beside the models); a run that was cut short
 goes on from them. About an hour on two cores. It is what
 
-    python experiments/training/ict.py ict.npz
+    python -m experiments.training.ict ict.npz
     jclnf train faces/landmarks.csv --split train --held-out 0.03 --shape-prior ict.npz \
         --out default.safetensors
 
@@ -17,16 +17,13 @@ import os
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-sys.path.insert(0, str(HERE))
-from common import DATA, REPOSITORY  # noqa: E402
+from experiments.common import DATA, REPOSITORY
 
 
 def main() -> None:
     import numpy as np
-    from ict import examples
 
+    from experiments.training.ict import examples
     from jclnf.cli._main import main as command
 
     out = REPOSITORY / "models" / "default.safetensors"

@@ -17,49 +17,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-STARTED = time.perf_counter()
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
 if __name__ == "__main__":
+    STARTED = time.perf_counter()
     # As calibrate.py asks, and before NumPy is imported; XLA has threads of its own.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from common import DATA, Row, faces, model_file, pivot, write_results  # noqa: E402
+import jax
+import numpy as np
 
-import jclnf  # noqa: E402
-from jclnf.fitting import replicate  # noqa: E402
+import jclnf
+from experiments.common import Row, faces, model_file, pivot, write_results
+from experiments.timing import cpp_fit, timed
+from jclnf.fitting import replicate
 
+HERE = Path(__file__).resolve().parent
 IMPORTED = time.perf_counter()
 FACES = 32
 SIDE = 512
-CALIBRATION_REPEATS = 10
 COMPILATIONS = 3
 COLD, CACHED = 15.0, 3.0
 BY_CPP = {"model prepared": 1.0, "bundled default, batch": 0.5}
 """What a fit may take, in C++ fits."""
 
 
-def timed(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - start
-
-
 def alternate(works: dict[str, Callable[[], Any]], alternations: int) -> dict[str, Any]:
     """Seconds a fit of each kind of work, and by the estimated C++ fit of the same moment."""
-    sys.path.insert(0, str(DATA / "bench"))
-    from calibrate import RATIO, unit
-
     for work in works.values():
         jax.block_until_ready(work())
     cpp: list[float] = []
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(alternations):
-        cpp.append(RATIO * unit(CALIBRATION_REPEATS))
+        cpp.append(cpp_fit())
         for name, work in works.items():
             seconds[name].append(timed(work) / FACES)
     return {
@@ -134,8 +123,8 @@ def compilation() -> dict[str, float]:
 
 def part(name: str, devices: int, cache: str | None, alternations: int) -> Any:
     """Run a part in a process of its own."""
-    command = [sys.executable, __file__, "--part", name, "--devices", str(devices)]
-    command += ["--alternations", str(alternations)]
+    command = [sys.executable, "-m", "experiments.benchmarks", "--part", name]
+    command += ["--devices", str(devices), "--alternations", str(alternations)]
     if cache is not None:
         command += ["--cache", cache]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
