@@ -7,119 +7,71 @@ Conventions, everywhere:
 - Boxes are `(x, y, w, h)` in pixels, tight around the face outline (eyebrows to chin, jaw to jaw).
 - 3D is in millimetres, x right, y down, z away from the viewer.
 - Angles are in radians; rotations are `Rx(rx) Ry(ry) Rz(rz)`, pitch, yaw, roll.
-- Functions take one face; batches come from `jax.vmap` or `fit_batch`.
+- Functions take one face; batches come from `jax.vmap` or `fit_images`.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from jclnf import errors, images, openface, space
 from jclnf._clnf import CLNF
-from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
-from jclnf.errors import (
-    AnnotationError,
-    BoxError,
-    DetectorError,
-    ImageError,
-    JclnfError,
-    ModelFileError,
-    ParamsError,
-)
-from jclnf.evaluation import Evaluation, evaluate
+from jclnf.errors import JclnfError
 from jclnf.files import load_model, save_model
-from jclnf.fitting import (
-    OPENFACE_ROTATIONS,
-    Confidence,
-    EarlyTermination,
-    FitResult,
-    FitStatus,
-    Model,
-    Part,
-    PartResult,
-    Trace,
-    Validator,
-    fit,
-    fit_batch,
-    fit_from,
-    fit_hypotheses,
-    fit_points,
-    fit_until_accepted,
-)
+from jclnf.fitting import FitResult, FitStatus, Model, fit, fit_images, fit_points
 from jclnf.geometry import PDM, Pose
-from jclnf.images import Crop, crop
+from jclnf.images import crop
 from jclnf.openface import load_openface
 from jclnf.params import Arithmetic, FitParams
 from jclnf.runtime import enable_compilation_cache
-from jclnf.space import Camera, Gaze, HeadPose, gaze, head_pose, landmarks_in_space
-from jclnf.tracking import TrackedFace, Tracker, TrackParams, TrackState, track, track_frame
+from jclnf.tracking import Tracker, TrackParams, track, warm_up
 
 if TYPE_CHECKING:
-    from jclnf.train._loop import Course
-    from jclnf.train._tune import Tuned, tune
+    from jclnf import annotations, detect, draw, evaluation, train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CLNF",
-    "OPENFACE_ROTATIONS",
     "PDM",
-    "AnnotatedFace",
-    "AnnotationError",
     "Arithmetic",
-    "BoxError",
-    "Camera",
-    "Confidence",
-    "Course",
-    "Crop",
-    "DetectorError",
-    "EarlyTermination",
-    "Evaluation",
     "FitParams",
     "FitResult",
     "FitStatus",
-    "Gaze",
-    "HeadPose",
-    "ImageError",
     "JclnfError",
     "Model",
-    "ModelFileError",
-    "ParamsError",
-    "Part",
-    "PartResult",
     "Pose",
-    "Trace",
     "TrackParams",
-    "TrackState",
-    "TrackedFace",
     "Tracker",
-    "Tuned",
-    "Validator",
+    "annotations",
     "crop",
+    "detect",
+    "draw",
     "enable_compilation_cache",
-    "evaluate",
+    "errors",
+    "evaluation",
     "fit",
-    "fit_batch",
-    "fit_from",
-    "fit_hypotheses",
+    "fit_images",
     "fit_points",
-    "fit_until_accepted",
-    "gaze",
-    "head_pose",
-    "landmarks_in_space",
+    "images",
     "load_model",
     "load_openface",
-    "read_annotations",
+    "openface",
     "save_model",
-    "split_by_identity",
+    "space",
     "track",
-    "track_frame",
-    "tune",
+    "train",
+    "warm_up",
 ]
+
+_LATER = ("annotations", "detect", "draw", "evaluation", "train")
 
 
 def __getattr__(name: str) -> Any:
-    # What training needs (Optax, mostly) is imported when it is asked for.
-    if name in ("Course", "Tuned", "tune"):
-        from jclnf.train import _loop as loop
-        from jclnf.train import _tune as tune
-
-        return {"Course": loop.Course, "Tuned": tune.Tuned, "tune": tune.tune}[name]
+    # What these need (Optax, mostly) is imported when it is asked for.
+    if name in _LATER:
+        return importlib.import_module(f"jclnf.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -367,5 +367,5 @@ def test_both_sides_have_faces():
 
 
 def test_public_names():
-    assert jclnf.read_annotations is read_annotations
-    assert issubclass(jclnf.AnnotationError, jclnf.JclnfError)
+    assert jclnf.annotations.read_annotations is read_annotations
+    assert issubclass(jclnf.errors.AnnotationError, jclnf.JclnfError)

@@ -13,7 +13,7 @@ from support.synthetic import planted
 
 import jclnf
 from jclnf._clnf import describe
-from jclnf.fitting import Confidence, Validator, characteristics, finish
+from jclnf.fitting import Confidence, Validator, characteristics, postprocess
 from jclnf.fitting._result import SUCCESS_CONFIDENCE
 from jclnf.geometry import displaced
 from jclnf.params import as_dtype
@@ -56,7 +56,7 @@ def plain(face, box):
 
 
 def finished(face, model, plain):
-    return finish(model, face.image, plain, model.defaults)
+    return postprocess(model, face.image, plain, model.defaults)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_failed_fit_is_not_trusted_at_all(face, model, plain):
 
 
 def test_batches_and_descriptions_have_it(face, model, box, fitted):
-    batch = jclnf.fit_batch(model, [face.image, face.image], np.stack([box, face.box]))
+    batch = jclnf.fit_images(model, [face.image, face.image], np.stack([box, face.box]))
     assert batch.confidence.shape == batch.threshold.shape == (2,)
     assert batch.landmark_confidence.shape == (2, N)
     assert batch.confidence[0] == pytest.approx(float(fitted.confidence), abs=1e-3)
@@ -164,16 +164,18 @@ def _header(path):
 
 
 def test_a_confidence_of_another_model_is_refused(face, model, tmp_path):
-    with pytest.raises(jclnf.ModelFileError, match="for 19 landmarks and 4 modes, not 20 and 4"):
+    with pytest.raises(
+        jclnf.errors.ModelFileError, match="for 19 landmarks and 4 modes, not 20 and 4"
+    ):
         dataclasses.replace(face.model, confidence=confidence(n=19))
-    with pytest.raises(jclnf.ModelFileError, match="for 20 landmarks and 5 modes"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="for 20 landmarks and 5 modes"):
         dataclasses.replace(face.model, confidence=confidence(m=5))
     path = tmp_path / "model.safetensors"
     jclnf.save_model(model, path)
     tensors = load_file(path)
     tensors["confidence.out"] = tensors["confidence.out"][:-1].copy()
     save_file(tensors, path, metadata={"jclnf": _header(path)})
-    with pytest.raises(jclnf.ModelFileError, match="confidence"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="confidence"):
         jclnf.load_model(path)
 
 

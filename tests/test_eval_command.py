@@ -99,7 +99,7 @@ def boxes_csv(tmp_path, *lines):
 def test_errors_are_those_of_the_fits(run, folder, face):
     code, out, err = run()
     assert (code, err) == (0, "")
-    faces = jclnf.read_annotations(folder)
+    faces = jclnf.annotations.read_annotations(folder)
     errors = []
     for row, annotated in zip(rows(), faces, strict=True):
         box = tight_box(annotated.landmarks)
@@ -210,7 +210,7 @@ def some_fits(b, n=68):
         (("--starts", "1"), True, 1),
         (("--starts", "11"), False, 11),
         (("--starts", "11"), True, 11),
-        ((), False, 11),
+        ((), False, 1),
         ((), True, 1),
     ],
 )
@@ -232,7 +232,9 @@ def test_starts_and_settings(run, face, monkeypatch, options, learned, rotations
     code, out, _ = run(*settings, starts=options)
     assert code == 1
     # None means the model's own start.
-    assert asked["rotations"] is (None if rotations == 1 else jclnf.OPENFACE_ROTATIONS)
+    given = asked["params"].rotations
+    assert (given is None) == (rotations == 1)
+    assert given is None or given.shape == (rotations, 3)
     assert asked["params"].iterations == 3
     assert asked["params"].arithmetic.early_stop
     found = summary()
@@ -249,7 +251,7 @@ def test_starts_and_settings(run, face, monkeypatch, options, learned, rotations
 
 def test_chunks_change_nothing(folder, face, monkeypatch):
     """Also the last one, which is filled up, and where images are missing."""
-    faces = jclnf.read_annotations(folder)
+    faces = jclnf.annotations.read_annotations(folder)
     at_once = evaluate(face.model, faces)
     assert at_once.problems == {}
     assert at_once.summary().measures["all_box"].faces == 3
@@ -275,7 +277,7 @@ def test_chunks_change_nothing(folder, face, monkeypatch):
 
 
 def test_own_box_and_own_reader(folder, face):
-    (annotated,) = jclnf.read_annotations(folder, split="train")
+    (annotated,) = jclnf.annotations.read_annotations(folder, split="train")
     image = jclnf.images._read.read_image(annotated.image)
     box = tight_box(annotated.landmarks) + [3, -2, 1, 4]
     boxed = AnnotatedFace(folder / "not there", annotated.landmarks, box=box)
@@ -286,7 +288,7 @@ def test_own_box_and_own_reader(folder, face):
 
 
 def test_refuses_what_does_not_belong_together(folder, face):
-    faces = jclnf.read_annotations(folder)
+    faces = jclnf.annotations.read_annotations(folder)
     with pytest.raises(AnnotationError, match="no faces"):
         evaluate(face.model, [])
     with pytest.raises(BoxError, match="1 boxes for 3 faces"):

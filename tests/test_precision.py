@@ -44,9 +44,9 @@ def bundled(_strict):
     return jclnf.load_model()
 
 
-def precisions(tree) -> set:
+def precisions(tree) -> set[type]:
     arrays = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
-    return {leaf.dtype for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    return {leaf.dtype.type for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.inexact)}
 
 
 @pytest.mark.parametrize(

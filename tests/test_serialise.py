@@ -29,20 +29,20 @@ def test_a_model_comes_back_as_it_was(model, saved):
 
 
 def test_prepared_experts_are_not_stored(model, tmp_path):
-    with pytest.raises(jclnf.ModelFileError, match="save the model before it is prepared"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="save the model before it is prepared"):
         jclnf.save_model(model.prepare(), tmp_path / "m.safetensors")
 
 
 def test_no_bundled_model_says_what_to_do(monkeypatch):
     monkeypatch.setattr("jclnf.files._serialise.DEFAULT_MODEL", "absent.safetensors")
-    with pytest.raises(jclnf.ModelFileError, match="give the path of one"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="give the path of one"):
         jclnf.load_model()
 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 200, -1])
 def test_truncated_files(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(jclnf.ModelFileError, match="not a readable safetensors file"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="not a readable safetensors file"):
         jclnf.load_model(saved)
 
 
@@ -57,7 +57,7 @@ def test_damaged_files_load_or_say_so(saved, rng):
         saved.write_bytes(damaged)
         try:
             loaded = jclnf.load_model(saved)
-        except jclnf.ModelFileError:
+        except jclnf.errors.ModelFileError:
             refused += 1
         else:
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded))
@@ -76,28 +76,30 @@ def test_wrong_contents_are_named(saved):
     with safe_open(saved, framework="np") as file:
         metadata = file.metadata()
     store(version=99)
-    with pytest.raises(jclnf.ModelFileError, match="format version 99"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="format version 99"):
         jclnf.load_model(saved)
     store(kind="forest")
-    with pytest.raises(jclnf.ModelFileError, match="forest"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="forest"):
         jclnf.load_model(saved)
     store()
     jclnf.load_model(saved)
     save_file(tensors, saved)
-    with pytest.raises(jclnf.ModelFileError, match="not one of jclnf's models"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="not one of jclnf's models"):
         jclnf.load_model(saved)
     tensors["pdm.mean"] = np.full_like(tensors["pdm.mean"], np.nan)
     store()
-    with pytest.raises(jclnf.ModelFileError, match=r"pdm\.mean holds numbers that are not finite"):
+    with pytest.raises(
+        jclnf.errors.ModelFileError, match=r"pdm\.mean holds numbers that are not finite"
+    ):
         jclnf.load_model(saved)
     tensors["pdm.mean"] = np.zeros((7, 3), np.float32)
     store()
-    with pytest.raises(jclnf.ModelFileError, match=r"model\.safetensors: "):
+    with pytest.raises(jclnf.errors.ModelFileError, match=r"model\.safetensors: "):
         jclnf.load_model(saved)
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(jclnf.ModelFileError, match="no such file"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="no such file"):
         jclnf.load_model(tmp_path / "nothing.safetensors")
 
 
@@ -112,15 +114,15 @@ def test_tensors_that_do_not_go_together_are_refused(saved):
         for axis in range(tensor.ndim):
             cut = np.ascontiguousarray(np.take(tensor, range(tensor.shape[axis] - 1), axis))
             save_file(tensors | {name: cut}, saved, metadata=metadata)
-            with pytest.raises(jclnf.ModelFileError, match=r"model\.safetensors"):
+            with pytest.raises(jclnf.errors.ModelFileError, match=r"model\.safetensors"):
                 jclnf.load_model(saved)
     negative = tensors | {"pdm.eigenvalues": -tensors["pdm.eigenvalues"]}
     save_file(negative, saved, metadata=metadata)
-    with pytest.raises(jclnf.ModelFileError, match="not positive"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="not positive"):
         jclnf.load_model(saved)
 
 
 def test_where_a_model_cannot_be_written(model, tmp_path):
     for path in (tmp_path / "model.bin", tmp_path / "nowhere" / "model.safetensors"):
-        with pytest.raises(jclnf.ModelFileError, match=path.name):
+        with pytest.raises(jclnf.errors.ModelFileError, match=path.name):
             jclnf.save_model(model, path)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from support.openface_files import Writer, little_memory
 
-from jclnf import ModelFileError, load_openface
+from jclnf import load_openface
+from jclnf.errors import ModelFileError
 from jclnf.fitting import View
 from jclnf.fitting._validator import MaxPool, confidence
 from jclnf.openface._validator import make_validator, read_validator

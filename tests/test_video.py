@@ -81,7 +81,7 @@ class TestWhatIsMadeOfIt:
         assert data["size"] == list(SIZE)
         assert data["source"] == str(clip)
         assert data["problems"] == []
-        assert data["camera"] == jclnf.Camera.assumed(*SIZE).numbers
+        assert data["camera"] == jclnf.space.Camera.assumed(*SIZE).numbers
         assert not (whole / "face.checkpoint").exists()
 
     def test_parquet_is_the_table(self, whole):
@@ -480,7 +480,7 @@ class TestOneEuro:
         assert face.step(0.3, np.array([9.0, 9.0])).tolist() == [9.0, 9.0]
 
     def test_numbers_that_cannot_be(self):
-        with pytest.raises(jclnf.ParamsError, match="one-euro"):
+        with pytest.raises(jclnf.errors.ParamsError, match="one-euro"):
             OneEuro(-1.0)
 
 

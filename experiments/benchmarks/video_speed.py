@@ -41,7 +41,9 @@ def decoded() -> list[np.ndarray]:
         frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
 
 
-def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> dict[str, Any]:
+def stages(
+    model: jclnf.Model, frame: np.ndarray, face: jclnf.tracking.TrackedFace
+) -> dict[str, Any]:
     """Each stage of a frame as a compiled function of its own, on the whole frame."""
     settings = jclnf.TrackParams.openface(model).tracking
     result = face.result

@@ -75,7 +75,7 @@ class Setup(NamedTuple):
         model = jclnf.load_openface(model_file(kind), parts=True, validator=True)
         settings = FitParams.openface_wild if kind == "wild" else FitParams.openface
         params = settings(model)
-        return Setup(model.prepare(params), params)
+        return Setup(model, params)
 
     def fit(self, face: Face) -> FitResult:
         return jax.device_get(jclnf.fit(self.model, face.image, face.box, self.params))
@@ -105,7 +105,7 @@ def points_rows(setups: dict[str, Setup]) -> Iterator[Row]:
     yield Row("steps, most", at, len(taken), max(taken), from_points.MAX_STEPS - 1)
 
 
-def given(part: jclnf.Part, landmarks: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def given(part: jclnf.fitting.Part, landmarks: np.ndarray) -> tuple[jax.Array, jax.Array]:
     points = np.full((part.model.pdm.n_landmarks, 2), np.nan, np.float32)
     points[list(part.part_index)] = landmarks[list(part.main_index)]
     return jnp.asarray(points), jnp.asarray(~np.isnan(points[:, 0]))

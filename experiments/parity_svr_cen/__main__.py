@@ -120,7 +120,6 @@ def response_rows(kind: str, model: jclnf.Model, images: dict[str, np.ndarray]) 
 def fit_rows(kind: str, model: jclnf.Model, groups: list[tuple[str, str]]) -> Iterator[Row]:
     """Whole fits against those of some recordings, of each the fits of a prefix."""
     params = model.defaults.replace(arithmetic="openface")
-    prepared = model.prepare(params)
     of_face = {face.name: face for face in faces()}
     side = max(max(face.image.shape) for face in of_face.values())
     worst, likelihood = [], []
@@ -130,7 +129,7 @@ def fit_rows(kind: str, model: jclnf.Model, groups: list[tuple[str, str]]) -> It
             if f"{prefix}/success" not in recorded or not prefix.startswith(group):
                 continue
             face = of_face[prefix.split("/")[-1]]
-            found = fit(prepared, params, face, rotation_of(prefix), side)
+            found = fit(model, params, face, rotation_of(prefix), side)
             distance = np.linalg.norm(found.landmarks - landmarks_of(recorded, prefix), axis=1)
             worst.append(distance.max())
             likelihood.append(abs(found.likelihood - recorded[f"{prefix}/likelihood"].item()))
@@ -154,7 +153,7 @@ def fit(model: jclnf.Model, params: jclnf.FitParams, face: Face, rotation: Any, 
     # origin, where positions are rounded more coarsely than they were in OpenFace.
     image = np.zeros((side, side), face.image.dtype)
     image[: face.image.shape[0], : face.image.shape[1]] = face.image
-    return jax.device_get(jclnf.fit(model, image, face.box, params, rotation=rotation))
+    return jax.device_get(jclnf.fit(model, image, face.box, params, init=rotation))
 
 
 def main() -> None:

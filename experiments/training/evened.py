@@ -52,7 +52,7 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
     return jclnf.load_model(copy)
 
 
-def packed(annotated: list[jclnf.AnnotatedFace]) -> Faces:
+def packed(annotated: list[jclnf.annotations.AnnotatedFace]) -> Faces:
     pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
     pictures, points = zip(*pieces, strict=True)
     return Faces(list(pictures), np.array(points))
@@ -73,7 +73,7 @@ def main() -> None:
         confidence=None,
         uncertainty=None,
     )
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
+    annotated = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
     people = argparse.Namespace(held_out=0.03, seed=0, data="the training split")
     faces, held_out = map(packed, split_people(people, annotated))
     held = one_of_each(BoxExamples(held_out, FIT_PICTURE, FIT_MARGIN), len(held_out))

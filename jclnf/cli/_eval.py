@@ -81,14 +81,7 @@ def add_parser(subparsers: Any) -> None:
     )
     p.add_argument("--out", metavar="DIR", default="eval", help="where to write (default: eval)")
     p.add_argument("--quiet", action="store_true", help="print errors only")
-    settings = add_settings(p)
-    settings.add_argument(
-        "--starts",
-        type=int,
-        choices=(1, 11),
-        help="head rotations to start from, of which the likeliest fit is kept (default: 11, or "
-        "the model's own start alone if it has learned one)",
-    )
+    add_settings(p)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -194,14 +187,12 @@ def _evaluate(
     try:
         model = jclnf.load_model(None if args.model == "default" else args.model)
         params = fit_params(args, model)
-        starts = args.starts or (1 if model.start is not None else len(jclnf.OPENFACE_ROTATIONS))
         with tqdm(total=len(faces), unit="face", disable=True if args.quiet else None) as bar:
             fits = evaluate(
                 model,
                 faces,
                 params,
                 boxes=boxes,
-                rotations=jclnf.OPENFACE_ROTATIONS if starts > 1 else None,
                 read=read,
                 on_problem=problem,
                 on_progress=progress,
@@ -211,7 +202,7 @@ def _evaluate(
     except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
         raise CommandError(f"JAX could not run the fits: {str(e).splitlines()[0]}") from e
     about = {
-        "starts": starts,
+        "starts": 1 if params.rotations is None else len(params.rotations),
         "arithmetic": args.arithmetic or "as the model has it",
         "windows": list(params.windows),
         "iterations": params.iterations,

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +115,7 @@ def add_parser(subparsers: Any) -> None:
         help="say how far each fit is to be trusted (confidence)",
     )
 
-    settings = add_settings(p)
-    settings.add_argument(
-        "--starts",
-        type=int,
-        choices=(1, 11),
-        help="head rotations to start from, of which the likeliest fit is kept (default: 1 if the "
-        "model has a learned start, as the one that comes with jclnf has, otherwise 11; without a "
-        "learned start, 1 is faster and enough for faces towards the camera)",
-    )
+    add_settings(p)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -224,26 +215,17 @@ def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any],
     try:
         model = _load(args)
         params = fit_params(args, model)
-        model = model.prepare(params)
     except (ModelFileError, ParamsError) as e:
         raise CommandError(str(e)) from e
-    starts = args.starts or (11 if model.start is None else 1)
-    fit: Any = jclnf.fit
-    if starts > 1:
-        several = model.early_termination is None
-        fit = jclnf.fit_hypotheses if several else jclnf.fit_until_accepted
-        fit = partial(fit, rotations=jclnf.OPENFACE_ROTATIONS)
 
     def fit_face(grey: np.ndarray, box: Any) -> Any:
-        piece = jclnf.crop(grey, box)
         try:
             # JAX runs behind: its errors come when the result is asked for.
-            result = jax.device_get(fit(model, piece.image, piece.box, params))
+            return jax.device_get(jclnf.fit(model, grey, box, params))
         except ParamsError as e:  # of all faces the same
             raise CommandError(str(e)) from e
         except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
             raise JclnfError(f"JAX could not run the fit: {str(e).splitlines()[0]}") from e
-        return result.shifted(jax.numpy.asarray(piece.offset))
 
     return fit_face, model
 
@@ -274,7 +256,6 @@ def _fit_image(
 ) -> bool:
     """Fit the faces of one image, whose overlay and OpenFace's table go to `paths`; return whether
     all of it could be done."""
-    from jclnf.fitting import FitStatus
     from jclnf.runtime import silent_stderr
 
     try:
@@ -301,14 +282,13 @@ def _fit_image(
             table.write(str(image), face, box, result)
         except OSError as e:
             raise CommandError(f"{table.path}: cannot be written: {e.strerror or e}") from e
-        status = FitStatus(int(result.status))
         done = done and bool(result.success)
         drawn.append((face, box, result))
         head = None
         if in_space is not None:
             measured.append((face, result, in_space.measure(result, photo.grey)))
             head = measured[-1][2].head
-        _say(args, f"{image}: face {face}: {describe(status.message, result, head)}")
+        _say(args, f"{image}: face {face}: {describe(result, head)}")
     if args.openface_csv:
         try:
             in_space.write(openface, measured)
@@ -320,19 +300,18 @@ def _fit_image(
     return done
 
 
-def describe(message: str, result: Any, head: Any = None) -> str:
+def describe(result: Any, head: Any = None) -> str:
     """Return a fit in a line: how it ended, pose in degrees (in the camera's frame, with the place
     in millimetres, if the `HeadPose` is given), scale, likelihood and confidence."""
     pose = result.pose if head is None else head
     pitch, yaw, roll = np.rad2deg(np.asarray(pose.rotation, float))
     at = "" if head is None else "at ({:.0f}, {:.0f}, {:.0f}) mm, ".format(*head.translation)
     line = (
-        f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, {at}"
+        f"{result.message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, {at}"
         f"scale {float(result.pose.scale):.3f} px/mm, likelihood {float(result.likelihood):.3f}"
     )
     if result.confidence is not None:
         line += f", confidence {float(result.confidence):.3f}"
-        line += "" if result.success else ": not a face, or a bad fit"
     return line
 
 

@@ -17,7 +17,7 @@ class PictureTables:
 
     Args:
         model: what the faces are fitted with.
-        focal, centre: the camera, see `jclnf.Camera.assumed`.
+        focal, centre: the camera, see `jclnf.space.Camera.assumed`.
         full_precision: all digits instead of OpenFace's decimals.
     """
 

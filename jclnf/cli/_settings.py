@@ -14,6 +14,14 @@ def add_settings(parser: argparse.ArgumentParser) -> Any:
         metavar="A,B,...",
         help="search window in pixels at each scale, coarse to fine; 0 leaves a scale out",
     )
+    fit.add_argument(
+        "--starts",
+        type=int,
+        choices=(1, 11),
+        help="head rotations to start from, of which the likeliest fit is kept (default: as the "
+        "model has it: the one that comes with jclnf has a learned start, OpenFace's have 11; "
+        "without a learned start, 1 is faster and enough for faces towards the camera)",
+    )
     return fit
 
 
@@ -31,7 +39,12 @@ def add_numbers(fit: Any) -> None:
 def fit_params(args: argparse.Namespace, model: Any) -> Any:
     """The model's settings with those that the options give. Raises ParamsError."""
     names = ("arithmetic", "iterations", "windows")
+    from jclnf.openface import ROTATIONS
+
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    starts = getattr(args, "starts", None)
+    if starts is not None:
+        changes["rotations"] = ROTATIONS if starts > 1 else None
     return model.defaults.replace(**changes)
 
 

@@ -97,18 +97,18 @@ def _tune(args: argparse.Namespace, out: Path, folder: Path) -> None:
 
     jclnf.enable_compilation_cache()
     model = jclnf.load_model(None if args.model == "default" else args.model)
-    faces = jclnf.read_annotations(args.data, split=args.split)
+    faces = jclnf.annotations.read_annotations(args.data, split=args.split)
     parts = split_people(args, faces)
     learned, held_out = (_read(part, start_boxes(args.boxes, part)[0]) for part in parts)
     # A batch is not larger than there are faces.
     batch = min(COURSE.batch, len(learned[0]))
     course = dataclasses.replace(COURSE, epochs=args.epochs, seed=args.seed, batch=batch)
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         model,
         *learned,
         what=args.what,
         validation=held_out,
-        rotations=jclnf.OPENFACE_ROTATIONS if args.starts > 1 else None,
+        rotations=jclnf.openface.ROTATIONS if args.starts > 1 else None,
         offset=args.offset,
         course=course,
         patience=args.patience,

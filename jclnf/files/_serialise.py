@@ -47,7 +47,7 @@ _OPTIONAL: dict[str, Any] = {
     "early_termination": EarlyTermination,
 }
 """What a model may hold besides, by the names of its fields."""
-_NEWER = ("uncertainty", "derivatives")
+_NEWER = ("uncertainty", "derivatives", "rotations")
 """Fields that files of an earlier jclnf may lack; they have defaults."""
 
 DEFAULT_MODEL = "default.safetensors"
@@ -265,7 +265,7 @@ def _take_apart(module: eqx.Module, prefix: str, tensors: dict[str, np.ndarray])
         elif isinstance(value, dict):
             static[field.name] = sorted(value)
             tensors.update({f"{name}.{key}": np.array(item) for key, item in value.items()})
-        else:
+        elif value is not None:
             tensors[name] = np.array(value)
     return static
 
@@ -277,7 +277,7 @@ def _put_together(
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         name = f"{prefix}.{field.name}"
-        if field.name in _NEWER and field.name not in static:
+        if field.name in _NEWER and field.name not in static and name not in tensors:
             continue
         if field.name == "arithmetic":
             values[field.name] = Arithmetic(**static[field.name])

@@ -12,11 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
-from jclnf.fitting._fit import finish
-from jclnf.fitting._mapping import map_faces
-from jclnf.fitting._model import EarlyTermination, Model
+from jclnf.fitting._mapping import map_faces, one_by_one
+from jclnf.fitting._model import Model, StartRule
+from jclnf.fitting._postprocess import postprocess
 from jclnf.fitting._result import FitResult, FitStatus
 from jclnf.fitting._scales import fit_from
 from jclnf.geometry import pose_from_box
@@ -26,44 +26,76 @@ COMPLETED = 3
 """Starts that are fitted to the end where none is accepted."""
 
 
-def best_until_accepted(
-    model: Model,
-    rule: EarlyTermination,
-    image: Any,
-    box: Any,
-    rotations: Any,
-    params: FitParams,
-) -> FitResult:
-    """What `jclnf.fit_until_accepted` computes, as a pure function, neither compiled nor checked.
+class EarlyTermination(StartRule):
+    """When a fit at the first scale is good enough, by the view that it used.
 
-    All starts are fitted at the first scale, and those that are not needed are masked out. The
-    rest is then done for `COMPLETED` starts: where they run one after the other (see
-    `fitting/_mapping.py`) only for the accepted one, if there is one; as a batch for all. Which fit
-    is returned is piecewise constant: derivatives are those of that fit.
+    A start is accepted if `likelihood * weight + bias > cutoff`. That score also ranks the starts
+    where none is: the weights make the likelihoods of views comparable.
     """
-    begun = map_faces(
-        lambda rotation: begin(model, image, box, rotation, params), jnp.asarray(rotations)
-    )
-    score, accepted = rule.score(begun.likelihood, begun.trace.view[:, 0])
-    some = accepted.any()
-    count = min(COMPLETED, len(score))
-    best = jnp.where(some, jnp.argmax(accepted), lax.top_k(score, count)[1])
-    needed = (jnp.arange(count) == 0) | ~some
 
-    def completed(start: tuple[FitResult, Bool[Array, ""]]) -> FitResult:
-        first, needed = start
-        # What is not needed only has to have the shape of a completed fit.
-        return lax.cond(
-            needed,
-            lambda first: complete(model, image, first, params),
-            lambda first: _padded(first, params),
-            first,
-        )
+    weight: Float[Array, " v"]
+    bias: Float[Array, " v"]
+    cutoff: Float[Array, " v"]
 
-    fits = map_faces(completed, (jax.tree.map(lambda array: array[best], begun), needed))
-    likelihood = jnp.where(needed, jax.vmap(likelihood_of)(fits), -math.inf)
-    kept = jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
-    return finish(model, image, kept, params)
+    def score(
+        self, likelihood: Float[Array, "*r"], view: Int[Array, "*r"]
+    ) -> tuple[Float[Array, "*r"], Bool[Array, "*r"]]:
+        """The score of fits at the first scale, and whether it makes them accepted.
+
+        A likelihood that is not a number scores minus infinity.
+        """
+        score = likelihood * self.weight[view] + self.bias[view]
+        score = jnp.where(jnp.isnan(score), -math.inf, score)
+        return score, score > self.cutoff[view]
+
+    def best(
+        self,
+        model: Model,
+        image: Any,
+        box: Float[Array, "4"],
+        rotations: Float[Array, "r 3"],
+        params: FitParams,
+    ) -> FitResult:
+        """The first start that is accepted, or the likeliest of the completed ones.
+
+        Where starts run one after the other, those after the accepted one cost next to nothing; as
+        a batch, all are fitted at the first scale, and `COMPLETED` starts to the end. Derivatives
+        are those of the fit that is kept.
+        """
+
+        def start(rotation: Float[Array, "3"]) -> Any:
+            first = begin(model, image, box, rotation, params)
+            return first, *self.score(first.likelihood, first.trace.view[0])
+
+        def unless(done: Bool[Array, ""], rotation: Float[Array, "3"]) -> Any:
+            begun = lax.cond(done, lambda: nothing, lambda: start(rotation))
+            return done | begun[2], begun
+
+        if one_by_one():
+            like = jax.eval_shape(start, rotations[0])
+            nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+            _, (begun, score, accepted) = lax.scan(unless, jnp.array(False), rotations)
+        else:
+            begun, score, accepted = jax.vmap(start)(rotations)
+        some = accepted.any()
+        count = min(COMPLETED, len(score))
+        best = jnp.where(some, jnp.argmax(accepted), lax.top_k(score, count)[1])
+        needed = (jnp.arange(count) == 0) | ~some
+
+        def completed(start: tuple[FitResult, Bool[Array, ""]]) -> FitResult:
+            first, needed = start
+            # What is not needed only has to have the shape of a completed fit.
+            return lax.cond(
+                needed,
+                lambda first: complete(model, image, first, params),
+                lambda first: _padded(first, params),
+                first,
+            )
+
+        fits = map_faces(completed, (jax.tree.map(lambda array: array[best], begun), needed))
+        likelihood = jnp.where(needed, jax.vmap(likelihood_of)(fits), -math.inf)
+        kept = jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
+        return postprocess(model, image, kept, params)
 
 
 def begin(model: Model, image: Any, box: Any, rotation: Any, params: FitParams) -> FitResult:

@@ -1,13 +1,13 @@
 """A model: shape model, patch experts, and the settings that they were trained for."""
 
 import dataclasses
-import math
+from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from jclnf.errors import ModelFileError
 from jclnf.experts import PatchExperts
@@ -19,27 +19,22 @@ from jclnf.geometry import PDM
 from jclnf.params import FitParams, as_dtype
 
 
-class EarlyTermination(eqx.Module):
-    """When a fit at the first scale is good enough, by the view that it used.
+class StartRule(eqx.Module):
+    """Which of several start rotations is kept, without fitting all of them to the end."""
 
-    A start is accepted if `likelihood * weight + bias > cutoff`. That score also ranks the starts
-    where none is: the weights make the likelihoods of views comparable.
-    """
+    @abstractmethod
+    def best(
+        self,
+        model: "Model",
+        image: Any,
+        box: Float[Array, "4"],
+        rotations: Float[Array, "r 3"],
+        params: FitParams,
+    ) -> Any:
+        """The `FitResult` of the start that is kept, postprocessed; neither compiled nor checked.
 
-    weight: Float[Array, " v"]
-    bias: Float[Array, " v"]
-    cutoff: Float[Array, " v"]
-
-    def score(
-        self, likelihood: Float[Array, "*r"], view: Int[Array, "*r"]
-    ) -> tuple[Float[Array, "*r"], Bool[Array, "*r"]]:
-        """The score of fits at the first scale, and whether it makes them accepted.
-
-        A likelihood that is not a number scores minus infinity.
+        A pure function, as `jclnf.fit` is.
         """
-        score = likelihood * self.weight[view] + self.bias[view]
-        score = jnp.where(jnp.isnan(score), -math.inf, score)
-        return score, score > self.cutoff[view]
 
 
 class Model(eqx.Module):
@@ -56,16 +51,15 @@ class Model(eqx.Module):
     validator: Validator | None = None
     """What a fit has its confidence from: OpenFace's way."""
     start: LearnedStart | None = None
-    """Where a fit starts that is told no head rotation; without, at the frontal mean shape."""
+    """Where a fit starts that is given no start; without, at the frontal mean shape."""
     readout: PDM | None = None
-    """What landmarks are read off by at the end of a fit, see `fitting/_readout.py`; without,
-    `pdm`."""
+    """What landmarks are read off by at the end of a fit; without, `pdm`."""
     uncertainty: Uncertainty | None = None
     """What the covariances of its landmarks are calibrated by; without, they are only roughly of
     the right size."""
     confidence: Confidence | None = None
     """What a fit has its confidence from, as a probability, if there is no validator."""
-    early_termination: EarlyTermination | None = None
+    early_termination: StartRule | None = None
     """When one of several start rotations is so good that the others are not needed."""
 
     def __check_init__(self) -> None:
@@ -116,9 +110,10 @@ class Model(eqx.Module):
     def prepare(self, params: FitParams | None = None) -> "Model":
         """This model with everything precomputed that the windows of `params` allow.
 
-        Parts are prepared for their own settings. A fit gives the same result with or without;
-        prepare once where you fit often. To take derivatives by the experts' parameters,
-        differentiate a function that prepares inside, or fit with the model as it was loaded.
+        Parts are prepared for their own settings. A fit gives the same result with or without, and
+        `jclnf.fit` and the others prepare each model by themselves. To take derivatives with
+        respect to the experts' parameters, differentiate a function that prepares inside, or fit
+        with the model as it was loaded.
         """
         windows = (self.defaults if params is None else params).windows
         parts = tuple(dataclasses.replace(p, model=p.model.prepare()) for p in self.parts)

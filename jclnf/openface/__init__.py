@@ -11,11 +11,13 @@ from jclnf.openface._install import (
     models_folder,
     read_manifest,
 )
-from jclnf.openface._model import load_openface, main_file, named_files, offers
+from jclnf.openface._model import FRONTAL, ROTATIONS, load_openface, main_file, named_files, offers
 from jclnf.openface._mtcnn import INPUT_SIDES, LayerArrays, pooled_side, read_mtcnn
 
 __all__ = [
+    "FRONTAL",
     "INPUT_SIDES",
+    "ROTATIONS",
     "Installed",
     "LayerArrays",
     "Manifest",

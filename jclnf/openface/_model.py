@@ -60,6 +60,24 @@ _MAIN_FILES = tuple(
 )
 """What is loaded of a folder: the first of these that it has."""
 
+FRONTAL = (0.0, 0.0, 0.0)
+"""The start rotation of a face that looks into the camera."""
+ROTATIONS = (
+    FRONTAL,
+    (0.0, -0.5236, 0.0),
+    (0.0, 0.5236, 0.0),
+    (0.0, -0.96, 0.0),
+    (0.0, 0.96, 0.0),
+    (0.0, 0.0, 0.5236),
+    (0.0, 0.0, -0.5236),
+    (0.0, -1.57, 0.0),
+    (0.0, 1.57, 0.0),
+    (0.0, -1.22, 0.698),
+    (0.0, 1.22, -0.698),
+)
+"""The start rotations (pitch, yaw, roll; radians) that OpenFace tries for a face that it has just
+found in a video."""
+
 _MISSING = "no such file or folder; give OpenFace's main_clnf_general.txt, or its model folder"
 
 
@@ -80,6 +98,9 @@ def load_openface(
     path: str | os.PathLike[str], *, parts: bool = False, validator: bool = False
 ) -> Model:
     """Load a landmark detector in OpenFace 2.2's files; its settings are OpenFace's own.
+
+    Fits try all `ROTATIONS`, which faces turned to the side need. `FitParams.openface(model)` has
+    the frontal start alone, as OpenFace's program for images does.
 
     Args:
         path: OpenFace's `main_*.txt`; or the detector's list that it names (`clnf_general.txt`);
@@ -111,7 +132,9 @@ def load_openface(
 
 
 def _part_model(entry: Entry) -> Model:
-    return assemble(entry.path, read_openface(entry.path, missing=entry.missing))
+    # A part starts from the landmarks of its face.
+    model = assemble(entry.path, read_openface(entry.path, missing=entry.missing))
+    return dataclasses.replace(model, defaults=model.defaults.replace(rotations=None))
 
 
 def _validator(main: Path, entries: Sequence[Entry], landmarks: int) -> Validator:
@@ -129,7 +152,7 @@ def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
         kind = _KINDS[arrays.kind]
         experts = kind.create(**arrays.experts)
         settings = kind.settings_wild if "wild" in arrays.name else kind.settings
-        defaults = settings(experts, arithmetic="exact")
+        defaults = settings(experts, arithmetic="exact").replace(rotations=ROTATIONS)
         return Model(
             pdm, experts, defaults, arrays.name, early_termination=arrays.early_termination
         )

@@ -4,6 +4,7 @@ from jclnf.tracking._overlap import SAME_FACE, assign, overlap
 from jclnf.tracking._smoothing import OneEuro
 from jclnf.tracking._track import TrackParams, TrackState, track, track_frame
 from jclnf.tracking._tracker import TrackedFace, Tracker, box_of, grey_of, tracked_face, usable
+from jclnf.tracking._warm_up import warm_up
 
 __all__ = [
     "SAME_FACE",
@@ -20,4 +21,5 @@ __all__ = [
     "track_frame",
     "tracked_face",
     "usable",
+    "warm_up",
 ]

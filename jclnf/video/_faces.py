@@ -8,7 +8,7 @@ import numpy as np
 
 from jclnf.detect import Detector, find_faces
 from jclnf.errors import JclnfError
-from jclnf.fitting import fit_batch
+from jclnf.fitting import fit_images, padded
 from jclnf.tracking import (
     SAME_FACE,
     TrackedFace,
@@ -59,7 +59,7 @@ class Independent:
     but each frame costs a detection, and landmarks are less steady than a tracker's.
 
     Args:
-        model: prepared or not.
+        model: as for `jclnf.fit`.
         params: settings of the fits.
         detector: finds the faces.
         most: most faces of a frame.
@@ -89,9 +89,8 @@ class Independent:
         results: list[Any] = []
         for first in range(0, len(jobs), self.BATCH):
             part = jobs[first : first + self.BATCH]
-            filled = part + part[-1:] * (self.BATCH - len(part))
-            images, given = zip(*filled, strict=True)
-            together = jax.device_get(fit_batch(self._model, images, np.array(given), self._params))
+            images, given = zip(*padded(part, self.BATCH), strict=True)
+            together = fit_images(self._model, images, np.array(given), self._params)
             results += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
         queue = iter(results)
         for frame, count in zip(chunk, counts, strict=True):

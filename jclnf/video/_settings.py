@@ -40,7 +40,7 @@ class Settings:
     """Frames per second of a folder of pictures."""
     focal: tuple[float, float] | None = None
     centre: tuple[float, float] | None = None
-    """The camera, in pixels; assumed if not given, see `jclnf.Camera.assumed`."""
+    """The camera, in pixels; assumed if not given, see `jclnf.space.Camera.assumed`."""
     full_precision: bool = False
     pts: bool = False
     aligned: int = 0
