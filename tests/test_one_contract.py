@@ -174,10 +174,10 @@ def fitted_on_the_command_line(model, image, box, folder, monkeypatch) -> np.nda
 
 
 def independent(model, image, box) -> np.ndarray:
-    from jclnf.video._faces import Independent
+    from jclnf.video._fitters import IndependentFitter
     from jclnf.video._source import Frame
 
     frames = [Frame(1, 0.0, np.repeat(image[..., None], 3, axis=2))]
-    follower = Independent(model, model.defaults, lambda _: np.array([box]), None)
+    follower = IndependentFitter(model, model.defaults, lambda _: np.array([box]), None)
     ((_, (found,)),) = follower.follow(frames)
     return found.result.landmarks

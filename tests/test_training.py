@@ -13,7 +13,7 @@ from support.training import drawn, shapes
 
 import jclnf
 from jclnf import geometry
-from jclnf.cli._main import main
+from jclnf.cli import main
 from jclnf.errors import TrainingError
 from jclnf.experts import TRUNK_SAMPLING, trunk_shapes
 from jclnf.fitting._scales import reference_shape

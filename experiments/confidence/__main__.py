@@ -22,7 +22,7 @@ from experiments.common import DATA, Row, pivot, table, write_results
 from jclnf.detect._haar import CASCADE, correct
 from jclnf.evaluation import OUTER_EYES
 from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, initial_state, postprocess
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
 from jclnf.train._fit_examples import moved, no_face
 
@@ -65,7 +65,7 @@ def cases() -> list[Case]:
         jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
     ):
         rng = np.random.default_rng(number)
-        grey, truth = read_photo(face.image).grey, face.landmarks
+        grey, truth = read_image(face.image), face.landmarks
         box = np.array(boxes[face.image.name])
         side = box[2:].mean()
         tried = [("as given", box, 0.0), ("start moved", box, rng.uniform())]

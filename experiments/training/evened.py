@@ -4,7 +4,7 @@
 
 FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
 (`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
-the fit on evened pictures (`jclnf.experts._layers.evened`), from several seeds, and their weights
+the fit on evened pictures (`jclnf.experts._layers.self_quotient`), from several seeds, and their weights
 averaged; start and shape model are those of the whole training on evened pictures
 (`experiments.training`), which models/default.safetensors holds when this begins. Readout,
 confidence and covariances are learned anew. Twenty minutes on two cores; FOLDER keeps the
@@ -27,7 +27,7 @@ import jclnf
 from experiments.common import DATA, REPOSITORY
 from jclnf.cli._learning import split_people
 from jclnf.files._serialise import FORMAT_VERSION
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
 from jclnf.train._batches import BoxExamples
 from jclnf.train._confidence import learn_confidence
@@ -53,7 +53,7 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
 
 
 def packed(annotated: list[jclnf.annotations.AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
+    pieces = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
     pictures, points = zip(*pieces, strict=True)
     return Faces(list(pictures), np.array(points))
 

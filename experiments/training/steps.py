@@ -21,7 +21,7 @@ import numpy as np
 import jclnf
 from experiments.common import DATA, table, write_results
 from jclnf.annotations import AnnotatedFace
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.train._batches import COARSE, FINE
 from jclnf.train._ccnf import experts_of, train_ccnf
 from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out
@@ -36,7 +36,7 @@ CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 
 def packed(faces: list[AnnotatedFace]) -> Faces:
     pictures, points = zip(
-        *(cut_out(read_photo(face.image).grey, face.landmarks) for face in faces), strict=True
+        *(cut_out(read_image(face.image), face.landmarks) for face in faces), strict=True
     )
     return Faces(list(pictures), np.array(points))
 

@@ -45,7 +45,7 @@ class Evaluation:
     """Why faces were not fitted, by their index."""
 
     def summary(self) -> Summary:
-        """What the errors come to."""
+        """Statistics of the errors."""
         return summarise(self.landmarks, self.truth, self.yaw)
 
 
@@ -72,7 +72,7 @@ def evaluate(
         boxes: (x, y, w, h) for each face in pixels of its image, or None for one that has none.
             Without, a face's own box or, if it has none, the extent of its landmarks.
         init: where the fits start, see `jclnf.fit_images`.
-        read: gives the grey picture `(h, w)` of an image file.
+        read: gives the grey image `(h, w)` of an image file.
         on_problem: called with the index of a face that cannot be fitted, and the reason.
         on_progress: called after each chunk with the number of faces done in it.
 
@@ -98,17 +98,17 @@ def evaluate(
     status, likelihood = np.full(len(faces), NOT_READ), np.full(len(faces), np.nan)
     problems: dict[int, str] = {}
     for chunk in np.array_split(np.arange(len(faces)), -(-len(faces) // CHUNK)):
-        pieces: dict[int, Crop] = {}
+        crops: dict[int, Crop] = {}
         for index in chunk.tolist():
             try:
-                pieces[index] = _piece(faces[index], boxes[index], read)
+                crops[index] = _crop_of(faces[index], boxes[index], read)
             except JclnfError as e:
                 problems[index] = str(e)
                 if on_problem is not None:
                     on_problem(index, str(e))
-        if pieces:
-            fits = _fit(model, list(pieces.values()), params, init)
-            at = list(pieces)
+        if crops:
+            fits = _fit(model, list(crops.values()), params, init)
+            at = list(crops)
             landmarks[at], status[at], likelihood[at] = fits
         if on_progress is not None:
             on_progress(len(chunk))
@@ -136,7 +136,7 @@ def _yaws(pdm: PDM, points: jax.Array) -> jax.Array:
     return lax.map(lambda face: fit_points(pdm, face, present)[0].rotation[1], points)
 
 
-def _piece(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) -> Crop:
+def _crop_of(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) -> Crop:
     if box is None:
         raise BoxError(f"{face.image}: there is no box for it")
     image = read(face.image)
@@ -147,11 +147,11 @@ def _piece(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) ->
 
 
 def _fit(
-    model: Model, pieces: list[Crop], params: FitParams | None, init: Any
+    model: Model, crops: list[Crop], params: FitParams | None, init: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Landmarks, status and likelihood."""
-    images, boxes = [piece.image for piece in pieces], np.stack([piece.box for piece in pieces])
+    images, boxes = [crop.image for crop in crops], np.stack([crop.box for crop in crops])
     result = fit_images(model, images, boxes, params, init=init)
-    offsets = np.stack([piece.offset for piece in pieces])
+    offsets = np.stack([crop.offset for crop in crops])
     points = np.asarray(result.landmarks, np.float64) + offsets[:, None]
     return points, np.asarray(result.status), np.asarray(result.likelihood)

@@ -88,7 +88,7 @@ def fit_points(
 
 
 class _State(NamedTuple):
-    """What is carried from step to step."""
+    """The carry from step to step."""
 
     pose: Pose
     shape: Float[Array, " m"]

@@ -46,8 +46,8 @@ def fit_from(
 ) -> FitResult:
     """Fit one face from a given pose and shape.
 
-    What `jclnf.fit` does between putting them into the box and `jclnf.fitting.finish`. A pure
-    function that is neither compiled nor checks its inputs.
+    The fit proper, without its start and without `postprocess`. A pure function that is neither
+    compiled nor checks its inputs.
     """
     params, pose, shape = as_dtype((params, pose, shape), model.pdm.mean.dtype)
     image = jnp.asarray(image)
@@ -87,7 +87,7 @@ def fit_from(
 
 
 class _State(NamedTuple):
-    """What is carried from scale to scale."""
+    """The carry from scale to scale."""
 
     pose: Pose
     shape: Float[Array, " m"]
@@ -100,14 +100,14 @@ class _State(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What the covariance of landmarks is taken from: the last responses and their frame."""
+    """The last responses and their frame, for the covariance of landmarks."""
 
     responses: Float[Array, "n 2 2"]
     to_image: Float[Array, "2"]
 
 
 class _Maps(NamedTuple):
-    """What the two passes of a scale work on: the responses and the frame they stand in."""
+    """The responses that the two passes of a scale work on, and the frame they stand in."""
 
     responses: Float[Array, "n k k"]
     base: Float[Array, "n 2"]
@@ -119,7 +119,7 @@ class _Maps(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """What is carried from iteration to iteration."""
+    """The carry from iteration to iteration."""
 
     pose: Pose
     shape: Float[Array, " m"]

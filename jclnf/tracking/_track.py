@@ -79,7 +79,7 @@ def _with_small_windows(detection: FitParams) -> TrackParams:
 
 
 class TrackState(eqx.Module):
-    """What is known of a face after a frame: all that its fit in the next one needs."""
+    """A face after a frame: all that its fit in the next one needs."""
 
     pose: Pose
     """In pixels of the frame."""
@@ -215,7 +215,7 @@ def follow(
     state: TrackState,
     settings: FitParams,
 ) -> tuple[TrackState, FitResult]:
-    """What `track_frame` does with one of its two settings, whether the face was seen or not."""
+    """`track_frame` with one of its two settings, whether the face was seen or not."""
     result = fit_from(model, image, state.pose, state.shape, settings)
     result = postprocess(model, image, without_trace(result), settings)
     return state.next(result), result

@@ -22,7 +22,7 @@ from jclnf.tracking._overlap import SAME_FACE, assign, nearness, overlap, shows
 from jclnf.tracking._track import TrackParams, TrackState, follow, found
 
 MARGIN = 0.75
-"""What a crop holds on each side of a face's landmarks, in larger sides of the box around them:
+"""Margin of a crop on each side of a face's landmarks, in larger sides of the box around them:
 the areas that are read, and how far landmarks may move in a frame."""
 SIDES = tuple(sorted({*BUCKETS, *(3 * side // 2 for side in BUCKETS)}))
 """Sides of crops in pixels; more than for single images: each frame pays for what is too large."""
@@ -48,7 +48,7 @@ class TrackedFace:
 
 @dataclasses.dataclass
 class _Track:
-    """What is kept of a face from frame to frame."""
+    """A face as it is kept from frame to frame."""
 
     id: int
     state: TrackState
@@ -57,7 +57,7 @@ class _Track:
 
 @dataclasses.dataclass(frozen=True)
 class _Ended:
-    """What is kept of a face that is followed no more."""
+    """A face that is followed no more."""
 
     id: int
     box: np.ndarray

@@ -198,7 +198,7 @@ def euler_matrix(euler: np.ndarray) -> np.ndarray:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The 2x2 matrix of `jclnf.geometry._warp.align`."""
+    """The 2x2 matrix of `jclnf.geometry.similarity_between`."""
     source, target = source - source.mean(0), target - target.mean(0)
     cosine = (source * target).sum()
     sine = (source[:, 0] * target[:, 1] - source[:, 1] * target[:, 0]).sum()
