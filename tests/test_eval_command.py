@@ -14,14 +14,14 @@ from support.synthetic import planted
 import jclnf
 import jclnf.cli._eval
 import jclnf.evaluation
-from jclnf.annotations import AnnotatedFace, tight_box
+from jclnf.annotations import AnnotatedFace
 from jclnf.cli import main
 from jclnf.errors import AnnotationError, BoxError
 from jclnf.evaluation import NOT_READ, Evaluation, evaluate
 from jclnf.evaluation._evaluate import yaws
 from jclnf.evaluation._metrics import box_size
 from jclnf.fitting import FitStatus
-from jclnf.geometry import Pose, project
+from jclnf.geometry import Pose, project, tight_box
 from jclnf.openface import ROTATIONS
 from jclnf.runtime import use_all_cores
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts._base import AreaExperts
+from jclnf.geometry import inverses
 from jclnf.params import EXACT, Arithmetic
 
 ALPHA_THRESHOLD = 1e-4
@@ -157,10 +158,10 @@ class CCNF(AreaExperts):
 
 
 class PreparedCCNF(AreaExperts):
-    """CCNF experts ready to be evaluated: what `CCNF.prepare` gives.
+    """CCNF experts ready to be evaluated, from `CCNF.prepare`.
 
     Its arrays are derived from a `CCNF`'s parameters, so they are named differently, and a
-    derivative by them is not one by the parameters.
+    derivative with respect to them is not one with respect to the parameters.
     """
 
     weights: Float[Array, "s v n q p"]
@@ -300,36 +301,8 @@ def covariance(
         return 1 / precision
     blocks = 2 * jnp.einsum("...b,bcij->...cij", beta, components)
     identity = jnp.eye(components.shape[-1], dtype=blocks.dtype)
-    return inverse(blocks + precision[..., None, None, None] * identity)
-
-
-@jax.custom_jvp
-def inverse(matrices: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
-    """Inverses of many small positive definite matrices, by Gauss-Jordan elimination.
-
-    Not `jnp.linalg.inv`: jaxlib hands a batch of matrices to the thread pool that its caller runs
-    on, and waits there; with two such calls at a time and as few threads (as when the covariances
-    of two windows are taken) all of them wait for ever.
-    """
-    size = matrices.shape[-1]
-
-    def eliminate(k: Int[Array, ""] | int, a: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
-        here = jnp.arange(size) == k
-        row = lax.dynamic_index_in_dim(a, k, -2, keepdims=True)
-        column = lax.dynamic_index_in_dim(a, k, -1, keepdims=True)
-        pivot = lax.dynamic_index_in_dim(row, k, -1, keepdims=True)
-        inside = jnp.where(here | here[:, None], 0.0, a - column * row / pivot)
-        in_row = jnp.where(here[:, None] & ~here, row / pivot, 0.0)
-        in_column = jnp.where(here & ~here[:, None], -column / pivot, 0.0)
-        return inside + in_row + in_column + jnp.where(here & here[:, None], 1 / pivot, 0.0)
-
-    return lax.fori_loop(0, size, eliminate, matrices)
-
-
-@inverse.defjvp
-def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    inverted = inverse(primals[0])
-    return inverted, -inverted @ tangents[0] @ inverted
+    identity = jnp.broadcast_to(identity, blocks.shape)
+    return inverses(blocks + precision[..., None, None, None] * identity)
 
 
 def smooth(covariance: Float[Array, "n ..."], field: Float[Array, "n k k"]) -> Array:

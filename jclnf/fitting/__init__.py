@@ -16,14 +16,21 @@ from jclnf.fitting._model import Model, Part, StartRule
 from jclnf.fitting._postprocess import postprocess, read_off
 from jclnf.fitting._result import FitResult, FitStatus, PartResult, Trace, likelihood_of
 from jclnf.fitting._scales import fit_from
-from jclnf.fitting._start import MARGIN, SIZE, LearnedStart, decode, start_network, start_shapes
+from jclnf.fitting._start import (
+    START_MARGIN,
+    START_SIZE,
+    LearnedStart,
+    decode_start,
+    start_network,
+    start_shapes,
+)
 from jclnf.fitting._uncertainty import Uncertainty
 
 __all__ = [
     "FACE_LIMIT",
     "LANDMARK_LIMIT",
-    "MARGIN",
-    "SIZE",
+    "START_MARGIN",
+    "START_SIZE",
     "AbstractConfidence",
     "Confidence",
     "FitResult",
@@ -38,7 +45,7 @@ __all__ = [
     "characteristics",
     "check_inputs",
     "crops_of_one_size",
-    "decode",
+    "decode_start",
     "fit",
     "fit_face",
     "fit_from",

@@ -164,7 +164,8 @@ class FitResult(eqx.Module):
             faces = [result, *result.parts.values()]
             return [points for face in faces for points in (face.landmarks, face.pose.translation)]
 
-        return eqx.tree_at(image_points, self, [points + offset for points in image_points(self)])
+        moved = [points + jnp.broadcast_to(offset, points.shape) for points in image_points(self)]
+        return eqx.tree_at(image_points, self, moved)
 
 
 def likelihood_of(fit: FitResult) -> Any:

@@ -227,7 +227,7 @@ def view_confidence(
 ) -> Float[Array, ""]:
     """The confidence by the validator of one view."""
     face = warp_face(view, image, landmarks)
-    pixels = view.mask.sum()
+    pixels = view.mask.sum().astype(face.dtype)
     mean = face.sum() / pixels
     face = jnp.where(view.mask, face - mean, 0.0)
     variance = jnp.sum(face**2) / pixels
