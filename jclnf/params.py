@@ -36,7 +36,7 @@ class Arithmetic:
     """
 
     fixed_point_sampling: bool = False
-    """Read areas at positions rounded as OpenCV's `warpAffine` does, see `warp.sample_areas`."""
+    """Read areas at positions rounded as OpenCV's `warpAffine` does, see `sample_areas`."""
     tabulated_kernel: bool = False
     """Read the mean shift's kernel from a table in steps of 0.1 px, see `meanshift.mean_shift`."""
     early_stop: bool = False
@@ -129,6 +129,8 @@ class FitParams(eqx.Module):
             raise ParamsError(
                 f"derivatives {self.derivatives!r}: they are one of {', '.join(DERIVATIVES)}"
             )
+        if not (isinstance(self.tolerance, (int, float)) and self.tolerance >= 0):
+            raise ParamsError(f"tolerance is {self.tolerance!r}; it must be 0 or more")
         if self.iterations < 1:
             raise ParamsError(f"iterations is {self.iterations}; it must be at least 1")
 

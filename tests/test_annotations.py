@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jclnf
-from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity, tight_box
+from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
 from jclnf.errors import AnnotationError
 
 N = 5
@@ -364,10 +364,6 @@ def test_both_sides_have_faces():
     for fraction, who in ((0.5, "aa"), (0.0, "ab"), (1.0, "ab"), (np.nan, "ab"), (0.5, "")):
         with pytest.raises(AnnotationError, match=r"fraction|identities"):
             split_by_identity(faces(*who), fraction, 0)
-
-
-def test_tight_box():
-    np.testing.assert_array_equal(tight_box([(3, 9), (1, 4), (2, 20)]), (1, 4, 2, 16))
 
 
 def test_public_names():

@@ -16,9 +16,10 @@ from support.synthetic import default_params, planted
 import jclnf
 from jclnf import FitStatus
 from jclnf.errors import ModelFileError
-from jclnf.fitting import EarlyTermination, fit_face
-from jclnf.fitting import _early_termination as early
-from jclnf.openface._early_termination import read_early_termination
+from jclnf.fitting import fit_face
+from jclnf.openface import EarlyTermination
+from jclnf.openface import _early_termination as early
+from jclnf.openface._read_early_termination import read_early_termination
 
 ROTATIONS = np.array(
     [[0.0, -0.9, 0.3], [0.2, 1.2, 0.0], [0, 0, 0], [0, 0.1, 0], [0.4, 0, 0.2]], np.float32

@@ -381,3 +381,11 @@ def test_unusable_input_is_named(face, start):
         jclnf.fit(face.model, face.image, start, init=np.zeros((2, 4)))
     with pytest.raises(jclnf.errors.ParamsError, match="4 modes"):
         jclnf.fit(face.model, face.image, start, init=(face.pose, jnp.zeros(7)))
+
+
+def test_a_model_in_double_precision_gives_results_of_double_precision(face, start):
+    with jax.enable_x64(True):
+        exact = face.model.astype(jnp.float64)
+        assert exact.astype(jnp.float32).pdm.mean.dtype == jnp.float32
+        assert exact.experts.visible.dtype == bool
+        assert jclnf.fit(exact, face.image, start).landmarks.dtype == jnp.float64

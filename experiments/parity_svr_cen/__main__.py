@@ -29,8 +29,8 @@ from experiments.common import (
     table,
     write_results,
 )
+from jclnf import geometry
 from jclnf.fitting._scales import reference_shape
-from jclnf.geometry import _warp as warp
 from jclnf.geometry import project
 from jclnf.params import OPENFACE as ARITHMETIC
 
@@ -77,8 +77,10 @@ def responses(model: jclnf.Model, areas: Any, scale: Any, view: Any, window: int
 @eqx.filter_jit
 def own_areas(model: jclnf.Model, image: Any, pose: Any, shape: Any, scale: Any, side: int) -> Any:
     landmarks = project(model.pdm, pose, shape)
-    to_image = warp.invert(warp.align(landmarks, reference_shape(model, shape, scale)))
-    return warp.sample_areas(image, landmarks, to_image, side, fixed_point=True)
+    to_image = geometry.invert_similarity(
+        geometry.similarity_between(landmarks, reference_shape(model, shape, scale))
+    )
+    return geometry.sample_areas(image, landmarks, to_image, side, fixed_point=True)
 
 
 def errors(kind: str, model: jclnf.Model, scale: Scale, areas: np.ndarray) -> np.ndarray:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jclnf.annotations import AnnotatedFace, tight_box
+from jclnf.annotations import AnnotatedFace
 from jclnf.errors import AnnotationError, BoxError, JclnfError
 from jclnf.evaluation._metrics import Summary, summarise
 from jclnf.fitting import Model, fit_images, fit_points
-from jclnf.geometry import PDM
+from jclnf.geometry import PDM, tight_box
 from jclnf.images import Crop, crop, read_image
 from jclnf.params import FitParams
 

@@ -92,7 +92,8 @@ def fit_face_at(
         return fit_face(model, image, box, init, params)
     if isinstance(init, tuple):
         pose, shape = init
-        init = dataclasses.replace(pose, translation=pose.translation - offset), shape
+        translation = pose.translation - jnp.asarray(offset, pose.translation.dtype)
+        init = dataclasses.replace(pose, translation=translation), shape
     return fit_face(model, image, box, init, params).shifted(offset)
 
 

@@ -15,7 +15,7 @@ from jclnf.fitting._postprocess import postprocess
 from jclnf.fitting._result import FitResult, FitStatus
 from jclnf.fitting._scales import fit_from
 from jclnf.geometry import Pose, pose_from_box
-from jclnf.params import FitParams, as_rotations
+from jclnf.params import FitParams, as_dtype, as_rotations
 
 Init = Float[Array, "r 3"] | tuple[Pose, Float[Array, "*b m"]] | None
 """Start rotations, a pose and shape, or the model's own start."""
@@ -36,7 +36,8 @@ def as_init(model: Model, init: Any, params: FitParams) -> Init:
         raise ParamsError(
             f"init has a shape of {jnp.shape(shape)}; the model has {model.pdm.n_modes} modes"
         )
-    return pose, jnp.asarray(shape)
+    start: Init = as_dtype((pose, jnp.asarray(shape)), model.pdm.mean.dtype)
+    return start
 
 
 def initial_state(

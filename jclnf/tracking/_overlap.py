@@ -6,12 +6,6 @@ SAME_FACE = 0.5
 """Intersection over union from which two boxes are one face."""
 
 
-def extent(landmarks: np.ndarray) -> np.ndarray:
-    """The box (x, y, w, h) around landmarks `(n, 2)`, float64."""
-    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
-    return np.concatenate([low, high - low]).astype(np.float64)
-
-
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Area common to two boxes over that of both together, 0 to 1 (intersection over union)."""
     low = np.maximum(a[:2], b[:2])

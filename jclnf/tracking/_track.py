@@ -28,7 +28,7 @@ from jclnf.fitting import (
 )
 from jclnf.geometry import Pose
 from jclnf.openface import ROTATIONS
-from jclnf.params import Arithmetic, FitParams
+from jclnf.params import Arithmetic, FitParams, as_dtype
 
 TRACKING_WINDOWS = (0, 9, 7, 0)
 """OpenFace's windows by scale for a face that was seen in the frame before."""
@@ -129,7 +129,7 @@ def track_frame(
     Returns:
         The state after this frame, and the fit. Its trace is empty: it has no scales.
     """
-    return _step(_Prepared(model, model), image, state, params)
+    return _step(_Prepared(model, model), image, as_dtype(state, model.pdm.mean.dtype), params)
 
 
 def track(
@@ -164,6 +164,7 @@ def track(
         raise ImageError(f"frames must be grey, (t, h, w) and not empty, not {shape}")
     if isinstance(start, TrackState):
         check_inputs(model, frames[0], np.ones(4), params.detection)
+        start = as_dtype(start, model.pdm.mean.dtype)
     else:
         start = check_inputs(model, frames[0], start, params.detection)
     check_inputs(model, frames[0], np.ones(4), params.tracking)

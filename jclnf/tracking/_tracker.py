@@ -16,9 +16,9 @@ import numpy as np
 from jclnf.detect import Detector, find_faces
 from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.fitting import FitResult, Model, check_inputs, prepared
-from jclnf.geometry import Pose
+from jclnf.geometry import Pose, tight_box
 from jclnf.images import BUCKETS, check_box, check_grey, cut, region
-from jclnf.tracking._overlap import SAME_FACE, assign, extent, nearness, overlap, shows
+from jclnf.tracking._overlap import SAME_FACE, assign, nearness, overlap, shows
 from jclnf.tracking._track import TrackParams, TrackState, follow, found
 
 MARGIN = 0.75
@@ -236,7 +236,7 @@ class Tracker:
             if self.max_faces is not None and len(self._tracks) >= self.max_faces:
                 break
             state, result = jax.device_get(self._fits.find(grey, box))
-            around = extent(np.asarray(result.landmarks))
+            around = box_of(result)
             if (result.success or (self.single and result.ok)) and not self._known(around, faces):
                 track = _Track(self._new_id(around), state, around)
                 faces[track.id] = tracked_face(track.id, result, detected=True)
@@ -296,7 +296,7 @@ class Tracker:
 
         Not the model and the settings: `restore` it into a tracker made with the same.
         """
-        modes = self.model.pdm.n_modes
+        modes, precision = self.model.pdm.n_modes, self.model.pdm.mean.dtype
         states = [track.state for track in self._tracks]
         ended = self._ended
         return {
@@ -305,12 +305,10 @@ class Tracker:
             "boxes": np.array([t.box for t in self._tracks], np.float64).reshape(-1, 4),
             "seen": np.array([s.seen for s in states], bool),
             "failures": np.array([s.failures for s in states], np.int32),
-            "scale": np.array([s.pose.scale for s in states], np.float32),
-            "matrix": np.array([s.pose.matrix for s in states], np.float32).reshape(-1, 3, 3),
-            "translation": np.array([s.pose.translation for s in states], np.float32).reshape(
-                -1, 2
-            ),
-            "shape": np.array([s.shape for s in states], np.float32).reshape(-1, modes),
+            "scale": np.array([s.pose.scale for s in states], precision),
+            "matrix": np.array([s.pose.matrix for s in states], precision).reshape(-1, 3, 3),
+            "translation": np.array([s.pose.translation for s in states], precision).reshape(-1, 2),
+            "shape": np.array([s.shape for s in states], precision).reshape(-1, modes),
             "ended_ids": np.array([one.id for one in ended], np.int64),
             "ended_boxes": np.array([one.box for one in ended], np.float64).reshape(-1, 4),
             "ended_frames": np.array([one.frame for one in ended], np.int64),
@@ -412,8 +410,14 @@ def _compiled(name: str, structure: Any) -> Any:
 
 
 def _moved(state: TrackState, offset: Any) -> TrackState:
-    pose = dataclasses.replace(state.pose, translation=state.pose.translation + offset)
-    return dataclasses.replace(state, pose=pose)
+    translation = state.pose.translation
+    moved = translation + jnp.asarray(offset, translation.dtype)
+    return dataclasses.replace(state, pose=dataclasses.replace(state.pose, translation=moved))
+
+
+def box_of(result: FitResult) -> np.ndarray:
+    """The box around a fit's landmarks, `(4,)` float64."""
+    return np.asarray(tight_box(np.asarray(result.landmarks)), np.float64)
 
 
 def tracked_face(number: int, result: FitResult, *, detected: bool) -> TrackedFace:
@@ -423,7 +427,7 @@ def tracked_face(number: int, result: FitResult, *, detected: bool) -> TrackedFa
         result=result,
         success=bool(result.success),
         confidence=None if result.confidence is None else float(result.confidence),
-        box=extent(np.asarray(result.landmarks)),
+        box=box_of(result),
         detected=detected,
     )
 

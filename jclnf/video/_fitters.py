@@ -17,7 +17,7 @@ from jclnf.tracking import (
     TrackedFace,
     Tracker,
     assign,
-    extent,
+    box_of,
     grey_of,
     overlap,
     tracked_face,
@@ -100,7 +100,7 @@ class IndependentFitter:
             yield frame, self._numbered([next(queue) for _ in range(count)])
 
     def _numbered(self, results: list[Any]) -> list[TrackedFace]:
-        boxes = [extent(np.asarray(result.landmarks)) for result in results]
+        boxes = [box_of(result) for result in results]
         before = list(self._last)
         overlaps = [[overlap(box, self._last[number]) for number in before] for box in boxes]
         table = np.array(overlaps).reshape(len(boxes), len(before))
