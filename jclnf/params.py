@@ -36,7 +36,7 @@ class Arithmetic:
     """
 
     fixed_point_sampling: bool = False
-    """Read areas at positions rounded as OpenCV's `warpAffine` does, see `geometry.sample_areas`."""
+    """Read areas at positions rounded as OpenCV's `warpAffine` does, see `sample_areas`."""
     tabulated_kernel: bool = False
     """Read the mean shift's kernel from a table in steps of 0.1 px, see `meanshift.mean_shift`."""
     early_stop: bool = False

@@ -115,7 +115,7 @@ _LAYERS: dict[str, Callable[..., Any]] = {
 """By the kinds of layers that `read_mtcnn` gives."""
 
 
-def _like(channels: Float[Array, " c"], x: Float[Array, "*d c"]) -> Float[Array, "*d c"]:
+def _like(channels: Float[Array, " c"], x: Float[Array, "*d c"]) -> Float[Array, "*ones c"]:
     """Numbers of each map, with the axes of `x`."""
     return jnp.expand_dims(channels, tuple(range(x.ndim - 1)))
 
