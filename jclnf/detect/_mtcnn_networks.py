@@ -20,7 +20,7 @@ from jclnf.experts import convolve
 from jclnf.openface import LayerArrays, pooled_side
 
 Network = tuple[LayerArrays, ...]
-Step = tuple[Float[Array, "b *d"], Int[Array, "2"]]
+Step = tuple[Float[Array, "b *out"], Int[Array, "2"]]
 
 
 def make_network(layers: Network) -> Network:
