@@ -129,6 +129,8 @@ class FitParams(eqx.Module):
             raise ParamsError(
                 f"derivatives {self.derivatives!r}: they are one of {', '.join(DERIVATIVES)}"
             )
+        if not (isinstance(self.tolerance, (int, float)) and self.tolerance >= 0):
+            raise ParamsError(f"tolerance is {self.tolerance!r}; it must be 0 or more")
         if self.iterations < 1:
             raise ParamsError(f"iterations is {self.iterations}; it must be at least 1")
 

@@ -361,13 +361,13 @@ def test_what_ends_the_command_at_once(astronaut, model, capfd, arguments, messa
     assert not Path("fits").exists()
 
 
-def test_settings_reach_the_fit(run, astronaut, box, monkeypatch):
+def test_settings_reach_the_fit(run, astronaut, box, model, monkeypatch):
     seen = []
     fit = jclnf.fit
 
-    def watch(model, image, box, params):
-        seen.append(params)
-        return fit(model, image, box, params)
+    def watch(*given):
+        seen.append(given[3])
+        return fit(*given)
 
     monkeypatch.setattr(jclnf, "fit", watch)
     cv2.imwrite("a.png", astronaut)
@@ -377,6 +377,16 @@ def test_settings_reach_the_fit(run, astronaut, box, monkeypatch):
     assert params.windows == (9,)
     assert params.iterations == 1
     assert params.arithmetic.early_stop
+
+    # OpenFace's table is that of OpenFace's settings, as far as options do not say otherwise.
+    for options, starts, stops in (((), 11, False), (("--openface-csv",), 1, True)):
+        given = ("--model", model, "--iterations", "1", "--no-overlay")
+        assert run("a.png", "--box", *box, *options, quick=given)[0] == 0
+        assert seen[-1].rotations.shape == (starts, 3)
+        assert seen[-1].arithmetic.early_stop == stops
+    exact = ("--openface-csv", "--arithmetic", "exact")
+    assert run("a.png", "--box", *box, *exact, quick=given)[0] == 0
+    assert not seen[-1].arithmetic.early_stop
 
 
 def test_confidence_tells_faces_from_other_things(run, shared):

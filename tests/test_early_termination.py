@@ -16,9 +16,10 @@ from support.synthetic import default_params, planted
 import jclnf
 from jclnf import FitStatus
 from jclnf.errors import ModelFileError
-from jclnf.fitting import EarlyTermination, fit_face
-from jclnf.fitting import _early_termination as early
-from jclnf.openface._early_termination import read_early_termination
+from jclnf.fitting import fit_face
+from jclnf.openface import EarlyTermination
+from jclnf.openface import _early_termination as early
+from jclnf.openface._read_early_termination import read_early_termination
 
 ROTATIONS = np.array(
     [[0.0, -0.9, 0.3], [0.2, 1.2, 0.0], [0, 0, 0], [0, 0.1, 0], [0.4, 0, 0.2]], np.float32
@@ -113,7 +114,7 @@ def test_it_does_what_is_said(face, box, begun, rules, monkeypatch, name, one_by
     winner, expected = restated(face, begun, rule)
     if accepted is not None:
         assert winner == accepted
-    found = eqx.filter_jit(lambda m: fit_face(m, face.image, box, ROTATIONS, PARAMS))(
+    found = eqx.filter_jit(lambda m: fit_face(m, face.image, box, jnp.asarray(ROTATIONS), PARAMS))(
         with_rule(face, rule)
     )
     np.testing.assert_allclose(found.landmarks, expected.landmarks, atol=2e-3)

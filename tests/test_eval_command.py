@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from jclnf.evaluation._evaluate import yaws
 from jclnf.evaluation._metrics import box_size
 from jclnf.fitting import FitStatus
 from jclnf.geometry import Pose, project, tight_box
+from jclnf.openface import ROTATIONS
 from jclnf.runtime import use_all_cores
 
 SHIFTS = ((0, 0), (9, 4), (-6, 12))
@@ -204,17 +206,15 @@ def some_fits(b, n=68):
 
 
 @pytest.mark.parametrize(
-    ("options", "learned", "rotations"),
+    ("options", "own", "rotations"),
     [
-        (("--starts", "1"), False, 1),
-        (("--starts", "1"), True, 1),
-        (("--starts", "11"), False, 11),
-        (("--starts", "11"), True, 11),
-        ((), False, 1),
-        ((), True, 1),
+        (("--starts", "1"), 11, 1),
+        (("--starts", "11"), 1, 11),
+        ((), 11, 11),
+        ((), 1, 1),
     ],
 )
-def test_starts_and_settings(run, face, monkeypatch, options, learned, rotations):
+def test_starts_and_settings(run, face, monkeypatch, options, own, rotations):
     """And what is written of 68 landmarks."""
     asked = {}
 
@@ -222,12 +222,10 @@ def test_starts_and_settings(run, face, monkeypatch, options, learned, rotations
         asked.update(others, params=params)
         return some_fits(b=len(faces))
 
-    class Loaded:
-        defaults = face.model.defaults
-        start = object() if learned else None
-
+    starts = ROTATIONS if own == 11 else None
+    model = dataclasses.replace(face.model, defaults=face.model.defaults.replace(rotations=starts))
     monkeypatch.setattr(jclnf.cli._eval, "evaluate", stub)
-    monkeypatch.setattr(jclnf, "load_model", lambda _: Loaded)
+    monkeypatch.setattr(jclnf, "load_model", lambda _: model)
     settings = ("--arithmetic", "openface", "--iterations", "3", "--split", "val")
     code, out, _ = run(*settings, starts=options)
     assert code == 1

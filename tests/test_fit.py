@@ -310,19 +310,19 @@ def test_the_start_rotations_of_the_settings_are_those_of_the_argument(face, sta
 
 
 def test_messages_tell_what_to_do_or_nothing(face, start):
-    good = jax.device_get(jclnf.fit(face.model, face.image, start))
+    good = jclnf.fit(face.model, face.image, start)
     for status in (jclnf.FitStatus.CONVERGED, jclnf.FitStatus.ITERATION_LIMIT):
-        ended = dataclasses.replace(good, status=np.int32(status))
+        ended = dataclasses.replace(good, status=jnp.int32(status))
         assert ended.message.startswith("The face was fitted")
         assert not {"still", "limit", "but", "check"} & set(ended.message.split())
-    doubtful = dataclasses.replace(good, confidence=np.float32(0.2), threshold=np.float32(0.5))
+    doubtful = dataclasses.replace(good, confidence=jnp.float32(0.2), threshold=jnp.float32(0.5))
     assert "confidence 0.20" in doubtful.message
     assert "check that the box" in doubtful.message
-    sure = dataclasses.replace(doubtful, confidence=np.float32(0.9))
+    sure = dataclasses.replace(doubtful, confidence=jnp.float32(0.9))
     assert sure.message == good.message
-    failed = dataclasses.replace(doubtful, status=np.int32(jclnf.FitStatus.DIVERGED))
+    failed = dataclasses.replace(doubtful, status=jnp.int32(jclnf.FitStatus.DIVERGED))
     assert failed.message.startswith("The fit left its start")
-    both = jax.tree.map(lambda *a: np.stack(a), sure, doubtful)
+    both = jax.tree.map(lambda *a: jnp.stack(a), sure, doubtful)
     assert both.message == (sure.message, doubtful.message)
 
 

@@ -179,5 +179,5 @@ def independent(model, image, box) -> np.ndarray:
 
     frames = [Frame(1, 0.0, np.repeat(image[..., None], 3, axis=2))]
     follower = IndependentFitter(model, model.defaults, lambda _: np.array([box]), None)
-    ((_, (found,)),) = follower.follow(frames)
+    ((_, (found,)),) = follower.fit_frames(frames)
     return found.result.landmarks

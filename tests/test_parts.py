@@ -257,7 +257,7 @@ def test_parts_and_validator_are_saved_with_their_model(model, tmp_path):
     rng = np.random.default_rng(5)
     for sides in ((9, 9), (9, 8)):
         validator = load(tmp_path, bytes(validator_file([network(rng, s) for s in sides]).data))
-        whole = dataclasses.replace(model, validator=validator)
+        whole = dataclasses.replace(model, confidence=validator)
         jclnf.save_model(whole, tmp_path / "model.safetensors")
         loaded = jclnf.load_model(tmp_path / "model.safetensors")
         assert jax.tree.structure(loaded) == jax.tree.structure(whole)

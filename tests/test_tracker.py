@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.synthetic import Planted, planted
@@ -216,14 +217,14 @@ class Everywhere:
     """Fits that find a face in each box, and none where it was in the frame before."""
 
     def __init__(self, face: jclnf.tracking.TrackedFace) -> None:
-        self.face = face
+        self.face, self.result = face, jax.tree.map(jnp.asarray, face.result)
 
     def find(self, _: np.ndarray, box: np.ndarray) -> tuple[TrackState, jclnf.FitResult]:
-        result = self.face.result.shifted(box[:2] - self.face.box[:2])
+        result = self.result.shifted(box[:2] - self.face.box[:2])
         return TrackState.after(result), result
 
     def follow(self, _: np.ndarray, state: TrackState, __: np.ndarray) -> Any:
-        lost = dataclasses.replace(self.face.result, status=np.int32(jclnf.FitStatus.NOTHING_SEEN))
+        lost = dataclasses.replace(self.result, status=jnp.int32(jclnf.FitStatus.NOTHING_SEEN))
         return state.next(lost), lost
 
 

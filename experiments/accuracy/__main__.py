@@ -61,7 +61,7 @@ def methods(paths: list[str]) -> list[Method]:
 
 
 def load(path: str) -> jclnf.Model:
-    return jclnf.load_model(None if path == "default" else path)
+    return jclnf.load_model(path)
 
 
 def of_model(name: str, model: jclnf.Model) -> list[Method]:

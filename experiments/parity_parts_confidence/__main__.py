@@ -26,7 +26,6 @@ from experiments.common import (
 )
 from jclnf import FitParams, FitResult, Model
 from jclnf.fitting import _from_points as from_points
-from jclnf.fitting._validator import confidence
 from jclnf.geometry import project, update
 
 HERE = Path(__file__).resolve().parent
@@ -222,7 +221,7 @@ def confidence_rows(where: str, outcomes: list[Outcome]) -> Iterator[Row]:
 
 def validator_outcomes(setup: Setup, large: list[Face]) -> list[Outcome]:
     """The confidence alone, of the recorded landmarks."""
-    look = jax.jit(lambda *arguments: confidence(setup.model.validator, *arguments))
+    look = jax.jit(lambda *arguments: setup.model.confidence(*arguments))
     outcomes = []
     small = on_canvas(faces([f"{i:03d}" for i in range(40)]))
     groups = [(HIERARCHICAL, "hier", small), *((LARGE, f"clnf_{kind}", large) for kind in KINDS)]

@@ -226,7 +226,7 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class _Learning:
-    """What `train` and `tune` have in common."""
+    """Options of both `train` and `tune`."""
 
     data: DataArgument
     out: Annotated[Path, "file to write (.safetensors)", {"metavar": "MODEL", "required": True}]

@@ -117,7 +117,7 @@ def _evaluate(
         with tqdm.external_write_mode(file=sys.stderr):
             complain(text)
 
-    model = jclnf.load_model(None if options.model == "default" else options.model)
+    model = jclnf.load_model(options.model)
     params = fit_params(options, model)
     try:
         with tqdm(total=len(faces), unit="face", disable=options.quiet or None) as bar:

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from jclnf.errors import ModelFileError, check_fields
 from jclnf.geometry import sample_areas
 from jclnf.params import EXACT, Arithmetic
 
@@ -29,6 +30,22 @@ class PatchExperts(eqx.Module):
     """Whether the landmark can be seen in the view."""
     confidence: eqx.AbstractVar[Float[Array, "s v n"]]
     """How far the landmark's expert is to be trusted: the weight of its mean shift."""
+
+    def __check_init__(self) -> None:
+        where = f"{type(self).__name__} experts"
+        check_fields(self, where)
+        scales = len(jnp.shape(self.centres)) and jnp.shape(self.centres)[0]
+        problem = self.inconsistency()
+        if len(self.scalings) != scales:
+            problem = f"scalings has {len(self.scalings)} numbers for {scales} scales"
+        elif not all(scaling > 0 for scaling in self.scalings):
+            problem = f"scalings is {self.scalings}, not positive"
+        if problem is not None:
+            raise ModelFileError(where, problem)
+
+    def inconsistency(self) -> str | None:
+        """A field that does not go with the others, beyond what their annotations say."""
+        return None
 
     @property
     def smallest_scale(self) -> float:

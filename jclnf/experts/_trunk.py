@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jclnf.errors import ModelFileError
 from jclnf.experts._base import PatchExperts, landmark_weights
 from jclnf.experts._layers import Layer, Shapes, check_weights, normalised, plain_layer
 from jclnf.geometry import apply_similarity, invert_similarity, sample_square
@@ -96,26 +95,16 @@ class TrunkExperts(PatchExperts):
     middle: tuple[float, float] = eqx.field(static=True)
     """Centre (x, y) of the maps from the landmarks' centroid, in millimetres."""
 
-    def __check_init__(self) -> None:
-        problem = None
+    def inconsistency(self) -> str | None:
+        """See `PatchExperts.inconsistency`."""
         if self.grid < REDUCTION or self.grid % REDUCTION:
-            problem = f"a map's side must be a multiple of {REDUCTION}, not {self.grid}"
-        n = jnp.shape(self.visible)[-1]
-        s = len(self.scalings)
-        expected: dict[str, tuple[int, ...]] = {
-            "centres": (s, 1, 3),
-            "visible": (s, 1, n),
-            "confidence": (s, 1, n),
-            "softness": (s,),
-        }
-        for name, shape in expected.items():
-            if jnp.shape(getattr(self, name)) != shape:
-                problem = f"{name} has the shape {jnp.shape(getattr(self, name))}, not {shape}"
+            return f"grid is {self.grid}, not a multiple of {REDUCTION}"
+        scales, views, n = jnp.shape(self.visible)
+        if views != 1:
+            return f"visible is for {views} views, not one"
         biases = [self.kernels.get(f"{name}.bias") for name in _WIDTHS]
         shapes = trunk_shapes(n, [0 if b is None else jnp.shape(b)[-1] for b in biases])
-        problem = check_weights(self.kernels, shapes, (s,)) or problem
-        if problem is not None:
-            raise ModelFileError("trunk experts", problem)
+        return check_weights(self.kernels, shapes, (scales,))
 
     @property
     def smallest_scale(self) -> float:

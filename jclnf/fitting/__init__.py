@@ -1,15 +1,20 @@
 """The fit of a face: the mean shifts, the regularised updates, and what is made of the result."""
 
 from jclnf.fitting._batch import crops_of_one_size, fit_images, padded
-from jclnf.fitting._confidence import FACE_LIMIT, LANDMARK_LIMIT, Confidence, characteristics
-from jclnf.fitting._early_termination import EarlyTermination, likelihood_of
+from jclnf.fitting._confidence import (
+    FACE_LIMIT,
+    LANDMARK_LIMIT,
+    AbstractConfidence,
+    Confidence,
+    characteristics,
+)
 from jclnf.fitting._fit import check_inputs, fit, prepared, replicate
 from jclnf.fitting._from_points import fit_points
 from jclnf.fitting._hypotheses import fit_face, initial_state
-from jclnf.fitting._mapping import map_faces
+from jclnf.fitting._mapping import map_faces, one_by_one
 from jclnf.fitting._model import Model, Part, StartRule
 from jclnf.fitting._postprocess import postprocess, read_off
-from jclnf.fitting._result import FitResult, FitStatus, PartResult, Trace
+from jclnf.fitting._result import FitResult, FitStatus, PartResult, Trace, likelihood_of
 from jclnf.fitting._scales import fit_from
 from jclnf.fitting._start import (
     START_MARGIN,
@@ -20,16 +25,14 @@ from jclnf.fitting._start import (
     start_shapes,
 )
 from jclnf.fitting._uncertainty import Uncertainty
-from jclnf.fitting._validator import LAYERS, Validator, View
 
 __all__ = [
     "FACE_LIMIT",
     "LANDMARK_LIMIT",
-    "LAYERS",
     "START_MARGIN",
     "START_SIZE",
+    "AbstractConfidence",
     "Confidence",
-    "EarlyTermination",
     "FitResult",
     "FitStatus",
     "LearnedStart",
@@ -39,8 +42,6 @@ __all__ = [
     "StartRule",
     "Trace",
     "Uncertainty",
-    "Validator",
-    "View",
     "characteristics",
     "check_inputs",
     "crops_of_one_size",
@@ -53,6 +54,7 @@ __all__ = [
     "initial_state",
     "likelihood_of",
     "map_faces",
+    "one_by_one",
     "padded",
     "postprocess",
     "prepared",

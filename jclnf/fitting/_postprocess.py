@@ -10,12 +10,11 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Real
 
-from jclnf.fitting import _validator as validator
 from jclnf.fitting._model import Model
 from jclnf.fitting._parts import fit_parts
-from jclnf.fitting._result import SUCCESS_CONFIDENCE, FitResult
+from jclnf.fitting._result import FitResult
 from jclnf.geometry import project, shape3d
 from jclnf.params import FitParams
 
@@ -29,16 +28,15 @@ def postprocess(
     result = read_off(model, result)
     if params.parts:
         result = fit_parts(model, image, result, params)
-    if model.confidence is not None:
-        at = (result.pose, result.shape, result.landmark_likelihood)
-        face, each = model.confidence(model.pdm, *at)
-        each = jnp.where(result.ok, each, 0.0)
-        result = _trusted(result, face, model.confidence.threshold, each)
-    if model.validator is not None:
-        face = validator.confidence(model.validator, image, result.landmarks, result.pose.rotation)
-        threshold = jnp.full_like(face, SUCCESS_CONFIDENCE)
-        result = _trusted(result, face, threshold, result.landmark_confidence)
-    return result
+    if model.confidence is None:
+        return result
+    face, each = model.confidence.judge(model.pdm, image, result)
+    return dataclasses.replace(
+        result,
+        confidence=jnp.where(result.ok, face, 0.0),
+        threshold=model.confidence.threshold,
+        landmark_confidence=None if each is None else jnp.where(result.ok, each, 0.0),
+    )
 
 
 def read_off(model: Model, result: FitResult) -> FitResult:
@@ -50,18 +48,4 @@ def read_off(model: Model, result: FitResult) -> FitResult:
         result,
         landmarks=project(model.readout, result.pose, result.shape),
         landmarks3d=shape3d(model.readout, result.shape) @ result.pose.matrix.T,
-    )
-
-
-def _trusted(
-    result: FitResult,
-    face: Float[Array, ""],
-    threshold: Float[Array, ""],
-    landmarks: Float[Array, " n"] | None,
-) -> FitResult:
-    return dataclasses.replace(
-        result,
-        confidence=jnp.where(result.ok, face, 0.0),
-        threshold=threshold,
-        landmark_confidence=landmarks,
     )

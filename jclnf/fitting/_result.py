@@ -12,9 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.geometry import Pose
 
-SUCCESS_CONFIDENCE = 0.725
-"""A fit of at most this confidence by a validator has failed (OpenFace's limit)."""
-
 
 class FitStatus(enum.IntEnum):
     """How a fit ended; `FitResult.message` says what that means and what to do."""
@@ -118,7 +115,7 @@ class FitResult(eqx.Module):
     """The parts of the face by their names, if the fit's settings ask for them."""
     confidence: Float[Array, ""] | None = None
     """How far the face is to be trusted, 0 to 1, 0 if the fit failed: the probability that it is
-    right, or what the model's validator says if it has one; None if the model has neither."""
+    right, or what OpenFace's validator says where the model has that; None without either."""
     threshold: Float[Array, ""] | None = None
     """The confidence over which a fit is a success."""
     landmark_confidence: Float[Array, " n"] | None = None
@@ -137,12 +134,10 @@ class FitResult(eqx.Module):
 
     @property
     def success(self) -> Bool[ArrayLike, "*b"]:
-        """Whether the fit is ok and, if there is a confidence, it is above the `threshold` (if that
-        is not given, `SUCCESS_CONFIDENCE`)."""
-        if self.confidence is None:
+        """Whether the fit is ok and, if there is a confidence, it is above the `threshold`."""
+        if self.confidence is None or self.threshold is None:
             return self.ok
-        limit = SUCCESS_CONFIDENCE if self.threshold is None else self.threshold
-        return self.ok & (self.confidence > limit)
+        return self.ok & (self.confidence > self.threshold)
 
     @property
     def message(self) -> str | tuple[str, ...]:
@@ -171,3 +166,8 @@ class FitResult(eqx.Module):
 
         moved = [points + jnp.broadcast_to(offset, points.shape) for points in image_points(self)]
         return eqx.tree_at(image_points, self, moved)
+
+
+def likelihood_of(fit: FitResult) -> Any:
+    """The likelihood of a fit; minus infinity if it is not a number."""
+    return jnp.where(jnp.isnan(fit.likelihood), -jnp.inf, fit.likelihood)

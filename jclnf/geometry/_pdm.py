@@ -7,9 +7,10 @@ regularized landmark mean-shift" (IJCV 2011), section 2.1.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jclnf.errors import ModelFileError
+from jclnf.errors import ModelFileError, check_fields, is_concrete
 from jclnf.geometry._rotation import euler_to_matrix, matrix_to_euler, retract
 
 MODE_LIMIT = 3.0
@@ -27,13 +28,9 @@ class PDM(eqx.Module):
     """Variance of each parameter over the training faces."""
 
     def __check_init__(self) -> None:
-        n, m = jnp.shape(self.mean)[0], jnp.shape(self.eigenvalues)[0]
-        if jnp.shape(self.mean) != (n, 3) or jnp.shape(self.components) != (n, 3, m):
-            raise ModelFileError(
-                "shape model",
-                f"mean {jnp.shape(self.mean)}, components {jnp.shape(self.components)} and "
-                f"eigenvalues {jnp.shape(self.eigenvalues)} are not (n, 3), (n, 3, m) and (m,)",
-            )
+        check_fields(self, "shape model")
+        if is_concrete(self.eigenvalues) and not (np.asarray(self.eigenvalues) > 0).all():
+            raise ModelFileError("shape model", "eigenvalues holds variances that are not positive")
 
     @property
     def n_landmarks(self) -> int:

@@ -14,16 +14,18 @@ import jax.numpy as jnp
 
 from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts
-from jclnf.fitting import EarlyTermination, Model, Validator
+from jclnf.fitting import Model
 from jclnf.geometry import PDM
 from jclnf.openface._ccnf import read_ccnf
 from jclnf.openface._cen import read_cen
-from jclnf.openface._early_termination import read_early_termination
+from jclnf.openface._early_termination import EarlyTermination
 from jclnf.openface._parts import read_parts
 from jclnf.openface._pdm import PDMArrays, read_pdm
+from jclnf.openface._read_early_termination import read_early_termination
+from jclnf.openface._read_validator import make_validator, read_validator
 from jclnf.openface._svr import read_svr
 from jclnf.openface._text import Entry, read_list
-from jclnf.openface._validator import make_validator, read_validator
+from jclnf.openface._validator import Validator
 from jclnf.params import FitParams
 
 
@@ -121,7 +123,7 @@ def load_openface(
     entries = read_list(main, _KEYWORDS)
     if validator:
         found = _validator(main, entries, model.pdm.n_landmarks)
-        model = dataclasses.replace(model, validator=found)
+        model = dataclasses.replace(model, confidence=found)
     if not parts:
         return model
     lines = [entry for entry in entries if entry.keyword == "LandmarkDetector_part"]
