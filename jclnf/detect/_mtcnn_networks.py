@@ -20,7 +20,7 @@ from jclnf.experts import convolve
 from jclnf.openface import LayerArrays, pooled_side
 
 Network = tuple[LayerArrays, ...]
-Step = tuple[Float[Array, "b *d"], Int[Array, "2"]]
+Step = tuple[Float[Array, "b *out"], Int[Array, "2"]]
 
 
 def make_network(layers: Network) -> Network:
@@ -115,7 +115,7 @@ _LAYERS: dict[str, Callable[..., Any]] = {
 """By the kinds of layers that `read_mtcnn` gives."""
 
 
-def _like(channels: Float[Array, " c"], x: Float[Array, "*d c"]) -> Float[Array, "*d c"]:
+def _like(channels: Float[Array, " c"], x: Float[Array, "*d c"]) -> Float[Array, "*ones c"]:
     """Numbers of each map, with the axes of `x`."""
     return jnp.expand_dims(channels, tuple(range(x.ndim - 1)))
 
