@@ -5,9 +5,6 @@ import math
 import types
 from typing import Any, get_args, get_origin
 
-import jax
-from jaxtyping import jaxtyped
-
 
 class JclnfError(ValueError):
     """Base of all errors that jclnf raises about its input."""
@@ -73,6 +70,8 @@ def check_fields(module: Any, where: str) -> None:
     Raises:
         ModelFileError: names `where` and the field.
     """
+    from jaxtyping import jaxtyped  # here, since the command line helps without JAX
+
     with jaxtyped("context"):
         for field in dataclasses.fields(module):
             value = getattr(module, field.name)
@@ -86,6 +85,8 @@ def check_fields(module: Any, where: str) -> None:
 
 def is_concrete(value: Any) -> bool:
     """Whether it is an array whose numbers can be looked at."""
+    import jax
+
     return hasattr(value, "__array__") and not isinstance(value, jax.core.Tracer)
 
 

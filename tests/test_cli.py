@@ -101,11 +101,8 @@ def test_fits_the_face(run, astronaut, model):
     box = np.array([float(row[f"box_{k}"]) for k in "xywh"])
     np.testing.assert_allclose(box, (92, 79, 77, 75), atol=8)
     loaded = jclnf.load_model(model)
-    params = loaded.defaults.replace(iterations=1)
-    piece = jclnf.crop(grey, box)
-    result = jclnf.fit(loaded.prepare(params), piece.image, piece.box, params).shifted(
-        jax.numpy.asarray(piece.offset)
-    )
+    params = loaded.defaults.replace(iterations=1, rotations=None)
+    result = jclnf.fit(loaded, grey, box, params)
     assert row["status"] == FitStatus(int(result.status)).name.lower()
     np.testing.assert_allclose(points(row), result.landmarks, atol=2e-3)
     assert float(row["scale"]) == pytest.approx(float(result.pose.scale), abs=1e-4)
@@ -469,12 +466,12 @@ def test_openfaces_table_of_a_failed_fit(run, astronaut, box, monkeypatch):
     assert {float(value) for value in row.values()} == {0.0}
 
 
-@pytest.mark.parametrize("model", [(), ("--model", "a.safetensors")])
-def test_parts_are_openfaces(run, astronaut, model):
+@pytest.mark.parametrize("option", ["parts", "validator"])
+def test_parts_and_validator_are_openfaces(run, astronaut, option):
     cv2.imwrite("a.png", astronaut)
-    code, out, err = run("a.png", "--parts", quick=model)
-    assert (code, out) == (2, "")
-    assert "are for OpenFace's models" in err
+    code, out, err = run("a.png", f"--{option}", quick=("--model", "default"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"the model has no {option}: give one of OpenFace's" in err
 
 
 def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):

@@ -166,8 +166,10 @@ def test_an_image_that_cannot_be_read(run, folder, tmp_path, monkeypatch):
     assert not (tmp_path / "eval" / "curve.png").exists()
 
 
-def test_the_model_that_comes_with_jclnf(run, folder, monkeypatch):
-    monkeypatch.setattr(jclnf.files._serialise, "_bundled", lambda: folder / "planted.safetensors")
+def test_the_model_that_comes_with_jclnf(run, folder, tmp_path, monkeypatch):
+    bundled = tmp_path / "default.safetensors"
+    bundled.write_bytes((folder / "planted.safetensors").read_bytes())
+    monkeypatch.setattr(jclnf.files._find, "bundled_models", lambda: [bundled])
     assert run(model="default")[0] == 0
     assert summary()["model"] == "default"
 

@@ -23,7 +23,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         return path
     installed = [models_folder() / f"{prefix}{name}.txt" for prefix in ("main_", "")]
     for candidate in (*bundled_models(), *installed):
-        if candidate.is_file() and candidate.stem.removeprefix("main_") == str(name):
+        if candidate.is_file() and candidate.stem in (str(name), f"main_{name}"):
             return candidate
     if path.suffix:
         return path

@@ -101,9 +101,9 @@ def load_model(
         return load_openface(path, parts=parts, validator=validator)
     model = _load(path)
     if parts and not model.parts:
-        raise ModelFileError(path, "the model has no parts: load it with parts=False")
+        raise ModelFileError(path, "the model has no parts: give one of OpenFace's")
     if validator and not isinstance(model.confidence, Validator):
-        raise ModelFileError(path, "the model has no validator: load it with validator=False")
+        raise ModelFileError(path, "the model has no validator: give one of OpenFace's")
     return model
 
 
