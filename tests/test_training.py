@@ -12,10 +12,11 @@ import pytest
 from support.training import drawn, shapes
 
 import jclnf
+from jclnf import geometry
 from jclnf.cli import main
 from jclnf.errors import TrainingError
-from jclnf.experts import SAMPLING, trunk_shapes
-from jclnf.geometry import Pose, align, apply, project, sample_square
+from jclnf.experts import TRUNK_SAMPLING, trunk_shapes
+from jclnf.geometry import Pose, project
 from jclnf.train import (
     MIRROR_68,
     BoxExamples,
@@ -110,9 +111,11 @@ class TestExamples:
             )
             base = project(pdm, pose, shape)
             frame = 0.2 * (pdm.mean + pdm.components @ shape)[:, :2]
-            to_cells = align(base, frame)
+            to_cells = geometry.similarity_between(base, frame)
             truth = jnp.asarray(posed.faces.points[face] - base.mean(0), jnp.float32)
-            expected = apply(to_cells, truth) - 0.2 * np.array([0.0, 6.0]) + 11.5
+            expected = (
+                geometry.apply_similarity(to_cells, truth) - 0.2 * np.array([0.0, 6.0]) + 11.5
+            )
             np.testing.assert_allclose(found["points"], expected, atol=2e-3)
 
     def test_pictures_show_what_the_experts_will_sample(self, posed):
@@ -120,10 +123,10 @@ class TestExamples:
         state = perturbed(posed, 2, COARSE, rng)
         to_image = np.linalg.inv(similarity(state.landmarks, 0.2 * state.shape[:, :2]))
         for zoom in (1.0, 2.0):
-            linear = zoom * to_image / SAMPLING
+            linear = zoom * to_image / TRUNK_SAMPLING
             centre = state.landmarks.mean(0)
             found = warped(posed.faces.images[2], centre, linear, 40)
-            expected = sample_square(
+            expected = geometry.sample_square(
                 jnp.asarray(posed.faces.images[2], jnp.float32),
                 jnp.asarray(centre, jnp.float32),
                 jnp.asarray([linear[0, 0], linear[1, 0]], jnp.float32),

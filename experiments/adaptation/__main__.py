@@ -100,8 +100,8 @@ def main() -> None:
     from jclnf.evaluation import start_box
 
     rng = np.random.default_rng(0)
-    annotated = jclnf.read_annotations(DATA / "faces", split="train")
-    parts = jclnf.split_by_identity(annotated, 0.2, 0)
+    annotated = jclnf.annotations.read_annotations(DATA / "faces", split="train")
+    parts = jclnf.annotations.split_by_identity(annotated, 0.2, 0)
 
     def pick(faces: Any, count: int) -> tuple[Any, Any]:
         """Some faces, and disturbed boxes by their pictures."""
@@ -140,7 +140,10 @@ def main() -> None:
         """By night, offsets left and removed; the same by day."""
         at = [boxes[face.image] for face in faces]
         readers = by_night_of(boxes), read_image
-        found = [jclnf.evaluate(used, faces, boxes=at, read=read).summary() for read in readers]
+        found = [
+            jclnf.evaluation.evaluate(used, faces, boxes=at, read=read).summary()
+            for read in readers
+        ]
         return [s.measures[key] for s in found for key in ("all_eye", "all_eye_corrected")]
 
     mixtures = {
@@ -153,7 +156,7 @@ def main() -> None:
     )
     print(mixtures, kept, flush=True)
 
-    val = jclnf.read_annotations(DATA / "faces", split="val")
+    val = jclnf.annotations.read_annotations(DATA / "faces", split="val")
     rows = BoxTable(DATA / "faces" / "val_boxes.csv")
     val_boxes = {face.image: rows.boxes(face.image)[0] for face in val}
     adapted = mixed(model, tuned.model, kept)

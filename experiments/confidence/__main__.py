@@ -21,7 +21,7 @@ import jclnf
 from experiments.common import DATA, Row, pivot, table, write_results
 from jclnf.detect._haar import CASCADE, correct
 from jclnf.evaluation import OUTER_EYES
-from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place
+from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, initial_state, postprocess
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
 from jclnf.train._fit_examples import no_face, perturbed_start
@@ -62,7 +62,7 @@ def cases() -> list[Case]:
     found = []
     nothing = np.full((68, 2), np.nan)
     for number, face in enumerate(
-        jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
+        jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
     ):
         rng = np.random.default_rng(number)
         grey, truth = read_image(face.image), face.landmarks
@@ -96,7 +96,7 @@ def cases() -> list[Case]:
 def usable(case: Case) -> bool:
     try:
         jclnf.crop(case.grey, case.box)
-    except jclnf.BoxError:  # its centre is outside the picture
+    except jclnf.errors.BoxError:  # its centre is outside the picture
         return False
     return True
 
@@ -145,10 +145,10 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
     def fits(model: jclnf.Model, batch: Any) -> Outcome:
         def one(case: Any) -> Outcome:
             image, box, truth, far, seed = case
-            pose, shape = place(model, image, box, None)
+            pose, shape = initial_state(model, image, box)
             pose, shape = perturbed_start(model, pose, shape, far, jax.random.key(seed))
-            result = jclnf.fit_from(model, image, pose, shape, model.defaults)
-            result = finish(model, image, result, model.defaults)
+            result = jclnf.fitting.fit_from(model, image, pose, shape, model.defaults)
+            result = postprocess(model, image, result, model.defaults)
             eyes = jnp.linalg.norm(truth[OUTER_EYES[0]] - truth[OUTER_EYES[1]])
             errors = 100 * jnp.linalg.norm(result.landmarks - truth, axis=-1) / eyes
             trust = jnp.concatenate([result.confidence[None], result.landmark_confidence])
@@ -158,7 +158,7 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
 
     devices = jax.local_devices()
     models = [jax.device_put(model, device) for device in devices]
-    by_size: dict[int, list[tuple[int, jclnf.Crop]]] = {}
+    by_size: dict[int, list[tuple[int, jclnf.images.Crop]]] = {}
     for index, case in enumerate(tried):
         piece = jclnf.crop(case.grey, case.box, sizes=(256, 512, 1024, 2048, 4096))
         by_size.setdefault(len(piece.image), []).append((index, piece))
@@ -223,9 +223,9 @@ def cost(model: jclnf.Model) -> tuple[float, float]:
     @jax.jit
     def fits(model: jclnf.Model, images: Any, boxes: Any) -> Any:
         def one(face: Any) -> Any:
-            pose, shape = place(model, *face, None)
-            result = jclnf.fit_from(model, face[0], pose, shape, model.defaults)
-            return finish(model, face[0], result, model.defaults)
+            pose, shape = initial_state(model, *face)
+            result = jclnf.fitting.fit_from(model, face[0], pose, shape, model.defaults)
+            return postprocess(model, face[0], result, model.defaults)
 
         return jax.lax.map(one, (images, boxes))
 

@@ -34,7 +34,6 @@ def main() -> None:
     jclnf.enable_compilation_cache()
     model = jclnf.load_openface(model_file("general"), parts=True, validator=True)
     params = jclnf.FitParams.openface(model)
-    model = model.prepare(params)
     boxes = {row["image"]: row for row in read(OPENFACE / "golden_csv" / "mtcnn_boxes.csv")}
     rows: list[Row] = []
     for number in (1, 3, 4, 5):
@@ -46,7 +45,7 @@ def main() -> None:
         fit = jclnf.fit(model, piece.image, piece.box, params)
         result = jax.device_get(fit.shifted(piece.offset))
         height, width = photo.grey.shape
-        (ours,) = measure([result], jclnf.Camera.assumed(width, height), batch=1)
+        (ours,) = measure([result], jclnf.space.Camera.assumed(width, height), batch=1)
         file = OPENFACE / "golden_csv" / f"{name}.clnf_general.csv"
         (theirs,) = read(file)
         with file.open() as text:

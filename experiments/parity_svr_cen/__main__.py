@@ -29,8 +29,8 @@ from experiments.common import (
     table,
     write_results,
 )
+from jclnf import geometry
 from jclnf.fitting._scales import reference_shape
-from jclnf.geometry import _warp as warp
 from jclnf.geometry import project
 from jclnf.params import OPENFACE as ARITHMETIC
 
@@ -77,8 +77,10 @@ def responses(model: jclnf.Model, areas: Any, scale: Any, view: Any, window: int
 @eqx.filter_jit
 def own_areas(model: jclnf.Model, image: Any, pose: Any, shape: Any, scale: Any, side: int) -> Any:
     landmarks = project(model.pdm, pose, shape)
-    to_image = warp.invert(warp.align(landmarks, reference_shape(model, shape, scale)))
-    return warp.sample_areas(image, landmarks, to_image, side, fixed_point=True)
+    to_image = geometry.invert_similarity(
+        geometry.similarity_between(landmarks, reference_shape(model, shape, scale))
+    )
+    return geometry.sample_areas(image, landmarks, to_image, side, fixed_point=True)
 
 
 def errors(kind: str, model: jclnf.Model, scale: Scale, areas: np.ndarray) -> np.ndarray:
@@ -118,7 +120,6 @@ def response_rows(kind: str, model: jclnf.Model, images: dict[str, np.ndarray]) 
 def fit_rows(kind: str, model: jclnf.Model, groups: list[tuple[str, str]]) -> Iterator[Row]:
     """Whole fits against those of some recordings, of each the fits of a prefix."""
     params = model.defaults.replace(arithmetic="openface")
-    prepared = model.prepare(params)
     of_face = {face.name: face for face in faces()}
     side = max(max(face.image.shape) for face in of_face.values())
     worst, likelihood = [], []
@@ -128,7 +129,7 @@ def fit_rows(kind: str, model: jclnf.Model, groups: list[tuple[str, str]]) -> It
             if f"{prefix}/success" not in recorded or not prefix.startswith(group):
                 continue
             face = of_face[prefix.split("/")[-1]]
-            found = fit(prepared, params, face, rotation_of(prefix), side)
+            found = fit(model, params, face, rotation_of(prefix), side)
             distance = np.linalg.norm(found.landmarks - landmarks_of(recorded, prefix), axis=1)
             worst.append(distance.max())
             likelihood.append(abs(found.likelihood - recorded[f"{prefix}/likelihood"].item()))
@@ -152,7 +153,7 @@ def fit(model: jclnf.Model, params: jclnf.FitParams, face: Face, rotation: Any, 
     # origin, where positions are rounded more coarsely than they were in OpenFace.
     image = np.zeros((side, side), face.image.dtype)
     image[: face.image.shape[0], : face.image.shape[1]] = face.image
-    return jax.device_get(jclnf.fit(model, image, face.box, params, rotation=rotation))
+    return jax.device_get(jclnf.fit(model, image, face.box, params, init=rotation))
 
 
 def main() -> None:

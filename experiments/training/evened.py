@@ -4,8 +4,8 @@
 
 FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
 (`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
-the fit on evened pictures (`jclnf.experts._layers.evened`), from several seeds, and their weights
-averaged; start and shape model are those of the whole training on evened pictures
+the fit on self-quotient images (`jclnf.experts.self_quotient`), from several seeds, and their
+weights averaged; start and shape model are those of the whole training on evened pictures
 (`experiments.training`), which models/default.safetensors holds when this begins. Readout,
 confidence and covariances are learned anew. Twenty minutes on two cores; FOLDER keeps the
 checkpoints.
@@ -59,7 +59,7 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
     return jclnf.load_model(copy)
 
 
-def packed(annotated: list[jclnf.AnnotatedFace]) -> Faces:
+def packed(annotated: list[jclnf.annotations.AnnotatedFace]) -> Faces:
     pieces = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
     pictures, points = zip(*pieces, strict=True)
     return Faces(list(pictures), np.array(points))
@@ -80,7 +80,7 @@ def main() -> None:
         confidence=None,
         uncertainty=None,
     )
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
+    annotated = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
     people = argparse.Namespace(held_out=0.03, seed=0, data="the training split")
     faces, held_out = map(packed, split_people(people, annotated))
     held = one_of_each(BoxExamples.of_fits(held_out))

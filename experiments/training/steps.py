@@ -66,10 +66,10 @@ def main() -> None:
     epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 4
     final = jclnf.load_model(sys.argv[2])
     before = jclnf.load_model(folder / "before_fit.safetensors")
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
+    annotated = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
     with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
         rows = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
+    val = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
     boxes = [rows[face.image.name] for face in val]
 
     def settings(model: jclnf.Model, **changes: object) -> jclnf.Model:
@@ -90,8 +90,8 @@ def main() -> None:
     }
     lines = []
     for name, model in steps.items():
-        several = jclnf.OPENFACE_ROTATIONS if name.endswith("rotations") else None
-        found = jclnf.evaluate(model, val, boxes=boxes, rotations=several)
+        several = jclnf.openface.ROTATIONS if name.endswith("rotations") else None
+        found = jclnf.evaluation.evaluate(model, val, boxes=boxes, init=several)
         summary = found.summary()
         all68, inner = summary.measures["all_eye"], summary.measures["inner_eye"]
         lines.append(

@@ -37,8 +37,8 @@ def main() -> None:
     from jclnf.images import read_image
 
     rng = np.random.default_rng(0)
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
-    people = jclnf.split_by_identity(annotated, 0.2, 0)
+    annotated = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
+    people = jclnf.annotations.split_by_identity(annotated, 0.2, 0)
     picked = [
         [part[i] for i in rng.permutation(len(part))[:count]]
         for part, count in zip(people, (LEARNED, WATCHED), strict=True)
@@ -59,11 +59,12 @@ def main() -> None:
     )
 
     plain = jclnf.load_openface(model_file("general"))
-    params = jclnf.FitParams.openface(plain, arithmetic="exact")
+    default = jclnf.FitParams.openface(plain, arithmetic="exact")
+    default = default.replace(rotations=jclnf.openface.ROTATIONS)
     # Weights of 1, as OpenFace has them with a weight factor of 0, but free to move.
     ones = jnp.ones_like(plain.experts.confidence)
     model = dataclasses.replace(plain, experts=dataclasses.replace(plain.experts, confidence=ones))
-    params = params.replace(weight_factor=jnp.ones_like(params.weight_factor))
+    params = default.replace(weight_factor=jnp.ones_like(default.weight_factor))
 
     began = time.perf_counter()
     tuned = tune(
@@ -72,7 +73,7 @@ def main() -> None:
         params.replace(derivatives="rematerialised"),
         what="params",
         validation=watched,
-        rotations=jclnf.OPENFACE_ROTATIONS,
+        rotations=jclnf.openface.ROTATIONS,
         offset=True,
         config=CONFIG,
     )
@@ -84,12 +85,10 @@ def main() -> None:
 
     def tried(settings: jclnf.FitParams) -> float:
         on = picked[0][:SEARCHED]
-        rotations = jclnf.OPENFACE_ROTATIONS
-        found = jclnf.evaluate(plain, on, settings, boxes=boxes[0][:SEARCHED], rotations=rotations)
+        found = jclnf.evaluation.evaluate(plain, on, settings, boxes=boxes[0][:SEARCHED])
         return corrected(found.summary())
 
     began = time.perf_counter()
-    default = jclnf.FitParams.openface(plain, arithmetic="exact")
     best, score = default, tried(default)
     for number in range(CANDIDATES):
         candidate = default.replace(
@@ -105,19 +104,18 @@ def main() -> None:
 
     with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
         rows = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
+    val = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
     lines, figures = [], {}
     for name, m, p in (
         ("OpenFace's settings", plain, default),
         ("random search", plain, best),
         ("tuned by gradients", tuned.model, tuned.params),
     ):
-        found = jclnf.evaluate(
+        found = jclnf.evaluation.evaluate(
             m,
             val,
             p,
             boxes=[rows[face.image.name] for face in val],
-            rotations=jclnf.OPENFACE_ROTATIONS,
         ).summary()
         measures = [found.measures[key] for key in ("all_eye", "all_eye_corrected")]
         figures[name] = [measures[1].mean, measures[1].median]

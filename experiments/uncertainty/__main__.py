@@ -35,7 +35,9 @@ GROUPS = {
 }
 
 
-def measured(model: jclnf.Model, pieces: list[jclnf.Crop]) -> tuple[jclnf.FitResult, jax.Array]:
+def measured(
+    model: jclnf.Model, pieces: list[jclnf.images.Crop]
+) -> tuple[jclnf.FitResult, jax.Array]:
     """The fits of all faces in their pictures, and the covariances of `Measured`."""
     images = jnp.stack([jnp.asarray(piece.image) for piece in pieces])
     boxes = jnp.stack([jnp.asarray(piece.box) for piece in pieces])
@@ -49,7 +51,7 @@ def main() -> None:
     model = jclnf.load_model()
     with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
         boxes = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
+    val = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
     pieces = crops_of_one_size(
         [read_image(face.image) for face in val], [boxes[face.image.name] for face in val]
     )

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.experts import CCNF
-from jclnf.fitting import Model, fit_from, map_faces, place, read_off
+from jclnf.fitting import Model, fit_from, initial_state, map_faces, read_off
 from jclnf.geometry import pose_from_box
 from jclnf.train._examples import Batch, Examples
 from jclnf.train._loop import Progress, TrainConfig, train
@@ -100,7 +100,7 @@ def fit_losses(
             pose = pose_from_box(model.pdm, face["box"], face["rotation"])
             shape = model.pdm.mean_shape()
         else:
-            pose, shape = place(model, image, face["box"], None)
+            pose, shape = initial_state(model, image, face["box"])
             if not moves_start:
                 pose, shape = lax.stop_gradient((pose, shape))
         landmarks = read_off(model, fit_from(model, image, pose, shape, params)).landmarks

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from jclnf.experts import SAMPLING
-from jclnf.fitting import MARGIN, SIZE
+from jclnf.experts import TRUNK_SAMPLING
+from jclnf.fitting import START_MARGIN, START_SIZE
 from jclnf.train._augment import augment
 from jclnf.train._faces import Faces, Posed
 
@@ -112,7 +112,7 @@ class TrunkExamples:
         return len(self.posed.faces)
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
-        """`image` (SAMPLING grid, SAMPLING grid) uint8, `points` (n, 2) in cells of the map."""
+        """`image` (side, side) uint8 of TRUNK_SAMPLING grid, `points` (n, 2) in map cells."""
         posed = self.posed
         state = perturbed(posed, face, self.perturbation, rng)
         base = state.landmarks
@@ -123,8 +123,8 @@ class TrunkExamples:
         image = warped(
             posed.faces.images[face],
             centroid + to_image @ middle,
-            to_image / SAMPLING,
-            SAMPLING * self.grid,
+            to_image / TRUNK_SAMPLING,
+            TRUNK_SAMPLING * self.grid,
         )
         truth = posed.faces.points[face]
         points = (truth - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
@@ -144,8 +144,8 @@ class BoxExamples:
     """
 
     faces: Faces
-    size: int = SIZE
-    margin: tuple[float, float] = (MARGIN, MARGIN)
+    size: int = START_SIZE
+    margin: tuple[float, float] = (START_MARGIN, START_MARGIN)
     changed: bool = True
     inexact: bool = True
 
@@ -201,7 +201,7 @@ def turn(angle: float) -> np.ndarray:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The 2x2 matrix of `jclnf.geometry.align`."""
+    """The 2x2 matrix of `jclnf.geometry.similarity_between`."""
     source, target = ((points - points.mean(0)) @ [1, 1j] for points in (source, target))
     product = np.vdot(source, target)
     product *= np.linalg.norm(target) / np.linalg.norm(source) / abs(product)

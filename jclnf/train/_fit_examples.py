@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jclnf.evaluation import OUTER_EYES
-from jclnf.fitting import Model, characteristics, fit_from, place, read_off
+from jclnf.fitting import Model, characteristics, fit_from, initial_state, read_off
 from jclnf.geometry import Pose, clamp, retract
 from jclnf.train._augment import augment
 from jclnf.train._examples import TURN, Batch, Example, Examples, turn, warped
@@ -157,7 +157,7 @@ def _fits(model: Model, batch: Batch) -> tuple[Array, Array]:
 
 def _fit(model: Model, example: Batch) -> tuple[Array, Array]:
     image, truth = example["image"].astype(jnp.float32), example["points"]
-    pose, shape = place(model, image, example["box"], None)
+    pose, shape = initial_state(model, image, example["box"])
     key = jax.random.key(example["seed"])
     pose, shape = perturbed_start(model, pose, shape, example["far"], key)
     result = read_off(model, fit_from(model, image, pose, shape, model.defaults))

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.experts import Layer, Shapes, convolve, initial_weights, normalised, plain_layer
-from jclnf.fitting import decode
+from jclnf.fitting import decode_start
 from jclnf.geometry import PDM, project
 from jclnf.train._examples import Batch, Examples
 from jclnf.train._loop import Progress, TrainConfig, train
@@ -153,7 +153,7 @@ def start_loss(pdm: PDM) -> Loss:
     """Distance of the landmarks from the truth, in hundredths of the box's mean side."""
 
     def loss(code: Float[Array, " out"], example: Batch) -> Float[Array, ""]:
-        pose, shape = decode(pdm, example["box"], code)
+        pose, shape = decode_start(pdm, example["box"], code)
         apart = project(pdm, pose, shape) - example["points"]
         distance = jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-2).mean()
         return 100 * distance / example["box"][2:].mean() + 0.02 * jnp.mean(code[6:] ** 2)

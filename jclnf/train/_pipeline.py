@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jclnf.errors import TrainingError
-from jclnf.experts import TrunkExperts, trunk, trunk_shapes
+from jclnf.experts import TrunkExperts, trunk_network, trunk_shapes
 from jclnf.files import save_model
 from jclnf.fitting import LearnedStart, Model, start_network, start_shapes
 from jclnf.geometry import PDM
@@ -265,7 +265,7 @@ def _trunk(
         return TrunkExamples(posed, scaling, config.grid, config.middle, perturbation)
 
     return train_network(
-        trunk,
+        trunk_network,
         trunk_shapes(posed.faces.points.shape[1], config.channels),
         ("maps",),
         map_loss(config.map_width),

@@ -88,7 +88,7 @@ def tune(
             landmarks. Hold people apart yourself: faces of one person in both tell nothing.
         bounds: least and largest value by the leaf's name, `{"params.kernel_width": (0.5, 4)}`.
         rotations: `(r, 3)` start rotations; each face starts at the one from which the model as it
-            is finds the likeliest fit. If not given, where `jclnf.fit` starts.
+            is finds the likeliest fit. If not given, those of `params`.
         offset: also learn a constant offset of each landmark, for data that mean something else by
             some landmarks than the model does. It is not part of the model: subtract it where you
             compare.
@@ -119,6 +119,7 @@ def tune(
         held_out, data = data.part(order[:count]), data.part(order[count:])
     else:
         held_out = _Crops.of(model, *validation)
+    rotations = model.defaults.rotations if rotations is None else rotations
     if rotations is not None:
         data, held_out = (_with_rotations(model, part, rotations) for part in (data, held_out))
 

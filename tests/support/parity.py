@@ -66,7 +66,7 @@ def check_fits(
             box = [float(rows[name][side]) for side in "xywh"]
             found = re.match(r"rotation\((.*)\)/", prefix)
             rotation = [float(angle) for angle in found[1].split(",")] if found else [0.0] * 3
-            fit = jclnf.fit(model, image, np.float32(box), params, rotation=np.float32(rotation))
+            fit = jclnf.fit(model, image, np.float32(box), params, init=np.float32(rotation))
             distance = np.asarray(fit.landmarks) - arrays[f"{prefix}/landmarks"].T
             errors.append(np.linalg.norm(distance, axis=1).max())
     assert np.median(errors) <= median
