@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jclnf
-from experiments.common import DATA, Row, model_file, pivot, table, write_results
-from jclnf.annotations import BoxTable
+from experiments.common import Row, model_file, pivot, table, validation, write_results
 from jclnf.evaluation import (
     CHUNK,
     MEASURES,
@@ -119,9 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     use_all_cores(CHUNK)
 
-    faces = jclnf.read_annotations(DATA / "faces", split="val")
-    table_of_boxes = BoxTable(DATA / "faces" / "val_boxes.csv")
-    boxes = [table_of_boxes.boxes(face.image)[0] for face in faces]
+    faces, boxes = validation()
     evaluations: dict[str, jclnf.Evaluation] = {}
     for name, model, params, rotations in methods(args.models):
         fits = jclnf.evaluate(model, faces, params, boxes=boxes, rotations=rotations)

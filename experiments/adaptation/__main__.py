@@ -21,7 +21,15 @@ import equinox as eqx
 import jax
 
 import jclnf
-from experiments.common import DATA, table, write_results
+from experiments.common import (
+    HOPPER_BOX,
+    annotated,
+    disturbed_box,
+    hopper,
+    table,
+    validation,
+    write_results,
+)
 from jclnf.draw import draw_overlay
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
@@ -37,8 +45,6 @@ NOISE = 6.0
 LEARNED, WATCHED = 1500, 120
 """Faces to learn from, and to choose the epoch by; both count twice, by night and by day."""
 COURSE = jclnf.Course(epochs=2, batch=16, rate=3e-3)
-HOPPER_BOX = (180.0, 170.0, 170.0, 165.0)
-"""The face in matplotlib's sample photograph of Grace Hopper (US Navy, public domain)."""
 LIGHTS = ("by night", "as they are")
 PARTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Parts of what was tuned that are mixed with what was there."""
@@ -95,23 +101,13 @@ def main() -> None:
     import numpy as np
 
     jclnf.enable_compilation_cache()
-    from jclnf.annotations import BoxTable
-    from jclnf.evaluation import start_box
-
     rng = np.random.default_rng(0)
-    annotated = jclnf.read_annotations(DATA / "faces", split="train")
-    parts = jclnf.split_by_identity(annotated, 0.2, 0)
+    parts = jclnf.split_by_identity(annotated("train"), 0.2, 0)
 
     def pick(faces: Any, count: int) -> tuple[Any, Any]:
         """Some faces, and disturbed boxes by their pictures."""
         picked = [faces[index] for index in rng.permutation(len(faces))[:count]]
-        boxes = {}
-        for face in picked:
-            x, y, w, h = start_box(face)
-            x, y = np.array([x, y]) + rng.normal(0, 0.03, 2) * [w, h]
-            sides = np.array([w, h]) * np.exp(rng.normal(0, 0.05))
-            boxes[face.image] = np.array([x, y, *sides])
-        return picked, boxes
+        return picked, {face.image: disturbed_box(face, rng) for face in picked}
 
     def both(faces: Any, boxes: Any) -> tuple[list[Any], list[Any], list[Any]]:
         """Images, boxes and landmarks by day and by night."""
@@ -152,9 +148,8 @@ def main() -> None:
     )
     print(mixtures, kept, flush=True)
 
-    val = jclnf.read_annotations(DATA / "faces", split="val")
-    rows = BoxTable(DATA / "faces" / "val_boxes.csv")
-    val_boxes = {face.image: rows.boxes(face.image)[0] for face in val}
+    val, boxes_of_val = validation()
+    val_boxes = {face.image: box for face, box in zip(val, boxes_of_val, strict=True)}
     adapted = mixed(model, tuned.model, kept)
     lines, figures = [], {}
     for name, used in (("bundled", model), ("tuned", tuned.model), ("mixed", adapted)):
@@ -210,11 +205,9 @@ def main() -> None:
 def picture(*models: jclnf.Model) -> None:
     """The same face by night, fitted by each model."""
     import cv2
-    import matplotlib.cbook
     import numpy as np
 
-    image = read_image(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
-    dark = by_night(image, HOPPER_BOX, seed_of("grace_hopper.jpg"))
+    dark = by_night(read_image(hopper()), HOPPER_BOX, seed_of("grace_hopper.jpg"))
     x, y, w, h = (int(v) for v in HOPPER_BOX)
     # Drawn brighter than it is, or nothing could be seen.
     bright = np.clip(dark / LIGHT, 0, 255).astype(np.uint8)

@@ -6,7 +6,6 @@ On the validation split: from its boxes, from boxes and starts that are disturbe
 in boxes and pictures without a face.
 """
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
@@ -18,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import DATA, Row, pivot, table, write_results
+from experiments.common import Row, pivot, table, validation, write_results
 from jclnf.detect._haar import CASCADE, correct
 from jclnf.evaluation import OUTER_EYES
 from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place
 from jclnf.images import read_photo
 from jclnf.runtime import use_all_cores
+from jclnf.tracking import extent, overlap
 from jclnf.train._fit_examples import moved, no_face
 
 HERE = Path(__file__).resolve().parent
@@ -56,17 +56,13 @@ class Outcome(NamedTuple):
 
 def cases() -> list[Case]:
     """What is tried on the validation faces."""
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        boxes = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
     cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / CASCADE))
     found = []
     nothing = np.full((68, 2), np.nan)
-    for number, face in enumerate(
-        jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    ):
+    for number, (face, given) in enumerate(zip(*validation(), strict=True)):
         rng = np.random.default_rng(number)
         grey, truth = read_photo(face.image).grey, face.landmarks
-        box = np.array(boxes[face.image.name])
+        box = np.array(given)
         side = box[2:].mean()
         tried = [("as given", box, 0.0), ("start moved", box, rng.uniform())]
         for far in (0.25, 0.5, 0.75, 1.0):
@@ -79,9 +75,10 @@ def cases() -> list[Case]:
             ("twice the size", about(box, 2.0), 0.0),
         ]
         found += [Case(kind, grey, at, truth, far) for kind, at, far in tried]
-        found += [Case("background", grey, at, truth) for at in backgrounds(grey, truth, rng)]
+        there = extent(truth)
+        found += [Case("background", grey, at, truth) for at in backgrounds(grey, there, rng)]
         found += [
-            Case("detector's mistakes", grey, at, truth) for at in mistakes(cascade, grey, truth)
+            Case("detector's mistakes", grey, at, truth) for at in mistakes(cascade, grey, there)
         ]
         if number % 2 == 0:
             picture = no_face(grey.astype(np.uint8), rng).astype(np.float32)
@@ -111,31 +108,24 @@ def disturbed(box: np.ndarray, far: float, rng: np.random.Generator) -> np.ndarr
     return about(moved, np.exp(0.3 * far * rng.normal()))
 
 
-def backgrounds(grey: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+def backgrounds(grey: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """A box of the picture that shows nothing of the face, if there is room."""
     for _ in range(20):
-        side = np.ptp(truth, axis=0).mean() * rng.uniform(0.3, 1.2)
+        side = there[2:].mean() * rng.uniform(0.3, 1.2)
         rows, columns = grey.shape
         if side < 12 or side > min(rows, columns):
             continue
         at = np.array([*rng.uniform(0, [columns - side, rows - side]), side, side])
-        if overlap(at, truth) == 0:
+        if overlap(at, there) == 0:
             return [at]
     return []
 
 
-def mistakes(cascade: Any, grey: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
+def mistakes(cascade: Any, grey: np.ndarray, there: np.ndarray) -> list[np.ndarray]:
     """Boxes of what OpenCV's Haar cascade takes for a face, at its most tolerant, and is none."""
     found = cascade.detectMultiScale(grey.astype(np.uint8), scaleFactor=1.1, minNeighbors=1)
     boxes = [correct(np.asarray(box, float)) for box in found]
-    return [box for box in boxes if box[2] >= 12 and overlap(box, truth) < 0.1]
-
-
-def overlap(box: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of a box and the extent of landmarks."""
-    low, high = truth.min(0), truth.max(0)
-    shared = np.clip(np.minimum(box[:2] + box[2:], high) - np.maximum(box[:2], low), 0, None).prod()
-    return float(shared / (box[2:].prod() + (high - low).prod() - shared))
+    return [box for box in boxes if box[2] >= 12 and overlap(box, there) < 0.1]
 
 
 def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import Face, faces, model_file, table, write_results
+from experiments.common import faces, model_file, table, write_results
 from jclnf.experts import CCNF
 from jclnf.fitting import crops_of_one_size, fit_from, map_faces, place
 from jclnf.params import DERIVATIVES, as_dtype
+from tests.support.recordings import Face
 
 HERE = Path(__file__).resolve().parent
 

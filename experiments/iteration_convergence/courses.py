@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import PASSES, Row, recording, scales, table
+from experiments.common import Row, recording, table
+from tests.support.recordings import PASSES, scales
 
 SHOWN = (0, 1, 2, 5, 10, 20, 49)
 """Iterations that the tables show."""

@@ -24,7 +24,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jclnf
-from experiments.common import DATA, REPOSITORY
+from experiments.common import REPOSITORY, annotated
+from jclnf.annotations import AnnotatedFace
 from jclnf.cli._learning import split_people
 from jclnf.files._serialise import FORMAT_VERSION
 from jclnf.images import read_photo
@@ -52,7 +53,7 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
     return jclnf.load_model(copy)
 
 
-def packed(annotated: list[jclnf.AnnotatedFace]) -> Faces:
+def packed(annotated: list[AnnotatedFace]) -> Faces:
     pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
     pictures, points = zip(*pieces, strict=True)
     return Faces(list(pictures), np.array(points))
@@ -73,9 +74,8 @@ def main() -> None:
         confidence=None,
         uncertainty=None,
     )
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
     people = argparse.Namespace(held_out=0.03, seed=0, data="the training split")
-    faces, held_out = map(packed, split_people(people, annotated))
+    faces, held_out = map(packed, split_people(people, annotated("train")))
     held = one_of_each(BoxExamples(held_out, FIT_PICTURE, FIT_MARGIN), len(held_out))
     both_ways = faces.with_mirrored(MIRROR_68)
     trained = []

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import skimage.data
 
 import jclnf
+from experiments.common import hopper
 from jclnf.detect import HaarDetector
 from jclnf.draw import draw_overlay
 
@@ -18,9 +18,8 @@ SIDE = 360
 
 def main() -> None:
     model = jclnf.load_model()
-    sample = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     photographs = {
-        "grace_hopper": cv2.imread(str(sample)),
+        "grace_hopper": cv2.imread(str(hopper())),
         "astronaut": cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR),
     }
     for name, picture in photographs.items():

@@ -7,7 +7,6 @@ experts are trained here, by gradient descent, for as many epochs (default: 4), 
 of the trunk. Nothing is chosen by these figures.
 """
 
-import csv
 import dataclasses
 import os
 import sys
@@ -19,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import DATA, table, write_results
-from jclnf.annotations import AnnotatedFace
-from jclnf.images import read_photo
+from experiments.common import annotated, table, validation, write_results
+from experiments.training.evened import packed
 from jclnf.train._batches import COARSE, FINE
 from jclnf.train._ccnf import experts_of, train_ccnf
-from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out
+from jclnf.train._faces import MIRROR_68, Faces, Posed
 from jclnf.train._loop import Course
 from jclnf.train._shape_model import ShapeModel
 
@@ -32,13 +30,6 @@ HERE = Path(__file__).resolve().parent
 
 CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 """Reference pixels per millimetre and windows, as OpenFace's CCNF experts have them."""
-
-
-def packed(faces: list[AnnotatedFace]) -> Faces:
-    pictures, points = zip(
-        *(cut_out(read_photo(face.image).grey, face.landmarks) for face in faces), strict=True
-    )
-    return Faces(list(pictures), np.array(points))
 
 
 def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jclnf.Model:
@@ -69,11 +60,7 @@ def main() -> None:
     epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 4
     final = jclnf.load_model(sys.argv[2])
     before = jclnf.load_model(folder / "before_fit.safetensors")
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        rows = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    boxes = [rows[face.image.name] for face in val]
+    val, boxes = validation()
 
     def settings(model: jclnf.Model, **changes: object) -> jclnf.Model:
         return dataclasses.replace(model, defaults=model.defaults.replace(**changes))
@@ -82,7 +69,7 @@ def main() -> None:
     steps = {
         "learned start alone": settings(before, weight_factor=nowhere, regularisation=1 / nowhere),
         f"+ CCNF experts by gradient descent, {epochs} epochs": with_ccnf(
-            before, packed(annotated), folder, epochs
+            before, packed(annotated("train")), folder, epochs
         ),
         "+ trunk": before,
         "+ training through the fit": dataclasses.replace(final, readout=None),

@@ -8,7 +8,6 @@ hold as many of the truths; then the other way round. `--store` writes the numbe
 them into the bundled model.
 """
 
-import csv
 import dataclasses
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import DATA, REPOSITORY, table, write_results
+from experiments.common import REPOSITORY, table, validation, write_results
 from jclnf.fitting import crops_of_one_size
 from jclnf.images import read_image
 from jclnf.train._uncertainty import Measured, calibrated, limit, mahalanobis, with_pairs
@@ -47,12 +46,8 @@ def measured(model: jclnf.Model, pieces: list[jclnf.Crop]) -> tuple[jclnf.FitRes
 
 def main() -> None:
     model = jclnf.load_model()
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        boxes = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    pieces = crops_of_one_size(
-        [read_image(face.image) for face in val], [boxes[face.image.name] for face in val]
-    )
+    val, boxes = validation()
+    pieces = crops_of_one_size([read_image(face.image) for face in val], boxes)
     truth = np.stack([face.landmarks for face in val])
     found, covariances = measured(model, pieces)
     faces = Measured(
