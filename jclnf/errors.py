@@ -28,7 +28,7 @@ class AnnotationError(JclnfError):
 
 
 class VideoError(JclnfError):
-    """A video cannot be read, or its results cannot be gone on with."""
+    """A video cannot be read, or its results cannot be resumed."""
 
 
 class BoxError(JclnfError):
@@ -41,6 +41,10 @@ class DetectorError(JclnfError):
 
 class ParamsError(JclnfError):
     """Fit settings that contradict each other or the model."""
+
+
+class OutputError(JclnfError):
+    """An output cannot be written: no place, no right to, or another process is writing it."""
 
 
 class InstallError(JclnfError):

@@ -85,21 +85,14 @@ def silent_stderr() -> Iterator[None]:
 
 def _default_cache() -> Path | None:
     """Return jclnf's own cache folder, or None if the user has no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
+    import jaxlib
+    import platformdirs
+
     try:
-        if os.path.isabs(base):  # the specification: relative ones are to be ignored
-            root = Path(base)
-        elif sys.platform == "win32":
-            root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            root = Path.home() / "Library" / "Caches"
-        else:
-            root = Path.home() / ".cache"
+        root = platformdirs.user_cache_path("jclnf", appauthor=False)
     except RuntimeError:
         return None
-    import jaxlib
-
-    return root / "jclnf" / "jax" / f"{jaxlib.__version__}-{_processor()}"
+    return root / "jax" / f"{jaxlib.__version__}-{_processor()}"
 
 
 def _processor() -> str:

@@ -13,7 +13,7 @@ import pytest
 import jclnf
 from jclnf import PDM, Camera, HeadPose, ParamsError, Pose
 from jclnf.geometry import euler_to_matrix, shape3d
-from jclnf.images import read_photo
+from jclnf.images import read_image_file
 from jclnf.openface import OpenFaceTable, measure
 from jclnf.space import EYES
 from jclnf.space._gaze import CORNERS, RADIUS
@@ -244,7 +244,7 @@ def test_a_photograph_has_openfaces_table(shared):
         openface / "model" / "main_clnf_general.txt", parts=True, validator=True
     )
     params = jclnf.FitParams.openface(model)
-    photo = read_photo(openface / "samples" / "sample5.jpg")
+    photo = read_image_file(openface / "samples" / "sample5.jpg")
     piece = jclnf.crop(photo.grey, (204.982, 131.999, 291.226, 286.433))
     fit = jax.device_get(jclnf.fit(model.prepare(params), piece.image, piece.box, params))
     height, width = photo.grey.shape

@@ -122,5 +122,5 @@ def test_tensors_that_do_not_go_together_are_refused(saved):
 
 def test_where_a_model_cannot_be_written(model, tmp_path):
     for path in (tmp_path / "model.bin", tmp_path / "nowhere" / "model.safetensors"):
-        with pytest.raises(jclnf.ModelFileError, match=path.name):
+        with pytest.raises(jclnf.JclnfError, match=path.name):
             jclnf.save_model(model, path)

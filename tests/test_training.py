@@ -12,7 +12,7 @@ import pytest
 from support.training import drawn, shapes
 
 import jclnf
-from jclnf.cli._main import main
+from jclnf.cli import main
 from jclnf.errors import TrainingError
 from jclnf.experts import SAMPLING, trunk_shapes
 from jclnf.fitting._scales import reference_shape

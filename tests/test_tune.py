@@ -293,7 +293,7 @@ class TestCommand:
         return data
 
     def run(self, folder, *more):
-        from jclnf.cli._main import main
+        from jclnf.cli import main
 
         return main(
             [

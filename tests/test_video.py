@@ -17,8 +17,9 @@ from support.videos import SIZE, frames, write_video
 
 import jclnf
 from jclnf.annotations._pts import Stems, read_pts
-from jclnf.cli._main import main
+from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
+from jclnf.outputs import locked
 from jclnf.tracking import OneEuro
 from jclnf.video import _source as source
 from jclnf.video._aligned import MILLIMETRES, aligned_face
@@ -210,24 +211,23 @@ class TestResume:
             return True
 
         with pytest.raises(Stopped):
-            run().perform(resume=False, every=0.0, told=stop)
+            run().perform(resume=False, every=0.0, on_frame=stop)
         assert len(read(tmp_path / "face.csv")) == CHUNK
         with (tmp_path / "face.csv").open("a") as file:
             file.write("half a line")
         seen = []
-        record = run().perform(resume=True, told=lambda frame, _: seen.append(frame.number) or True)
+        counts = run().perform(
+            resume=True, on_frame=lambda frame, _: seen.append(frame.number) or True
+        )
         assert seen == list(range(CHUNK + 1, COUNT + 1))
-        assert record.frames == COUNT
+        assert counts.frames == COUNT
         assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
 
     def test_a_table_that_another_run_is_writing_is_left_alone(self, clip, tmp_path, capsys):
-        fcntl = pytest.importorskip("fcntl")
-        with (tmp_path / "face.csv").open("wb") as file:
-            file.write(b"another's")
-            file.flush()
-            fcntl.flock(file, fcntl.LOCK_EX)
+        (tmp_path / "face.csv").write_bytes(b"another's")
+        with locked(tmp_path / "face.csv"):
             assert main(["video", str(clip), "--out", str(tmp_path), "--quiet"]) == 1
-        assert "another run is writing it" in capsys.readouterr().err
+        assert f"face.csv: is being written by process {os.getpid()}" in capsys.readouterr().err
         assert (tmp_path / "face.csv").read_bytes() == b"another's"
 
     @pytest.mark.slow
@@ -285,16 +285,16 @@ class TestResume:
             Checkpoint(file, "one").load()
 
     def test_nothing_is_left_of_files_that_a_killed_run_was_writing(self, clip, whole, capsys):
-        left = [".face.png.77.part", ".face.json.77.part", "face_aligned/.000003_0.png.77.part"]
-        left += ["face.checkpoint", "face.checkpoint.part"]
+        left = [".face.part.png", ".face.png.lock", "face_aligned/.000003_0.part.png"]
+        left += ["face.checkpoint", ".face.part.checkpoint", ".face_overlay.part.mp4"]
         for name in left:
             (whole / name).write_bytes(b"half")
-        (whole / ".other.png.77.part").write_bytes(b"half")
+        (whole / ".other.part.png").write_bytes(b"half")
         asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
         assert main(["video", str(clip), "--out", str(whole), "--resume", *asked]) == 0
         assert "complete already" in capsys.readouterr().out
         assert [name for name in left if (whole / name).exists()] == []
-        (whole / ".other.png.77.part").unlink()
+        (whole / ".other.part.png").unlink()
 
     def test_what_another_run_left_does_not_mix_with_this_ones(self, clip, tmp_path, capsys):
         """Pictures of frames that are not used now; boxes that have changed since."""

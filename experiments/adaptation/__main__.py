@@ -30,7 +30,7 @@ from experiments.common import (
     validation,
     write_results,
 )
-from jclnf.draw import draw_overlay
+from jclnf import draw
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
 
@@ -213,7 +213,7 @@ def picture(*models: jclnf.Model) -> None:
     bright = np.clip(dark / LIGHT, 0, 255).astype(np.uint8)
     shown = []
     for model in models:
-        drawn = draw_overlay(bright, jclnf.fit(model, dark, HOPPER_BOX).landmarks)
+        drawn = draw.landmarks(bright, jclnf.fit(model, dark, HOPPER_BOX).landmarks)
         shown.append(drawn[y - h // 4 : y + 5 * h // 4, x - w // 4 : x + 5 * w // 4])
     cv2.imwrite(str(HERE / "grace_hopper.png"), np.hstack(shown))
 

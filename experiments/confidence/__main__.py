@@ -21,7 +21,7 @@ from experiments.common import Row, pivot, table, validation, write_results
 from jclnf.detect._haar import CASCADE, correct
 from jclnf.evaluation import OUTER_EYES
 from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
 from jclnf.tracking import extent, overlap
 from jclnf.train._fit_examples import moved, no_face
@@ -61,7 +61,7 @@ def cases() -> list[Case]:
     nothing = np.full((68, 2), np.nan)
     for number, (face, given) in enumerate(zip(*validation(), strict=True)):
         rng = np.random.default_rng(number)
-        grey, truth = read_photo(face.image).grey, face.landmarks
+        grey, truth = read_image(face.image), face.landmarks
         box = np.array(given)
         side = box[2:].mean()
         tried = [("as given", box, 0.0), ("start moved", box, rng.uniform())]

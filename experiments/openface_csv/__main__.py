@@ -15,7 +15,7 @@ import numpy as np
 
 import jclnf
 from experiments.common import OPENFACE, Row, model_file, pivot, write_results
-from jclnf.images import read_photo
+from jclnf.images import read_image_file
 from jclnf.openface import OpenFaceTable, measure
 
 HERE = Path(__file__).resolve().parent
@@ -39,7 +39,7 @@ def main() -> None:
     rows: list[Row] = []
     for number in (1, 3, 4, 5):
         name = f"sample{number}"
-        photo = read_photo(OPENFACE / "samples" / f"{name}.jpg")
+        photo = read_image_file(OPENFACE / "samples" / f"{name}.jpg")
         box = [float(boxes[f"{name}.jpg"][side]) for side in "xywh"]
         piece = jclnf.crop(photo.grey, box)
         # Its program for pictures was run as it is by default: from one start.

@@ -28,7 +28,7 @@ from experiments.common import REPOSITORY, annotated
 from jclnf.annotations import AnnotatedFace
 from jclnf.cli._learning import split_people
 from jclnf.files._serialise import FORMAT_VERSION
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
 from jclnf.train._batches import BoxExamples
 from jclnf.train._confidence import learn_confidence
@@ -54,7 +54,7 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
 
 
 def packed(annotated: list[AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
+    pieces = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
     pictures, points = zip(*pieces, strict=True)
     return Faces(list(pictures), np.array(points))
 

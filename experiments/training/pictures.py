@@ -8,8 +8,8 @@ import skimage.data
 
 import jclnf
 from experiments.common import hopper
+from jclnf import draw
 from jclnf.detect import HaarDetector
-from jclnf.draw import draw_overlay
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,7 +34,7 @@ def main() -> None:
         zoom = SIDE / max(part.shape)
         shown = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         points = (np.asarray(result.landmarks) - low + 0.5) * zoom - 0.5
-        cv2.imwrite(str(HERE / f"{name}.png"), draw_overlay(shown, points))
+        cv2.imwrite(str(HERE / f"{name}.png"), draw.landmarks(shown, points))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Annotated photographs: which landmarks the faces in them have, from files of three formats."""
+"""Annotated images: which landmarks the faces in them have, from files of three formats."""
 
-from jclnf.annotations._boxes import BoxTable, FrameBoxTable
+from jclnf.annotations._box_tables import BoxTable, FrameBoxTable
 from jclnf.annotations._face import AnnotatedFace, split_by_identity, tight_box
 from jclnf.annotations._pts import pts_text
 from jclnf.annotations._read import read_annotations

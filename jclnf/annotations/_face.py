@@ -15,9 +15,9 @@ class AnnotatedFace:
     """A face whose landmarks are known.
 
     Attributes:
-        image: The picture's file.
-        landmarks: `(n, 2)` float64 pixels of the picture as `read_photo` gives it, pixel centres
-            at integers from 0.
+        image: The image's file.
+        landmarks: `(n, 2)` float64 pixels of the image as `jclnf.images.read_image` gives it, pixel
+            centres at integers from 0.
         box: `(4,)` float64: x, y, w, h in pixels as annotated, or None.
         identity: Whose face it is; empty if that is not known.
         split: Name of the part of the data set that it belongs to; empty if there is none.
@@ -33,7 +33,7 @@ class AnnotatedFace:
 def split_by_identity(
     faces: Sequence[AnnotatedFace], fraction: float, seed: int
 ) -> tuple[list[AnnotatedFace], list[AnnotatedFace]]:
-    """Hold out some identities, with all their faces: pictures of one person are alike.
+    """Hold out some identities, with all their faces: images of one person are alike.
 
     Faces without an identity are one person if they are in the same image. Which identities are
     held out depends on which there are and on the seed, not on the order of the faces.

@@ -45,7 +45,7 @@ class Evaluation:
     """Why faces were not fitted, by their index."""
 
     def summary(self) -> Summary:
-        """What the errors come to."""
+        """Statistics of the errors."""
         return summarise(self.landmarks, self.truth, self.yaw)
 
 
@@ -72,7 +72,7 @@ def evaluate(
         boxes: (x, y, w, h) for each face in pixels of its image, or None for one that has none.
             Without, a face's own box or, if it has none, the extent of its landmarks.
         rotations: `(r, 3)` start rotations tried for each face, see `jclnf.fit_batch`.
-        read: gives the grey picture `(h, w)` of an image file.
+        read: gives the grey image `(h, w)` of an image file.
         on_problem: called with the index of a face that cannot be fitted, and the reason.
         on_progress: called after each chunk with the number of faces done in it.
 
@@ -102,17 +102,17 @@ def evaluate(
     # Chunks of one size: another one would be compiled for.
     chunks = np.array_split(np.arange(len(faces)), -(-len(faces) // CHUNK))
     for chunk in chunks:
-        pieces: dict[int, Crop] = {}
+        crops: dict[int, Crop] = {}
         for index in chunk.tolist():
             try:
-                pieces[index] = _piece(faces[index], boxes[index], read)
+                crops[index] = _crop_of(faces[index], boxes[index], read)
             except JclnfError as e:
                 problems[index] = str(e)
                 if on_problem is not None:
                     on_problem(index, str(e))
-        if pieces:
-            fits = _fit(model, list(pieces.values()), len(chunks[0]), params, rotations)
-            at = list(pieces)
+        if crops:
+            fits = _fit(model, list(crops.values()), len(chunks[0]), params, rotations)
+            at = list(crops)
             landmarks[at], status[at], likelihood[at] = fits
         if on_progress is not None:
             on_progress(len(chunk))
@@ -140,7 +140,7 @@ def _yaws(pdm: PDM, points: jax.Array) -> jax.Array:
     return lax.map(lambda face: fit_points(pdm, face, present)[0].rotation[1], points)
 
 
-def _piece(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) -> Crop:
+def _crop_of(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) -> Crop:
     if box is None:
         raise BoxError(f"{face.image}: there is no box for it")
     image = read(face.image)
@@ -151,19 +151,19 @@ def _piece(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) ->
 
 
 def _fit(
-    model: Model, pieces: list[Crop], count: int, params: FitParams, rotations: Any
+    model: Model, crops: list[Crop], count: int, params: FitParams, rotations: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Landmarks, status and likelihood; `count` faces are fitted, the last of them repeatedly."""
-    filled = pieces + pieces[-1:] * (count - len(pieces))
+    filled = crops + crops[-1:] * (count - len(crops))
     result = fit_batch(
         model,
-        [piece.image for piece in filled],
-        np.stack([piece.box for piece in filled]),
+        [crop.image for crop in filled],
+        np.stack([crop.box for crop in filled]),
         params,
         rotations=rotations,
     )
-    k = len(pieces)
+    k = len(crops)
     points = np.asarray(result.landmarks, np.float64)[:k]
-    offsets = np.stack([piece.offset for piece in pieces])
+    offsets = np.stack([crop.offset for crop in crops])
     status, likelihood = np.asarray(result.status)[:k], np.asarray(result.likelihood)[:k]
     return points + offsets[:, None], status, likelihood

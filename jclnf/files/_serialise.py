@@ -14,7 +14,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from jclnf.errors import JclnfError, ModelFileError
+from jclnf.errors import JclnfError, ModelFileError, OutputError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts, TrunkExperts
 from jclnf.fitting import (
     LAYERS,
@@ -28,6 +28,7 @@ from jclnf.fitting import (
     View,
 )
 from jclnf.geometry import PDM
+from jclnf.outputs import replacing
 from jclnf.params import Arithmetic, FitParams
 
 FORMAT_VERSION = 2
@@ -58,6 +59,7 @@ def save_model(model: Model, path: str | Path) -> None:
 
     Raises:
         ModelFileError: experts of a kind that is not stored (prepared ones, say).
+        OutputError: it cannot be written there.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -81,9 +83,10 @@ def save_model(model: Model, path: str | Path) -> None:
         if (held := getattr(model, name)) is not None:
             header[name] = _take_apart(held, name, tensors)
     try:
-        save_file(tensors, str(path), metadata={"jclnf": json.dumps(header)})
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(path, f"cannot be written ({error})") from None
+        with replacing(path) as part:
+            save_file(tensors, str(part), metadata={"jclnf": json.dumps(header)})
+    except SafetensorError as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from None
 
 
 def _describe(

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from jclnf.errors import BoxError
-from jclnf.images._read import check_grey
+from jclnf.images._check import check_grey
 
 BUCKETS = (128, 256, 512, 1024, 2048, 4096, 8192)
 """Sides of the square crops, in pixels. Doubling keeps the number of compilations small; the price

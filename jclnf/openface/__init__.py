@@ -1,6 +1,6 @@
 """Readers of OpenFace 2.2"s model files."""
 
-from jclnf.openface._csv import Measured, OpenFaceTable, measure
+from jclnf.openface._csv import FaceMeasurements, OpenFaceTable, measure_faces
 from jclnf.openface._install import (
     Installed,
     Manifest,
@@ -16,10 +16,10 @@ from jclnf.openface._mtcnn import INPUT_SIDES, LayerArrays, pooled_side, read_mt
 
 __all__ = [
     "INPUT_SIDES",
+    "FaceMeasurements",
     "Installed",
     "LayerArrays",
     "Manifest",
-    "Measured",
     "OpenFaceTable",
     "Progress",
     "download",
@@ -27,7 +27,7 @@ __all__ = [
     "installed_mains",
     "load_openface",
     "main_file",
-    "measure",
+    "measure_faces",
     "models_folder",
     "named_files",
     "offers",

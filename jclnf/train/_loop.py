@@ -14,6 +14,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from jclnf.errors import TrainingError
+from jclnf.outputs import replacing
 from jclnf.train._batches import Maker, batches
 
 _MEMORY = 0.98
@@ -161,9 +162,8 @@ def run_course(
             raise TrainingError(f"{name}: the loss is not finite in epoch {epoch + 1}")
         state = eqx.tree_at(lambda s: s.epoch, state, state.epoch + 1)
         if checkpoint is not None:
-            partial = checkpoint.with_suffix(".part")
-            eqx.tree_serialise_leaves(partial, state)
-            partial.replace(checkpoint)
+            with replacing(checkpoint) as part:
+                eqx.tree_serialise_leaves(part, state)
         if report is not None and report(epoch, mean, state.learned, state.averages):
             break
     return state.learned, state.averages

@@ -22,6 +22,7 @@ from jclnf.experts import TrunkExperts, trunk, trunk_shapes
 from jclnf.files import save_model
 from jclnf.fitting import LearnedStart, Model, decode, start_network, start_shapes
 from jclnf.geometry import PDM, project
+from jclnf.outputs import replacing, write_bytes
 from jclnf.params import FitParams
 from jclnf.train._batches import COARSE, FINE, BoxExamples, Disturbance, Example, TrunkExamples
 from jclnf.train._end_to_end import averaged, train_end_to_end
@@ -115,7 +116,7 @@ class Workshop:
                     f"{folder}: holds another training (other faces, or another plan): remove "
                     "the folder, or name another"
                 )
-            file.write_text(description)
+            write_bytes(file, description.encode())
         except OSError as error:
             raise TrainingError(f"{folder}: cannot be written ({error.strerror})") from None
 
@@ -299,7 +300,8 @@ def _shape_model(
                 course=list(arrays["course"]),
             )
     model = learn_shape_model(faces.points, examples, mirror, modes=modes)
-    np.savez(file, **dataclasses.asdict(model))
+    with replacing(file) as part:
+        np.savez(part, **dataclasses.asdict(model))
     return model
 
 

@@ -27,6 +27,7 @@ from jclnf.fitting import (
     read_off,
 )
 from jclnf.geometry import pose_from_box
+from jclnf.outputs import replacing, write_bytes
 from jclnf.params import FitParams
 from jclnf.train._end_to_end import distance
 from jclnf.train._leaves import Bounds, Leaves
@@ -308,8 +309,9 @@ class _Best:
         if better:
             self.learned, self.epoch = learned, epoch
         if self._file is not None:
-            eqx.tree_serialise_leaves(self._file.with_suffix(".best"), self.learned)
-            self._file.with_suffix(".json").write_text(json.dumps(self.course))
+            with replacing(self._file.with_suffix(".best")) as part:
+                eqx.tree_serialise_leaves(part, self.learned)
+            write_bytes(self._file.with_suffix(".json"), json.dumps(self.course).encode())
 
     def exhausted(self, patience: int | None) -> bool:
         """Whether there were so many epochs without a smaller error."""

@@ -1,4 +1,7 @@
-"""The faces of each frame, by a tracker, or by fits that know nothing of each other."""
+"""The faces of each frame, by a tracker, or by fits that know nothing of each other.
+
+Both kinds have `fit_frames`, and `state` and `restore` for checkpoints.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,8 +26,8 @@ from jclnf.tracking import (
 from jclnf.video._source import Frame
 
 
-class Followed:
-    """The faces that a tracker follows.
+class TrackingFitter:
+    """Fits each frame from the one before, by a tracker; the default.
 
     Args:
         tracker: the tracker.
@@ -34,13 +37,13 @@ class Followed:
     def __init__(self, tracker: Tracker, boxes: dict[int, Any]) -> None:
         self._tracker, self._boxes = tracker, boxes
 
-    def follow(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
+    def fit_frames(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
         """Each frame as it comes with its faces; none of one that could not be read."""
         for frame in frames:
-            if frame.picture is None:
+            if frame.image is None:
                 yield frame, []
             else:
-                yield frame, self._tracker.step(frame.picture, self._boxes.get(frame.number))
+                yield frame, self._tracker.step(frame.image, self._boxes.get(frame.number))
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Tracker.state`."""
@@ -51,7 +54,7 @@ class Followed:
         self._tracker.restore(state)
 
 
-class Independent:
+class IndependentFitter:
     """Fits each frame from the boxes that a detector finds in it.
 
     A chunk's faces are fitted as batches over all of JAX's devices. Numbers of faces go on where
@@ -73,17 +76,17 @@ class Independent:
         self._last: dict[int, np.ndarray] = {}
         self._next = 0
 
-    def follow(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
+    def fit_frames(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
         """All the frames with their faces, once the last of them has come."""
         chunk = list(frames)
         jobs: list[tuple[np.ndarray, np.ndarray]] = []
         counts = []
         for frame in chunk:
             boxes: list[np.ndarray] = []
-            if frame.picture is not None:
-                found = find_faces(self._detector, frame.picture)
-                boxes = [box for box in found if usable(box, frame.picture.shape)][: self._most]
-            grey = grey_of(frame.picture) if boxes else np.zeros((0, 0))
+            if frame.image is not None:
+                found = find_faces(self._detector, frame.image)
+                boxes = [box for box in found if usable(box, frame.image.shape)][: self._most]
+            grey = grey_of(frame.image) if boxes else np.zeros((0, 0))
             jobs += [(grey, box) for box in boxes]
             counts.append(len(boxes))
         results: list[Any] = []
