@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import Face, Row, faces, landmarks_of, recording
+from experiments.common import Row, faces, recording
 from jclnf import Arithmetic, FitParams, FitResult, Model
+from tests.support.recordings import Face, landmarks_of, rotation_of
 
 SIDE = 512
 """Side of the crops: one for all faces, so that a fit is compiled once."""
@@ -143,10 +144,8 @@ def rotated_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
     prepared = model.prepare(params)
     found = []
     for prefix in prefixes:
-        start, name = prefix.split("/")
-        rotation = np.array(start.removeprefix("rotation(").rstrip(")").split(","), np.float32)
-        fit = fitter(jclnf.fit, prepared, params, rotation=rotation)
-        found.append(fit_all(faces([name]), fit))
+        fit = fitter(jclnf.fit, prepared, params, rotation=rotation_of(prefix))
+        found.append(fit_all(faces([prefix.split("/")[1]]), fit))
     fits = Fits(*(np.concatenate(column) for column in zip(*found, strict=True)))
     return against_recorded("rotated starts", prefixes, recorded, fits, (None, None))
 
