@@ -7,7 +7,7 @@ Conventions, everywhere:
 - Boxes are `(x, y, w, h)` in pixels, tight around the face outline (eyebrows to chin, jaw to jaw).
 - 3D is in millimetres, x right, y down, z away from the viewer.
 - Angles are in radians; rotations are `Rx(rx) Ry(ry) Rz(rz)`, pitch, yaw, roll.
-- Functions take one face; batches come from `jax.vmap` or `fit_batch`.
+- Functions take one face; batches come from `jax.vmap` or `fit_images`.
 """
 
 import lazy_loader

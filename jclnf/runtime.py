@@ -45,7 +45,7 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str 
 
 
 def use_all_cores(most: int) -> None:
-    """Have a device of JAX's for each processor core, at most `most`, as `fit_batch` can use them.
+    """Have a device of JAX's for each processor core, at most `most`, as `fit_images` can use them.
 
     Only before the first computation; later, or where the user has said how many, it does nothing.
     """

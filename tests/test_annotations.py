@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jclnf
-from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity, tight_box
+from jclnf.annotations import AnnotatedFace, read_annotations, split_by_identity
 from jclnf.errors import AnnotationError
 
 N = 5
@@ -366,10 +366,6 @@ def test_both_sides_have_faces():
             split_by_identity(faces(*who), fraction, 0)
 
 
-def test_tight_box():
-    np.testing.assert_array_equal(tight_box([(3, 9), (1, 4), (2, 20)]), (1, 4, 2, 16))
-
-
 def test_public_names():
-    assert jclnf.read_annotations is read_annotations
-    assert issubclass(jclnf.AnnotationError, jclnf.JclnfError)
+    assert jclnf.annotations.read_annotations is read_annotations
+    assert issubclass(jclnf.errors.AnnotationError, jclnf.JclnfError)

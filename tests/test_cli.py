@@ -101,11 +101,8 @@ def test_fits_the_face(run, astronaut, model):
     box = np.array([float(row[f"box_{k}"]) for k in "xywh"])
     np.testing.assert_allclose(box, (92, 79, 77, 75), atol=8)
     loaded = jclnf.load_model(model)
-    params = loaded.defaults.replace(iterations=1)
-    piece = jclnf.crop(grey, box)
-    result = jclnf.fit(loaded.prepare(params), piece.image, piece.box, params).shifted(
-        jax.numpy.asarray(piece.offset)
-    )
+    params = loaded.defaults.replace(iterations=1, rotations=None)
+    result = jclnf.fit(loaded, grey, box, params)
     assert row["status"] == FitStatus(int(result.status)).name.lower()
     np.testing.assert_allclose(points(row), result.landmarks, atol=2e-3)
     assert float(row["scale"]) == pytest.approx(float(result.pose.scale), abs=1e-4)
@@ -361,13 +358,13 @@ def test_what_ends_the_command_at_once(astronaut, model, capfd, arguments, messa
     assert not Path("fits").exists()
 
 
-def test_settings_reach_the_fit(run, astronaut, box, monkeypatch):
+def test_settings_reach_the_fit(run, astronaut, box, model, monkeypatch):
     seen = []
     fit = jclnf.fit
 
-    def watch(model, image, box, params):
-        seen.append(params)
-        return fit(model, image, box, params)
+    def watch(*given):
+        seen.append(given[3])
+        return fit(*given)
 
     monkeypatch.setattr(jclnf, "fit", watch)
     cv2.imwrite("a.png", astronaut)
@@ -377,6 +374,16 @@ def test_settings_reach_the_fit(run, astronaut, box, monkeypatch):
     assert params.windows == (9,)
     assert params.iterations == 1
     assert params.arithmetic.early_stop
+
+    # OpenFace's table is that of OpenFace's settings, as far as options do not say otherwise.
+    for options, starts, stops in (((), 11, False), (("--openface-csv",), 1, True)):
+        given = ("--model", model, "--iterations", "1", "--no-overlay")
+        assert run("a.png", "--box", *box, *options, quick=given)[0] == 0
+        assert seen[-1].rotations.shape == (starts, 3)
+        assert seen[-1].arithmetic.early_stop == stops
+    exact = ("--openface-csv", "--arithmetic", "exact")
+    assert run("a.png", "--box", *box, *exact, quick=given)[0] == 0
+    assert not seen[-1].arithmetic.early_stop
 
 
 def test_confidence_tells_faces_from_other_things(run, shared):
@@ -459,12 +466,12 @@ def test_openfaces_table_of_a_failed_fit(run, astronaut, box, monkeypatch):
     assert {float(value) for value in row.values()} == {0.0}
 
 
-@pytest.mark.parametrize("model", [(), ("--model", "a.safetensors")])
-def test_parts_are_openfaces(run, astronaut, model):
+@pytest.mark.parametrize("option", ["parts", "validator"])
+def test_parts_and_validator_are_openfaces(run, astronaut, option):
     cv2.imwrite("a.png", astronaut)
-    code, out, err = run("a.png", "--parts", quick=model)
-    assert (code, out) == (2, "")
-    assert "are for OpenFace's models" in err
+    code, out, err = run("a.png", f"--{option}", quick=("--model", "default"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"the model has no {option}: give one of OpenFace's" in err
 
 
 def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array, Float
 from safetensors.numpy import load_file, save_file
 from support.synthetic import planted
 
 import jclnf
 from jclnf._clnf import describe
-from jclnf.fitting import Confidence, Validator, characteristics, finish
-from jclnf.fitting._result import SUCCESS_CONFIDENCE
+from jclnf.fitting import AbstractConfidence, Confidence, characteristics, postprocess
 from jclnf.geometry import displaced
 from jclnf.params import as_dtype
 from jclnf.train._confidence import calibrated, train_evidence
@@ -56,7 +56,7 @@ def plain(face, box):
 
 
 def finished(face, model, plain):
-    return finish(model, face.image, plain, model.defaults)
+    return postprocess(model, face.image, plain, model.defaults)
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +87,32 @@ def test_a_success_is_over_the_models_threshold(face, model, plain, fitted):
         by = dataclasses.replace(model.confidence, threshold=jnp.float32(threshold))
         again = finished(face, dataclasses.replace(model, confidence=by), plain)
         assert bool(again.success) == (said > threshold)
-    # A validator's confidence has OpenFace's limit, also in a result that says none.
-    for value in (SUCCESS_CONFIDENCE - 0.01, SUCCESS_CONFIDENCE + 0.01):
-        one = dataclasses.replace(fitted, confidence=jnp.float32(value), threshold=None)
-        assert bool(one.success) == (value > SUCCESS_CONFIDENCE)
     assert plain.confidence is None
     assert plain.landmark_confidence is None
     assert plain.success
 
 
-def test_a_validator_goes_first(face, model, plain, fitted, monkeypatch):
-    monkeypatch.setattr("jclnf.fitting._validator.confidence", lambda *_: jnp.float32(0.7))
-    both = dataclasses.replace(model, validator=Validator(jnp.zeros((1, 3)), ()))
-    result = finished(face, both, plain)
-    assert float(result.confidence) == pytest.approx(0.7)
-    assert not result.success
-    np.testing.assert_array_equal(result.landmark_confidence, fitted.landmark_confidence)
+class Half(AbstractConfidence):
+    """Sure of half of every face, and of nothing else."""
+
+    threshold: Float[Array, ""]
+
+    def judge(self, pdm, image, result):
+        return 0.5 * (image.mean() > 0) + 0 * pdm.mean.sum() * result.likelihood, None
+
+    def misfit(self, pdm):
+        return f"it is of no use to {pdm.n_modes} modes" if self.threshold < 0 else None
+
+
+def test_another_kind_of_confidence(face, plain):
+    for threshold in (0.4, 0.6):
+        model = dataclasses.replace(face.model, confidence=Half(jnp.float32(threshold)))
+        result = finished(face, model, plain)
+        assert float(result.confidence) == 0.5
+        assert result.landmark_confidence is None
+        assert bool(result.success) == (threshold < 0.5)
+    with pytest.raises(jclnf.errors.ModelFileError, match="planted: it is of no use"):
+        dataclasses.replace(face.model, confidence=Half(jnp.float32(-1)))
 
 
 def test_a_failed_fit_is_not_trusted_at_all(face, model, plain):
@@ -114,7 +124,7 @@ def test_a_failed_fit_is_not_trusted_at_all(face, model, plain):
 
 
 def test_batches_and_descriptions_have_it(face, model, box, fitted):
-    batch = jclnf.fit_batch(model, [face.image, face.image], np.stack([box, face.box]))
+    batch = jclnf.fit_images(model, [face.image, face.image], np.stack([box, face.box]))
     assert batch.confidence.shape == batch.threshold.shape == (2,)
     assert batch.landmark_confidence.shape == (2, N)
     assert batch.confidence[0] == pytest.approx(float(fitted.confidence), abs=1e-3)
@@ -164,16 +174,18 @@ def _header(path):
 
 
 def test_a_confidence_of_another_model_is_refused(face, model, tmp_path):
-    with pytest.raises(jclnf.ModelFileError, match="for 19 landmarks and 4 modes, not 20 and 4"):
+    with pytest.raises(
+        jclnf.errors.ModelFileError, match="for 19 landmarks and 4 modes, not 20 and 4"
+    ):
         dataclasses.replace(face.model, confidence=confidence(n=19))
-    with pytest.raises(jclnf.ModelFileError, match="for 20 landmarks and 5 modes"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="for 20 landmarks and 5 modes"):
         dataclasses.replace(face.model, confidence=confidence(m=5))
     path = tmp_path / "model.safetensors"
     jclnf.save_model(model, path)
     tensors = load_file(path)
     tensors["confidence.out"] = tensors["confidence.out"][:-1].copy()
     save_file(tensors, path, metadata={"jclnf": _header(path)})
-    with pytest.raises(jclnf.ModelFileError, match="confidence"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="confidence"):
         jclnf.load_model(path)
 
 

@@ -421,6 +421,13 @@ def test_list_and_info(jclnf_models, tmp_path) -> None:
     assert "experts            CCNF" in jclnf_models("info", tmp_path / "m.safetensors")[1]
 
 
+def test_the_name_of_the_bundled_model(jclnf_models) -> None:
+    assert jclnf_models("list")[1].startswith("default ")
+    code, out, err = jclnf_models("info", "default")
+    assert (code, err) == (0, "")
+    assert "landmarks          68" in out
+
+
 @pytest.mark.parametrize("name", ["nothing", "no/such/file.txt", "a.safetensors"])
 def test_info_on_what_is_not_there(jclnf_models, name) -> None:
     code, out, err = jclnf_models("info", name)

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import cv2
 import pytest
 import skimage.data
 from conftest import REPOSITORY
+
+import jclnf
 
 PACKAGE = REPOSITORY / "jclnf"
 
@@ -104,6 +107,33 @@ def test_the_numerical_core_knows_no_files_and_no_opencv():
         if module_of(path) in CORE:
             heavy = {"cv2", "matplotlib", "safetensors", "pathlib", "json"} & imported(path)
             assert not heavy, f"{path.name} imports {heavy}"
+
+
+NAMES = (
+    "CLNF Arithmetic FitParams FitResult FitStatus JclnfError Model PDM Pose TrackParams Tracker "
+    "crop enable_compilation_cache fit fit_images fit_points load_model load_openface save_model "
+    "track warm_up"
+)
+SPACES = "annotations detect draw errors evaluation images openface space train"
+
+
+def test_the_public_names():
+    """Nothing else is offered at the top, and an example or a test uses each."""
+    expected = {*NAMES.split(), *SPACES.split()}
+    assert set(jclnf.__all__) - {"__version__"} == expected
+    assert all(hasattr(jclnf, name) for name in expected)
+    paths = [REPOSITORY / "README.md", *(REPOSITORY / "tests").glob("test_*.py")]
+    text = "".join(path.read_text() for path in paths)
+    used = set(re.findall(r"\bjclnf\.(\w+)", text))
+    for names in re.findall(r"from jclnf import ([\w, ]+)", text):
+        used |= set(names.split(", "))
+    assert expected <= used
+
+
+def test_errors_have_one_place():
+    """But for their common base."""
+    known = {name for name, value in vars(jclnf.errors).items() if isinstance(value, type)}
+    assert known & set(dir(jclnf)) == {"JclnfError"}
 
 
 def test_importing_is_quick_and_touches_no_device():

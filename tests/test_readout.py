@@ -53,7 +53,7 @@ def test_landmarks_are_of_the_readout_and_the_fit_is_the_same(case, tmp_path):
 def test_a_readout_of_another_shape_is_refused(case):
     pdm = case.model.pdm
     fewer = PDM(pdm.mean, pdm.components[..., :-1], pdm.eigenvalues[:-1])
-    with pytest.raises(jclnf.ModelFileError, match="readout"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="readout"):
         dataclasses.replace(case.model, readout=fewer)
 
 

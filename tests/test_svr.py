@@ -14,7 +14,8 @@ from support.openface_files import little_memory
 from support.recordings import check_fits, recording, scales
 
 import jclnf
-from jclnf import ModelFileError, load_openface
+from jclnf import load_openface
+from jclnf.errors import ModelFileError
 from jclnf.experts import SVR
 from jclnf.experts._svr import gradient_energy, svr_responses
 from jclnf.openface._svr import read_svr_scale

@@ -12,12 +12,12 @@ import pytest
 from support.training import drawn, shapes
 
 import jclnf
+from jclnf import geometry
 from jclnf.cli import main
 from jclnf.errors import TrainingError
-from jclnf.experts import SAMPLING, trunk_shapes
+from jclnf.experts import TRUNK_SAMPLING, trunk_shapes
 from jclnf.fitting._scales import reference_shape
 from jclnf.geometry import PDM, Pose, project
-from jclnf.geometry import _warp as warp
 from jclnf.train._augment import augment
 from jclnf.train._batches import COARSE, BoxExamples, Disturbance, TrunkExamples, batches, disturbed
 from jclnf.train._ccnf import experts_of, response_loss, train_ccnf
@@ -107,9 +107,11 @@ class TestExamples:
             )
             base = project(pdm, pose, shape)
             frame = 0.2 * (pdm.mean + pdm.components @ shape)[:, :2]
-            to_cells = warp.align(base, frame)
+            to_cells = geometry.similarity_between(base, frame)
             truth = jnp.asarray(posed.faces.points[face] - base.mean(0), jnp.float32)
-            expected = warp.apply(to_cells, truth) - 0.2 * np.array([0.0, 6.0]) + 11.5
+            expected = (
+                geometry.apply_similarity(to_cells, truth) - 0.2 * np.array([0.0, 6.0]) + 11.5
+            )
             np.testing.assert_allclose(found["points"], expected, atol=2e-3)
 
     def test_pictures_show_what_the_experts_will_sample(self, posed):
@@ -119,10 +121,10 @@ class TestExamples:
         state = disturbed(posed, 2, COARSE, rng)
         to_image = np.linalg.inv(similarity(state.landmarks, 0.2 * state.shape[:, :2]))
         for zoom in (1.0, 2.0):
-            linear = zoom * to_image / SAMPLING
+            linear = zoom * to_image / TRUNK_SAMPLING
             centre = state.landmarks.mean(0)
             found = warped(posed.faces.pictures[2], centre, linear, 40)
-            expected = warp.sample_square(
+            expected = geometry.sample_square(
                 jnp.asarray(posed.faces.pictures[2], jnp.float32),
                 jnp.asarray(centre, jnp.float32),
                 jnp.asarray([linear[0, 0], linear[1, 0]], jnp.float32),
@@ -272,17 +274,19 @@ def test_ccnf_experts_learn(posed):
             state = disturbed(posed, face, slight, rng)
             base = jnp.asarray(state.landmarks, jnp.float32)
             shape = jnp.asarray(posed.latent[face] * np.sqrt(posed.model.eigenvalues), jnp.float32)
-            to_reference = warp.align(base, reference_shape(fitted, shape, jnp.int32(0)))
+            to_reference = geometry.similarity_between(
+                base, reference_shape(fitted, shape, jnp.int32(0))
+            )
             responses = experts.respond(
                 jnp.asarray(posed.faces.pictures[face], jnp.float32),
                 base,
-                warp.invert(to_reference),
+                geometry.invert_similarity(to_reference),
                 jnp.int32(0),
                 jnp.int32(1),
                 7,
                 arithmetic=jclnf.Arithmetic(),
             )
-            truth = warp.apply(
+            truth = geometry.apply_similarity(
                 to_reference, jnp.asarray(posed.faces.points[face], jnp.float32) - base
             )
             peaks = jclnf.fitting._meanshift.peak(responses) - 3.0

@@ -17,7 +17,7 @@ from jclnf.train._end_to_end import distance
 from jclnf.train._leaves import Leaves
 from jclnf.train._networks import initial_weights
 
-COURSE = jclnf.Course(epochs=3, batch=4, rate=5e-3)
+COURSE = jclnf.train.Course(epochs=3, batch=4, rate=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,12 @@ def test_leaves_are_chosen_by_their_names(face):
     everything = set(Leaves(tree, "all").names)
     assert everything == pdm | set(experts) | set(Leaves(tree, "params").names)
     assert Leaves(tree, ["model.pdm.mean"]).names == ("model.pdm.mean",)
-    with pytest.raises(jclnf.ParamsError, match=r"'model\.start'; there are .*model\.pdm\.mean"):
+    with pytest.raises(
+        jclnf.errors.ParamsError, match=r"'model\.start'; there are .*model\.pdm\.mean"
+    ):
         Leaves(tree, "model.start")
     prepared = {"params": default_params(), "model": face.model.prepare()}
-    with pytest.raises(jclnf.ParamsError, match="as it was loaded"):
+    with pytest.raises(jclnf.errors.ParamsError, match="as it was loaded"):
         Leaves(prepared, "params")
 
 
@@ -83,9 +85,9 @@ def test_bounds_are_held_and_nothing_changes_by_itself(face):
         assert factor[0] == 0
         assert factor[1] > 0
         assert (moved["model"].pdm.eigenvalues > 0).all()
-    with pytest.raises(jclnf.ParamsError, match="outside its bounds"):
+    with pytest.raises(jclnf.errors.ParamsError, match="outside its bounds"):
         Leaves(tree, "params", {"params.kernel_width": (2.0, 4.0)})
-    with pytest.raises(jclnf.ParamsError, match="not tuned"):
+    with pytest.raises(jclnf.errors.ParamsError, match="not tuned"):
         Leaves(tree, "pdm", {"params.kernel_width": (0.5, 4.0)})
 
 
@@ -105,7 +107,7 @@ def test_unknown_landmarks_do_not_count():
 @pytest.mark.slow
 def test_spoilt_settings_are_found_again(face, faces):
     images, boxes, truth = faces
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         face.model, images, boxes, truth, spoilt(), validation=0.25, course=COURSE, quiet=True
     )
     good = default_params(iterations=3)
@@ -144,7 +146,7 @@ def test_an_interrupted_tuning_goes_on_and_a_finished_one_stays(face, faces, tmp
                 raise Stopped
 
         try:
-            return jclnf.tune(
+            return jclnf.train.tune(
                 face.model,
                 *faces,
                 spoilt(),
@@ -177,7 +179,7 @@ def test_an_interrupted_tuning_goes_on_and_a_finished_one_stays(face, faces, tmp
 def test_it_ends_without_progress_and_gives_back_the_best(face, faces):
     """Steps that are far too large make it worse: the model is as it was."""
     course = dataclasses.replace(COURSE, epochs=20, rate=1.0)
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         face.model,
         *faces,
         default_params(iterations=3),
@@ -205,7 +207,7 @@ def test_a_learned_start_moves_if_it_is_chosen_and_nothing_else_does(face, faces
         *(f"model.start.kernels.{name}" for name in weights),
     }
     assert not any(name.startswith("model.start") for name in Leaves(tree, "all").names)
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         model,
         images,
         boxes,
@@ -213,7 +215,7 @@ def test_a_learned_start_moves_if_it_is_chosen_and_nothing_else_does(face, faces
         default_params(iterations=2),
         what="start",
         validation=0.25,
-        course=jclnf.Course(epochs=2, batch=3, rate=1e-2),
+        course=jclnf.train.Course(epochs=2, batch=3, rate=1e-2),
         quiet=True,
     )
     errors = [line["validation"] for line in tuned.course]
@@ -233,7 +235,7 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
     size = float(np.sqrt(np.prod(np.ptp(truth[0], axis=0))))
     shift = np.zeros((20, 2))
     shift[:5] = [0.02, -0.015]
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         face.model,
         images,
         boxes,
@@ -242,7 +244,7 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
         what=["params.kernel_width"],
         validation=0.25,
         offset=True,
-        course=jclnf.Course(epochs=12, batch=4, rate=2e-3),
+        course=jclnf.train.Course(epochs=12, batch=4, rate=2e-3),
         quiet=True,
     )
     np.testing.assert_allclose(tuned.offset[:5], shift[:5], atol=0.006)
@@ -251,22 +253,24 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
 
 def test_unusable_input_is_named(face, faces):
     images, boxes, truth = faces
-    with pytest.raises(jclnf.BoxError, match="12 images need as many boxes"):
-        jclnf.tune(face.model, images, boxes[:3], truth)
-    with pytest.raises(jclnf.AnnotationError, match=r"\(12, 20, 2\) for this model"):
-        jclnf.tune(face.model, images, boxes, truth[:, :5])
+    with pytest.raises(jclnf.errors.BoxError, match="12 images need as many boxes"):
+        jclnf.train.tune(face.model, images, boxes[:3], truth)
+    with pytest.raises(jclnf.errors.AnnotationError, match=r"\(12, 20, 2\) for this model"):
+        jclnf.train.tune(face.model, images, boxes, truth[:, :5])
     unknown = truth.copy()
     unknown[4] = np.nan
-    with pytest.raises(jclnf.AnnotationError, match="face 4: fewer than two"):
-        jclnf.tune(face.model, images, boxes, unknown)
+    with pytest.raises(jclnf.errors.AnnotationError, match="face 4: fewer than two"):
+        jclnf.train.tune(face.model, images, boxes, unknown)
     outside = boxes.copy()
     outside[7, 0] = 5000
-    with pytest.raises(jclnf.BoxError, match="face 7: "):
-        jclnf.tune(face.model, images, outside, truth)
+    with pytest.raises(jclnf.errors.BoxError, match="face 7: "):
+        jclnf.train.tune(face.model, images, outside, truth)
     with pytest.raises(TrainingError, match="a part lies between"):
-        jclnf.tune(face.model, images, boxes, truth, validation=1.5)
+        jclnf.train.tune(face.model, images, boxes, truth, validation=1.5)
     with pytest.raises(TrainingError, match="fewer than a batch"):
-        jclnf.tune(face.model, images, boxes, truth, course=jclnf.Course(1, batch=64), quiet=True)
+        jclnf.train.tune(
+            face.model, images, boxes, truth, course=jclnf.train.Course(1, batch=64), quiet=True
+        )
 
 
 @pytest.mark.slow

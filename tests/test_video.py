@@ -21,6 +21,7 @@ from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
 from jclnf.outputs import locked
 from jclnf.tracking import OneEuro
+from jclnf.video import Settings, find_videos, process_videos
 from jclnf.video import _source as source
 from jclnf.video._aligned import MILLIMETRES, aligned_face
 from jclnf.video._checkpoint import Checkpoint
@@ -82,7 +83,7 @@ class TestWhatIsMadeOfIt:
         assert data["size"] == list(SIZE)
         assert data["source"] == str(clip)
         assert data["problems"] == []
-        assert data["camera"] == jclnf.Camera.assumed(*SIZE).numbers
+        assert data["camera"] == jclnf.space.Camera.assumed(*SIZE).numbers
         assert not (whole / "face.checkpoint").exists()
 
     def test_parquet_is_the_table(self, whole):
@@ -412,6 +413,23 @@ class TestCommand:
             apart = np.linalg.norm(np.subtract(*points), axis=1)
             assert apart.mean() < 3.0  # of a face of 110 px
 
+    def test_from_python(self, clip, whole, tmp_path):
+        """The same table, by the name of the same model; and what is seen on the way."""
+        seen = []
+        paths, problems = find_videos([str(clip), str(clip.parent), str(tmp_path)])
+        assert paths == [str(clip)]
+        assert problems == [f"{tmp_path}: no videos and no images in this folder"]
+        (result,) = process_videos(
+            Settings(model="default", plot=False),
+            paths,
+            tmp_path,
+            on_start=lambda source, done: seen.append((source.count, done)),
+            on_frame=lambda frame, _: seen.append(frame.number) or True,
+        )
+        assert result.problems == []
+        assert seen == [(COUNT, 0), *range(1, COUNT + 1)]
+        assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
+
     @pytest.mark.parametrize(
         ("options", "says"),
         [
@@ -421,6 +439,9 @@ class TestCommand:
             (["--focal=-5"], "focal lengths"),
             (["--boxes", "missing.csv"], "missing.csv"),
             (["--faces", "0"], "at least 1"),
+            (["--aligned", "7"], "8 to 4096"),
+            (["--independent", "--boxes", "b.csv"], "use a detector"),
+            (["--workers", "0"], "at least 1"),
         ],
     )
     def test_wrong_options_are_said_in_a_line(self, clip, tmp_path, capsys, options, says):
@@ -480,7 +501,7 @@ class TestOneEuro:
         assert face.step(0.3, np.array([9.0, 9.0])).tolist() == [9.0, 9.0]
 
     def test_numbers_that_cannot_be(self):
-        with pytest.raises(jclnf.ParamsError, match="one-euro"):
+        with pytest.raises(jclnf.errors.ParamsError, match="one-euro"):
             OneEuro(-1.0)
 
 

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jclnf
 from experiments.common import Row, model_file, pivot, table, validation, write_results
@@ -18,6 +18,7 @@ from jclnf.evaluation import (
 from jclnf.evaluation._metrics import summarise
 from jclnf.files import bundled_models
 from jclnf.files._serialise import DEFAULT_MODEL
+from jclnf.openface import ROTATIONS
 from jclnf.runtime import use_all_cores
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +42,6 @@ class Method(NamedTuple):
     name: str
     model: jclnf.Model
     params: jclnf.FitParams
-    rotations: Any
 
 
 def methods(paths: list[str]) -> list[Method]:
@@ -51,8 +51,8 @@ def methods(paths: list[str]) -> list[Method]:
     model = jclnf.load_openface(model_file("general"))
     params = jclnf.FitParams.openface(model)
     found = [
-        Method(f"{OPENFACE}, 1 start", model, params, None),
-        Method(f"{OPENFACE}, 11 starts", model, params, jclnf.OPENFACE_ROTATIONS),
+        Method(f"{OPENFACE}, 1 start", model, params),
+        Method(f"{OPENFACE}, 11 starts", model, params.replace(rotations=ROTATIONS)),
     ]
     if any(path.name == DEFAULT_MODEL for path in bundled_models()):
         found += of_model("bundled model", jclnf.load_model())
@@ -60,16 +60,16 @@ def methods(paths: list[str]) -> list[Method]:
 
 
 def load(path: str) -> jclnf.Model:
-    return jclnf.load_model(None if path == "default" else path)
+    return jclnf.load_model(path)
 
 
 def of_model(name: str, model: jclnf.Model) -> list[Method]:
     """With the model's own settings: from its own start, or from one rotation and from eleven."""
     if model.start is not None:
-        return [Method(f"{name}, its own start", model, model.defaults, None)]
+        return [Method(f"{name}, its own start", model, model.defaults)]
     return [
-        Method(f"{name}, 1 start", model, model.defaults, None),
-        Method(f"{name}, 11 starts", model, model.defaults, jclnf.OPENFACE_ROTATIONS),
+        Method(f"{name}, 1 start", model, model.defaults.replace(rotations=None)),
+        Method(f"{name}, 11 starts", model, model.defaults.replace(rotations=ROTATIONS)),
     ]
 
 
@@ -119,9 +119,9 @@ def main() -> None:
     use_all_cores(CHUNK)
 
     faces, boxes = validation()
-    evaluations: dict[str, jclnf.Evaluation] = {}
-    for name, model, params, rotations in methods(args.models):
-        fits = jclnf.evaluate(model, faces, params, boxes=boxes, rotations=rotations)
+    evaluations: dict[str, jclnf.evaluation.Evaluation] = {}
+    for name, model, params in methods(args.models):
+        fits = jclnf.evaluation.evaluate(model, faces, params, boxes=boxes)
         if fits.problems:
             raise SystemExit("\n".join(fits.problems.values()))
         evaluations[name] = fits

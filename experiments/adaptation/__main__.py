@@ -2,9 +2,9 @@
 
     python -m experiments.adaptation
 
-The experts and the learned start of the bundled model are tuned by `jclnf.tune` on faces of the
-training split, each once as it is and once as such a camera would show it. What is kept is on the
-way from the old weights to the tuned ones, as far as held-out faces of that split allow. The
+The experts and the learned start of the bundled model are tuned by `jclnf.train.tune` on faces of
+the training split, each once as it is and once as such a camera would show it. What is kept is on
+the way from the old weights to the tuned ones, as far as held-out faces of that split allow. The
 figures are on the validation split, of other people: the degraded pictures that the model is to
 become better at, and the pictures as they are, at which it must not become worse. Needs the
 development data.
@@ -44,7 +44,7 @@ NOISE = 6.0
 """Standard deviation of the camera's noise, in grey levels."""
 LEARNED, WATCHED = 1500, 120
 """Faces to learn from, and to choose the epoch by; both count twice, by night and by day."""
-COURSE = jclnf.Course(epochs=2, batch=16, rate=3e-3)
+COURSE = jclnf.train.Course(epochs=2, batch=16, rate=3e-3)
 LIGHTS = ("by night", "as they are")
 PARTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Parts of what was tuned that are mixed with what was there."""
@@ -102,7 +102,7 @@ def main() -> None:
 
     jclnf.enable_compilation_cache()
     rng = np.random.default_rng(0)
-    parts = jclnf.split_by_identity(annotated("train"), 0.2, 0)
+    parts = jclnf.annotations.split_by_identity(annotated("train"), 0.2, 0)
 
     def pick(faces: Any, count: int) -> tuple[Any, Any]:
         """Some faces, and disturbed boxes by their pictures."""
@@ -119,7 +119,7 @@ def main() -> None:
     learned, watched = both(picked, boxes), both(chosen_by, their_boxes)
     model = jclnf.load_model()
     began = time.perf_counter()
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         model,
         *learned,
         what=("experts", "start"),
@@ -135,7 +135,10 @@ def main() -> None:
         """By night, offsets left and removed; the same by day."""
         at = [boxes[face.image] for face in faces]
         readers = by_night_of(boxes), read_image
-        found = [jclnf.evaluate(used, faces, boxes=at, read=read).summary() for read in readers]
+        found = [
+            jclnf.evaluation.evaluate(used, faces, boxes=at, read=read).summary()
+            for read in readers
+        ]
         return [s.measures[key] for s in found for key in ("all_eye", "all_eye_corrected")]
 
     mixtures = {

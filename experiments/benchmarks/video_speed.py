@@ -20,7 +20,6 @@ from experiments.common import Row, grey_frames, model_file, pivot, write_result
 from experiments.timing import cpp_fit, timed
 from jclnf.fitting import fit_from
 from jclnf.fitting._parts import fit_parts
-from jclnf.fitting._validator import confidence
 from jclnf.tracking._track import without_trace
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +30,9 @@ ALTERNATIONS = 5
 FRAMES_A_SECOND = 100
 
 
-def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> dict[str, Any]:
+def stages(
+    model: jclnf.Model, frame: np.ndarray, face: jclnf.tracking.TrackedFace
+) -> dict[str, Any]:
     """Each stage of a frame as a compiled function of its own, on the whole frame."""
     settings = jclnf.TrackParams.openface(model).tracking
     result = face.result
@@ -42,9 +43,7 @@ def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> di
     )
     parts = jax.jit(lambda model, image, result: fit_parts(model, image, result, settings))
     trust = jax.jit(
-        lambda model, image, result: confidence(
-            model.validator, image, result.landmarks, result.pose.rotation
-        )
+        lambda model, image, result: model.confidence(image, result.landmarks, result.pose.rotation)
     )
     return {
         "face": lambda: whole(model, frame, result.pose, result.shape),

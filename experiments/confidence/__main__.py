@@ -20,10 +20,11 @@ import jclnf
 from experiments.common import Row, pivot, table, validation, write_results
 from jclnf.detect._haar import CASCADE, correct
 from jclnf.evaluation import OUTER_EYES
-from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place
+from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, initial_state, postprocess
+from jclnf.geometry import tight_box
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
-from jclnf.tracking import extent, overlap
+from jclnf.tracking import overlap
 from jclnf.train._fit_examples import moved, no_face
 
 HERE = Path(__file__).resolve().parent
@@ -75,7 +76,7 @@ def cases() -> list[Case]:
             ("twice the size", about(box, 2.0), 0.0),
         ]
         found += [Case(kind, grey, at, truth, far) for kind, at, far in tried]
-        there = extent(truth)
+        there = tight_box(truth)
         found += [Case("background", grey, at, truth) for at in backgrounds(grey, there, rng)]
         found += [
             Case("detector's mistakes", grey, at, truth) for at in mistakes(cascade, grey, there)
@@ -93,7 +94,7 @@ def cases() -> list[Case]:
 def usable(case: Case) -> bool:
     try:
         jclnf.crop(case.grey, case.box)
-    except jclnf.BoxError:  # its centre is outside the picture
+    except jclnf.errors.BoxError:  # its centre is outside the picture
         return False
     return True
 
@@ -135,10 +136,10 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
     def fits(model: jclnf.Model, batch: Any) -> Outcome:
         def one(case: Any) -> Outcome:
             image, box, truth, far, seed = case
-            pose, shape = place(model, image, box, None)
+            pose, shape = initial_state(model, image, box)
             pose, shape = moved(model, pose, shape, far, jax.random.key(seed))
-            result = jclnf.fit_from(model, image, pose, shape, model.defaults)
-            result = finish(model, image, result, model.defaults)
+            result = jclnf.fitting.fit_from(model, image, pose, shape, model.defaults)
+            result = postprocess(model, image, result, model.defaults)
             eyes = jnp.linalg.norm(truth[OUTER_EYES[0]] - truth[OUTER_EYES[1]])
             errors = 100 * jnp.linalg.norm(result.landmarks - truth, axis=-1) / eyes
             trust = jnp.concatenate([result.confidence[None], result.landmark_confidence])
@@ -148,7 +149,7 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
 
     devices = jax.local_devices()
     models = [jax.device_put(model, device) for device in devices]
-    by_size: dict[int, list[tuple[int, jclnf.Crop]]] = {}
+    by_size: dict[int, list[tuple[int, jclnf.images.Crop]]] = {}
     for index, case in enumerate(tried):
         piece = jclnf.crop(case.grey, case.box, sizes=(256, 512, 1024, 2048, 4096))
         by_size.setdefault(len(piece.image), []).append((index, piece))
@@ -213,9 +214,9 @@ def cost(model: jclnf.Model) -> tuple[float, float]:
     @jax.jit
     def fits(model: jclnf.Model, images: Any, boxes: Any) -> Any:
         def one(face: Any) -> Any:
-            pose, shape = place(model, *face, None)
-            result = jclnf.fit_from(model, face[0], pose, shape, model.defaults)
-            return finish(model, face[0], result, model.defaults)
+            pose, shape = initial_state(model, *face)
+            result = jclnf.fitting.fit_from(model, face[0], pose, shape, model.defaults)
+            return postprocess(model, face[0], result, model.defaults)
 
         return jax.lax.map(one, (images, boxes))
 

@@ -24,7 +24,7 @@ import numpy as np
 import jclnf
 from experiments.common import faces, model_file, table, write_results
 from jclnf.experts import CCNF
-from jclnf.fitting import crops_of_one_size, fit_from, map_faces, place
+from jclnf.fitting import crops_of_one_size, fit_from, initial_state, map_faces
 from jclnf.params import DERIVATIVES, as_dtype
 from tests.support.recordings import Face
 
@@ -77,7 +77,7 @@ def outputs(at: dict[str, Any], **changes: Any) -> tuple[Any, jclnf.FitResult]:
     """A number of the landmarks, one of the pose, and the likelihood."""
     model = jclnf.Model(at["pdm"], at["experts"], at["params"])
     params = at["params"].replace(**changes)
-    result = jclnf.fit(model, at["image"], at["box"], params, rotation=at["rotation"])
+    result = jclnf.fit(model, at["image"], at["box"], params, init=at["rotation"])
     n = result.landmarks.size
     weights = jnp.cos(jnp.arange(n, dtype=result.landmarks.dtype)).reshape(-1, 2)
     pose = jnp.sum(result.pose.rotation * jnp.array([3.0, -2.0, 5.0])) + result.pose.scale
@@ -228,7 +228,7 @@ def costs(model: jclnf.Model, name: str) -> dict[str, Any]:
         changed = dataclasses.replace(model, experts=eqx.combine(floats, rest)).prepare(params)
 
         def one(face: Any) -> Any:
-            pose, shape = jax.lax.stop_gradient(place(changed, *face, None))
+            pose, shape = jax.lax.stop_gradient(initial_state(changed, *face))
             return fit_from(changed, face[0], pose, shape, params).landmarks
 
         side_by_side = not isinstance(model.experts, CCNF)

@@ -16,8 +16,9 @@ import numpy as np
 import jclnf.detect._haar as haar
 from experiments.common import annotated, box_errors, grey_frames
 from jclnf.detect import make_detector
+from jclnf.geometry import tight_box
 from jclnf.images import read_image
-from jclnf.tracking import extent, overlap
+from jclnf.tracking import overlap
 
 HERE = Path(__file__).resolve().parent
 IDENTITY = (0.0, 0.0, 1.0, 1.0)
@@ -30,7 +31,7 @@ REPEATS = 5
 
 def turn(points):
     """The tip of the nose, from -1 at the left end of the face to 1 at the right."""
-    x, _, width, _ = extent(points)
+    x, _, width, _ = tight_box(points)
     return 2 * (points[30, 0] - x) / width - 1
 
 
@@ -67,7 +68,7 @@ class Search:
             if degrees:
                 image, points = tilted(image, points, degrees)
             boxes, scores = detector.detect(image)
-            self.truth.append(extent(points))
+            self.truth.append(tight_box(points))
             self.turns.append(abs(turn(points)))
             self.boxes.append(boxes)
             self.scores.append(scores)
@@ -146,7 +147,7 @@ def profile_rule():
         if turn(points) > 0:
             image = np.ascontiguousarray(image[:, ::-1])
             points = points * (-1, 1) + (image.shape[1] - 1, 0)
-        face = extent(points)
+        face = tight_box(points)
         for box, score in haar._search(cascade, image, haar._PROFILE_MIN_FACE * max(image.shape)):
             if overlap(box, face) <= 0.3:
                 others.append(score)
@@ -180,7 +181,7 @@ def backgrounds():
     areas, frontal, profile = 0, 0, 0
     for face in annotated("val"):
         image = read_image(face.image)
-        x, y, w, h = extent(face.landmarks)
+        x, y, w, h = tight_box(face.landmarks)
         left, right = max(0, int(x - 0.3 * w)), int(x + 1.3 * w)
         top, bottom = max(0, int(y - 0.5 * h)), int(y + 1.2 * h)
         for area in (image[:, :left], image[:, right:], image[:top], image[bottom:]):

@@ -13,7 +13,8 @@ import numpy as np
 from experiments.common import OPENFACE, Row, annotated, box_errors, pivot, write_results
 from jclnf.detect import HaarDetector, MtcnnDetector, find_faces
 from jclnf.detect import _mtcnn as mtcnn
-from jclnf.tracking import extent, overlap
+from jclnf.geometry import tight_box
+from jclnf.tracking import overlap
 from tests.support.recordings import box_of, csv_rows
 
 HERE = Path(__file__).resolve().parent
@@ -71,7 +72,7 @@ def on_annotated(name, detector):
     """Rows of recall and box error on the validation faces."""
     found, others, faces = [], 0, annotated("val")
     for face in faces:
-        truth = extent(face.landmarks)
+        truth = tight_box(face.landmarks)
         boxes = find_faces(detector, cv2.imread(str(face.image)))
         shared = [overlap(box, truth) for box in boxes]
         hit = bool(shared) and max(shared) > 0.3

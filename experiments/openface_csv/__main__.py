@@ -15,7 +15,7 @@ import numpy as np
 import jclnf
 from experiments.common import OPENFACE, Row, model_file, pivot, write_results
 from jclnf.images import read_image_file
-from jclnf.openface import OpenFaceTable, measure_face
+from jclnf.openface import OpenFaceTable, measure_faces
 from tests.support.recordings import box_of, csv_rows
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +29,6 @@ def main() -> None:
     jclnf.enable_compilation_cache()
     model = jclnf.load_openface(model_file("general"), parts=True, validator=True)
     params = jclnf.FitParams.openface(model)
-    model = model.prepare(params)
     boxes = {row["image"]: row for row in csv_rows(OPENFACE / "golden_csv" / "mtcnn_boxes.csv")}
     rows: list[Row] = []
     for number in (1, 3, 4, 5):
@@ -41,7 +40,7 @@ def main() -> None:
         fit = jclnf.fit(model, piece.image, piece.box, params)
         result = jax.device_get(fit.shifted(piece.offset))
         height, width = photo.grey.shape
-        ours = measure_face(result, jclnf.Camera.assumed(width, height))
+        (ours,) = measure_faces([result], jclnf.space.Camera.assumed(width, height), batch=1)
         file = OPENFACE / "golden_csv" / f"{name}.clnf_general.csv"
         (theirs,) = csv_rows(file)
         with file.open() as text:

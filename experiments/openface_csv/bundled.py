@@ -28,7 +28,7 @@ def main() -> None:
 
     @jax.jit
     @jax.vmap
-    def poses(points: jax.Array, camera: jclnf.Camera) -> jclnf.HeadPose:
+    def poses(points: jax.Array, camera: jclnf.space.Camera) -> jclnf.space.HeadPose:
         pose, shape = jclnf.fit_points(pdm, points, jnp.ones(pdm.n_landmarks, bool))
         return pose_of_points(shape3d(pdm, shape), points, pose, camera)
 
@@ -42,7 +42,7 @@ def main() -> None:
         points = np.stack([column(f"{{}}_{i}", "xy") for i in range(68)], axis=1)
         camera = jax.tree.map(
             lambda v: jnp.full(len(table), v),  # noqa: B023
-            jclnf.Camera.assumed(*size),
+            jclnf.space.Camera.assumed(*size),
         )
         found = jax.device_get(poses(jnp.asarray(points, jnp.float32), camera))
         apart = np.rad2deg(found.rotation) - np.rad2deg(column("pose_R{}", "xyz"))

@@ -22,7 +22,6 @@ from experiments.common import (
 )
 from jclnf import FitParams, FitResult, Model
 from jclnf.fitting import _from_points as from_points
-from jclnf.fitting._validator import confidence
 from jclnf.geometry import project, update
 from tests.support.recordings import Face, landmarks_of, on_canvas
 
@@ -51,7 +50,7 @@ class Setup(NamedTuple):
         model = jclnf.load_openface(model_file(kind), parts=True, validator=True)
         settings = FitParams.openface_wild if kind == "wild" else FitParams.openface
         params = settings(model)
-        return Setup(model.prepare(params), params)
+        return Setup(model, params)
 
     def fit(self, face: Face) -> FitResult:
         return jax.device_get(jclnf.fit(self.model, face.image, face.box, self.params))
@@ -81,7 +80,7 @@ def points_rows(setups: dict[str, Setup]) -> Iterator[Row]:
     yield Row("steps, most", at, len(taken), max(taken), from_points.MAX_STEPS - 1)
 
 
-def given(part: jclnf.Part, landmarks: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def given(part: jclnf.fitting.Part, landmarks: np.ndarray) -> tuple[jax.Array, jax.Array]:
     points = np.full((part.model.pdm.n_landmarks, 2), np.nan, np.float32)
     points[list(part.part_index)] = landmarks[list(part.main_index)]
     return jnp.asarray(points), jnp.asarray(~np.isnan(points[:, 0]))
@@ -198,7 +197,7 @@ def confidence_rows(where: str, outcomes: list[Outcome]) -> Iterator[Row]:
 
 def validator_outcomes(setup: Setup, large: list[Face]) -> list[Outcome]:
     """The confidence alone, of the recorded landmarks."""
-    look = jax.jit(lambda *arguments: confidence(setup.model.validator, *arguments))
+    look = jax.jit(lambda *arguments: setup.model.confidence(*arguments))
     outcomes = []
     small = on_canvas(faces([f"{i:03d}" for i in range(40)]))
     groups = [(HIERARCHICAL, "hier", small), *((LARGE, f"clnf_{kind}", large) for kind in KINDS)]

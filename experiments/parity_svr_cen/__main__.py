@@ -27,8 +27,8 @@ from experiments.common import (
     table,
     write_results,
 )
+from jclnf import geometry
 from jclnf.fitting._scales import reference_shape
-from jclnf.geometry import _warp as warp
 from jclnf.geometry import project
 from jclnf.params import OPENFACE as ARITHMETIC
 from tests.support.recordings import Scale, landmarks_of, on_canvas, rotation_of, scales
@@ -67,8 +67,10 @@ def responses(model: jclnf.Model, areas: Any, scale: Any, view: Any, window: int
 @eqx.filter_jit
 def own_areas(model: jclnf.Model, image: Any, pose: Any, shape: Any, scale: Any, side: int) -> Any:
     landmarks = project(model.pdm, pose, shape)
-    to_image = warp.invert(warp.align(landmarks, reference_shape(model, shape, scale)))
-    return warp.sample_areas(image, landmarks, to_image, side, fixed_point=True)
+    to_image = geometry.invert_similarity(
+        geometry.similarity_between(landmarks, reference_shape(model, shape, scale))
+    )
+    return geometry.sample_areas(image, landmarks, to_image, side, fixed_point=True)
 
 
 def errors(kind: str, model: jclnf.Model, scale: Scale, areas: np.ndarray) -> np.ndarray:
@@ -108,7 +110,6 @@ def response_rows(kind: str, model: jclnf.Model, images: dict[str, np.ndarray]) 
 def fit_rows(kind: str, model: jclnf.Model, groups: list[tuple[str, str]]) -> Iterator[Row]:
     """Whole fits against those of some recordings, of each the fits of a prefix."""
     params = model.defaults.replace(arithmetic="openface")
-    prepared = model.prepare(params)
     of_face = {face.name: face for face in on_canvas(faces())}
     worst, likelihood = [], []
     for name, group in groups:
@@ -118,7 +119,7 @@ def fit_rows(kind: str, model: jclnf.Model, groups: list[tuple[str, str]]) -> It
                 continue
             face = of_face[prefix.split("/")[-1]]
             start = rotation_of(prefix)
-            fitted = jclnf.fit(prepared, face.image, face.box, params, rotation=start)
+            fitted = jclnf.fit(model, face.image, face.box, params, init=start)
             found = jax.device_get(fitted)
             distance = np.linalg.norm(found.landmarks - landmarks_of(recorded, prefix), axis=1)
             worst.append(distance.max())

@@ -168,11 +168,10 @@ def default_rows() -> list[Row]:
     found = [detector(frame) for frame in frames]
     kept = [i for i, boxes in enumerate(found) if len(boxes)]
     at = "bundled model, each frame on its own"
-    prepared = model.prepare()
     images, boxes = [frames[i] for i in kept], np.stack([found[i][0] for i in kept])
-    fits = jclnf.fit_batch(prepared, images, boxes)
+    fits = jclnf.fit_images(model, images, boxes)
     rows += accuracy_rows(at, fits.landmarks, reference[kept])
-    elapsed = 1e3 * timed(lambda: jclnf.fit_batch(prepared, images, boxes))
+    elapsed = 1e3 * timed(lambda: jclnf.fit_images(model, images, boxes))
     rows.append(Row("time of a frame", at, len(kept), elapsed / len(kept), unit="ms"))
 
     rows += accuracy_rows("OpenFace's general model, C++", cpp, reference)

@@ -80,8 +80,8 @@ def main() -> None:
     }
     lines = []
     for name, model in steps.items():
-        several = jclnf.OPENFACE_ROTATIONS if name.endswith("rotations") else None
-        found = jclnf.evaluate(model, val, boxes=boxes, rotations=several)
+        several = jclnf.openface.ROTATIONS if name.endswith("rotations") else None
+        found = jclnf.evaluation.evaluate(model, val, boxes=boxes, init=several)
         summary = found.summary()
         all68, inner = summary.measures["all_eye"], summary.measures["inner_eye"]
         lines.append(

@@ -3,9 +3,9 @@
     python -m experiments.tuning
 
 Regularisation and kernel width of each scale, and a weight for each landmark, scale and view, are
-tuned by `jclnf.tune` on faces of the training split; a random search over regularisation, kernel
-width and weight factor gets more than the same time. Both begin at OpenFace's settings. The figures
-are on the validation split, from eleven starts. Needs the development data.
+tuned by `jclnf.train.tune` on faces of the training split; a random search over regularisation,
+kernel width and weight factor gets more than the same time. Both begin at OpenFace's settings. The
+figures are on the validation split, from eleven starts. Needs the development data.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 LEARNED, WATCHED, SEARCHED = 2000, 250, 160
 """Faces to learn from, to choose the epoch by, and to compare random settings on."""
 CANDIDATES = 44
-COURSE = jclnf.Course(epochs=6, batch=16, rate=3e-3)
+COURSE = jclnf.train.Course(epochs=6, batch=16, rate=3e-3)
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     from jclnf.images import read_image
 
     rng = np.random.default_rng(0)
-    people = jclnf.split_by_identity(annotated("train"), 0.2, 0)
+    people = jclnf.annotations.split_by_identity(annotated("train"), 0.2, 0)
     picked = [
         [part[i] for i in rng.permutation(len(part))[:count]]
         for part, count in zip(people, (LEARNED, WATCHED), strict=True)
@@ -54,20 +54,21 @@ def main() -> None:
     )
 
     plain = jclnf.load_openface(model_file("general"))
-    params = jclnf.FitParams.openface(plain, arithmetic="exact")
+    default = jclnf.FitParams.openface(plain, arithmetic="exact")
+    default = default.replace(rotations=jclnf.openface.ROTATIONS)
     # Weights of 1, as OpenFace has them with a weight factor of 0, but free to move.
     ones = jnp.ones_like(plain.experts.confidence)
     model = dataclasses.replace(plain, experts=dataclasses.replace(plain.experts, confidence=ones))
-    params = params.replace(weight_factor=jnp.ones_like(params.weight_factor))
+    params = default.replace(weight_factor=jnp.ones_like(default.weight_factor))
 
     began = time.perf_counter()
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         model,
         *learned,
         params.replace(derivatives="rematerialised"),
         what="params",
         validation=watched,
-        rotations=jclnf.OPENFACE_ROTATIONS,
+        rotations=jclnf.openface.ROTATIONS,
         offset=True,
         course=COURSE,
     )
@@ -79,12 +80,10 @@ def main() -> None:
 
     def tried(settings: jclnf.FitParams) -> float:
         on = picked[0][:SEARCHED]
-        rotations = jclnf.OPENFACE_ROTATIONS
-        found = jclnf.evaluate(plain, on, settings, boxes=boxes[0][:SEARCHED], rotations=rotations)
+        found = jclnf.evaluation.evaluate(plain, on, settings, boxes=boxes[0][:SEARCHED])
         return corrected(found.summary())
 
     began = time.perf_counter()
-    default = jclnf.FitParams.openface(plain, arithmetic="exact")
     best, score = default, tried(default)
     for number in range(CANDIDATES):
         candidate = default.replace(
@@ -105,12 +104,11 @@ def main() -> None:
         ("random search", plain, best),
         ("tuned by gradients", tuned.model, tuned.params),
     ):
-        found = jclnf.evaluate(
+        found = jclnf.evaluation.evaluate(
             m,
             val,
             p,
             boxes=val_boxes,
-            rotations=jclnf.OPENFACE_ROTATIONS,
         ).summary()
         measures = [found.measures[key] for key in ("all_eye", "all_eye_corrected")]
         figures[name] = [measures[1].mean, measures[1].median]

@@ -34,7 +34,9 @@ GROUPS = {
 }
 
 
-def measured(model: jclnf.Model, pieces: list[jclnf.Crop]) -> tuple[jclnf.FitResult, jax.Array]:
+def measured(
+    model: jclnf.Model, pieces: list[jclnf.images.Crop]
+) -> tuple[jclnf.FitResult, jax.Array]:
     """The fits of all faces in their pictures, and the covariances of `Measured`."""
     images = jnp.stack([jnp.asarray(piece.image) for piece in pieces])
     boxes = jnp.stack([jnp.asarray(piece.box) for piece in pieces])

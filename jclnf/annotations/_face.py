@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,10 +60,3 @@ def split_by_identity(
     held = {identities[i] for i in chosen}
     train = [face for face, key in zip(faces, keys, strict=True) if key not in held]
     return train, [face for face, key in zip(faces, keys, strict=True) if key in held]
-
-
-def tight_box(landmarks: Any) -> np.ndarray:
-    """The extent of landmarks `(n, 2)`: x, y, w, h, `(4,)` float64."""
-    points = np.asarray(landmarks, np.float64)
-    low = points.min(axis=0)
-    return np.concatenate([low, points.max(axis=0) - low])

@@ -1,4 +1,4 @@
-"""What the commands have in common: exit codes, and lines on the terminal."""
+"""Shared by the commands: exit codes, and lines on the terminal."""
 
 import sys
 

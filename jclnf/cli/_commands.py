@@ -31,9 +31,9 @@ WindowsOption = Annotated[
 ]
 StartsOption = Annotated[
     Literal[1, 11] | None,
-    "head rotations to start from, of which the likeliest fit is kept (default: 1 if the model has "
-    "a learned start, as the one that comes with jclnf has, otherwise 11; without a learned start, "
-    "1 is faster and enough for faces towards the camera)",
+    "head rotations to start from, of which the likeliest fit is kept (default: as the model has "
+    "it: the one that comes with jclnf has a learned start, OpenFace's have 11; without a learned "
+    "start, 1 is faster and enough for faces towards the camera)",
 ]
 NamedModel = Annotated[
     str,
@@ -226,7 +226,7 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class _Learning:
-    """What `train` and `tune` have in common."""
+    """Options of both `train` and `tune`."""
 
     data: DataArgument
     out: Annotated[Path, "file to write (.safetensors)", {"metavar": "MODEL", "required": True}]

@@ -19,7 +19,7 @@ import jclnf
 from jclnf.annotations import AnnotatedFace, BoxTable, read_annotations
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._commands import Eval
-from jclnf.cli._settings import fit_params, rotations
+from jclnf.cli._settings import fit_params
 from jclnf.evaluation import (
     CHUNK,
     MEASURES,
@@ -117,9 +117,8 @@ def _evaluate(
         with tqdm.external_write_mode(file=sys.stderr):
             complain(text)
 
-    model = jclnf.load_model(None if options.model == "default" else options.model)
+    model = jclnf.load_model(options.model)
     params = fit_params(options, model)
-    starts = rotations(options.starts, model)
     try:
         with tqdm(total=len(faces), unit="face", disable=options.quiet or None) as bar:
             fits = evaluate(
@@ -127,7 +126,6 @@ def _evaluate(
                 faces,
                 params,
                 boxes=boxes,
-                rotations=starts,
                 read=read,
                 on_problem=problem,
                 on_progress=progress,
@@ -135,7 +133,7 @@ def _evaluate(
     except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
         raise CommandError(f"JAX could not run the fits: {str(e).splitlines()[0]}") from e
     about = {
-        "starts": 1 if starts is None else len(starts),
+        "starts": 1 if params.rotations is None else len(params.rotations),
         "arithmetic": options.arithmetic or "as the model has it",
         "windows": list(params.windows),
         "iterations": params.iterations,

@@ -17,10 +17,10 @@ from jclnf.cli._commands import Fit
 from jclnf.cli._face_table import FaceTable
 from jclnf.cli._files import find_images, openface_paths, overlay_paths
 from jclnf.cli._openface import ImageTables
-from jclnf.cli._settings import fit_params, rotations
+from jclnf.cli._settings import fit_params
 from jclnf.detect import find_faces, make_detector
 from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
-from jclnf.fitting import FitStatus, Model
+from jclnf.fitting import Model
 from jclnf.images import ImageFile, read_image_file
 from jclnf.outputs import make_folder, write_png
 from jclnf.params import FitParams
@@ -44,7 +44,7 @@ def run(options: Fit) -> int:
     Camera.assumed(640, 480, options.focal, options.centre)  # raises if there is no such camera
     boxes = _box_source(options)
     jclnf.enable_compilation_cache()
-    model = _load(options)
+    model = jclnf.load_model(options.model, parts=options.parts, validator=options.validator)
     params = fit_params(options, model)
     make_folder(options.out)
     table = FaceTable(options.out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes)
@@ -54,7 +54,7 @@ def run(options: Fit) -> int:
     in_space = None
     if options.openface_csv or options.focal is not None or options.centre is not None:
         in_space = ImageTables(model, options.focal, options.centre, options.full_precision)
-    task = _Task(options, model.prepare(params), params, boxes, table, in_space)
+    task = _Task(options, model, params, boxes, table, in_space)
     failed = len(problems)
     with table:
         try:
@@ -67,20 +67,6 @@ def run(options: Fit) -> int:
     return INCOMPLETE if failed else OK
 
 
-def _load(options: Fit) -> Model:
-    from jclnf.files import find_model
-
-    if not (options.parts or options.validator):
-        return jclnf.load_model(options.model)
-    if options.model is None or options.model.endswith(".safetensors"):
-        raise CommandError(
-            "--parts and --validator are for OpenFace's models (a .safetensors model has them if "
-            "it was saved with them): give its main file or folder as --model"
-        )
-    path = find_model(options.model)
-    return jclnf.load_openface(path, parts=options.parts, validator=options.validator)
-
-
 def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     """Gives the face boxes `(k, 4)` of an image: those of the options, or what is detected."""
     if options.box is not None:
@@ -88,16 +74,16 @@ def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     if options.boxes is not None:
         table = BoxTable(options.boxes)
 
-        def listed(photo: ImageFile) -> Any:
-            if found := table.boxes(photo.path):
+        def listed(file: ImageFile) -> Any:
+            if found := table.boxes(file.path):
                 return found
             raise BoxError(f"no box for it in {options.boxes}")
 
         return listed
     detector = make_detector(options.detector)
 
-    def detected(photo: ImageFile) -> Any:
-        found = find_faces(detector, photo)
+    def detected(file: ImageFile) -> Any:
+        found = find_faces(detector, file)
         if len(found) == 0:
             raise BoxError(
                 "no face found; if there is one, give its box as --box X Y W H, or try another "
@@ -110,7 +96,7 @@ def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What is done with each image."""
+    """The work on each image."""
 
     options: Fit
     model: Model
@@ -127,19 +113,19 @@ class _Task:
         """Fit the faces of an image; whether all of it could be done."""
         try:
             with silent_stderr():
-                photo = read_image_file(image)
+                file = read_image_file(image)
         except JclnfError as e:
             complain(str(e))  # which names the file
             return False
         try:
-            boxes = self.boxes(photo)
+            boxes = self.boxes(file)
         except JclnfError as e:
             complain(f"{image}: {e}")
             return False
         done, drawn, measured = True, [], []
         for face, box in enumerate(boxes):
             try:
-                result = self.fit(photo.grey, box)
+                result = self.fit(file.grey, box)
             except JclnfError as e:
                 complain(f"{image}: face {face}: {e}")
                 done = False
@@ -149,13 +135,13 @@ class _Task:
             drawn.append((face, box, result))
             head = None
             if self.in_space is not None:
-                measured.append((face, result, self.in_space.measure(result, photo.grey)))
+                measured.append((face, result, self.in_space.measure(result, file.grey)))
                 head = measured[-1][2].head
             self.say(f"{image}: face {face}: {describe(result, head)}")
         if self.options.openface_csv and (tables := self.in_space):
             done = _written(lambda: tables.write(openface, measured)) and done
         if drawn and self.options.overlay:
-            canvas = photo.colour
+            canvas = file.colour
             for face, box, result in drawn:
                 label = str(face) if len(drawn) > 1 else None
                 canvas = draw.landmarks(
@@ -169,27 +155,18 @@ class _Task:
 
     def fit(self, grey: np.ndarray, box: Any) -> Any:
         """The fit of one face."""
-        crop = jclnf.crop(grey, box)
-        starts = rotations(self.options.starts, self.model)
-        fit: Any = jclnf.fit
-        if starts is not None:
-            several = self.model.early_termination is None
-            fit = jclnf.fit_hypotheses if several else jclnf.fit_until_accepted
         try:
             # JAX runs behind: its errors come when the result is asked for.
-            options = {} if starts is None else {"rotations": starts}
-            result = jax.device_get(fit(self.model, crop.image, crop.box, self.params, **options))
+            return jax.device_get(jclnf.fit(self.model, grey, box, self.params))
         except ParamsError as e:  # of all faces the same
             raise CommandError(str(e)) from e
         except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
             raise JclnfError(f"JAX could not run the fit: {str(e).splitlines()[0]}") from e
-        return result.shifted(jax.numpy.asarray(crop.offset))
 
 
 def describe(result: Any, head: Any = None) -> str:
     """Return a fit in a line: what there is to be done about it, if anything; the angles, of the
     head in the camera's frame if its `HeadPose` is given, else weak-perspective ones; the rest."""
-    status = FitStatus(int(result.status))
     pose = result.pose if head is None else head
     pitch, yaw, roll = np.rad2deg(np.asarray(pose.rotation, float))
     whose, where = "weak-perspective", ""
@@ -202,8 +179,7 @@ def describe(result: Any, head: Any = None) -> str:
     )
     if result.confidence is not None:
         line += f", confidence {float(result.confidence):.3f}"
-        line += "" if result.success else ": not a face, or a bad fit"
-    return line if status.ok else f"{status.message} {line}"
+    return line if result.success else f"{result.message} {line}"
 
 
 def _written(write: Callable[[], None]) -> bool:

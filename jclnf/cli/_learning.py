@@ -1,4 +1,4 @@
-"""What `jclnf train` and `jclnf tune` have in common: checked options, and whom to learn from."""
+"""Shared by `jclnf train` and `jclnf tune`: checked options, and whom to learn from."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -130,10 +130,7 @@ def info(options: Info) -> int:
     path = path if native else main_file(path)
     files = [path] if native else named_files(path)
     missing = [] if native else [file.name for file in files if not file.is_file()]
-    if native or missing:
-        model = jclnf.load_model(path)
-    else:
-        model = jclnf.load_openface(path, **offers(path))
+    model = jclnf.load_model(path, **({} if native or missing else offers(path)))
     manifest = read_manifest()
     licence = "as its model card says" if native else f"{manifest.licence} ({manifest.licence_url})"
     for label, value in (
@@ -149,7 +146,7 @@ def info(options: Info) -> int:
 
 
 def _contents(model: Model) -> Iterator[tuple[str, str]]:
-    """What a model has, as labels and values."""
+    """Contents of a model, as labels and values."""
     experts, defaults = model.experts, model.defaults
     yield "experts", type(experts).__name__
     yield "landmarks", str(model.pdm.n_landmarks)
@@ -162,7 +159,8 @@ def _contents(model: Model) -> Iterator[tuple[str, str]]:
     yield "windows", ", ".join(map(str, defaults.windows))
     yield "iterations", f"{defaults.iterations} of each pass at each scale"
     yield "parts", ", ".join(part.name for part in model.parts) or "none"
-    yield "validator", "none" if model.validator is None else "yes"
-    yield "confidence", "none" if model.confidence is None else "yes"
+    known = {"Confidence": "learned", "Validator": "OpenFace's validator"}
+    kind = type(model.confidence).__name__
+    yield "confidence", "none" if model.confidence is None else known.get(kind, kind)
     rule = "none" if model.early_termination is None else "yes"
     yield "early termination", rule

@@ -58,7 +58,7 @@ def run(options: Train) -> int:
     faces, held_out = (_read(part, options.quiet) for part in parts)
     say(f"{len(faces)} faces to learn from, {len(held_out)} held out")
     if options.source is not None:
-        model = jclnf.load_model(None if options.source == "default" else options.source)
+        model = jclnf.load_model(options.source)
         course = fine_course(len(faces)).adapted(options.effort, options.seed)
         model = fine_tune(
             model, faces, held_out, MIRROR_68, folder, course, quiet=options.quiet, say=say
@@ -95,8 +95,8 @@ def run(options: Train) -> int:
 def _confidence(model: Model, faces: Faces, held_out: Faces, options: Train) -> Confidence:
     """The confidence of a trained model: one that it had before, calibrated anew, or a new one."""
     effort, course = min(options.effort, 1.0), dataclasses.replace(COURSE, seed=options.seed)
-    if model.confidence is not None:
-        before = model.confidence
+    before = model.confidence
+    if isinstance(before, Confidence):
         return adapt_confidence(
             model, before, held_out, MIRROR_68, effort=effort, seed=options.seed
         )

@@ -27,19 +27,19 @@ def run(options: Tune) -> int:
     make_folder(folder)
     use_all_cores(8)
     jclnf.enable_compilation_cache()
-    model = jclnf.load_model(None if options.model == "default" else options.model)
+    model = jclnf.load_model(options.model)
     faces = read_annotations(options.data, split=options.split)
     parts = split_people(options, faces)
     learned, held_out = (_read(part, start_boxes(options.boxes, part)[0]) for part in parts)
     # A batch is not larger than there are faces.
     batch = min(COURSE.batch, len(learned[0]))
     course = dataclasses.replace(COURSE, epochs=options.epochs, seed=options.seed, batch=batch)
-    tuned = jclnf.tune(
+    tuned = jclnf.train.tune(
         model,
         *learned,
         what=options.what,
         validation=held_out,
-        rotations=jclnf.OPENFACE_ROTATIONS if options.starts > 1 else None,
+        rotations=jclnf.openface.ROTATIONS if options.starts > 1 else None,
         offset=options.offset,
         course=course,
         patience=options.patience,

@@ -1,8 +1,7 @@
-"""Image geometry of a fit: aligning the shape with the reference frame, and sampling patches.
+"""Sampling of images: areas around landmarks, and squares around faces, turned and scaled.
 
 Conventions: points are (x, y) with pixel centres at integers, images are indexed `[y, x]`, what
-lies outside an image is 0. A similarity without translation is stored as the pair `(a, b)` of the
-2x2 matrix `[[a, -b], [b, a]]`, the complex number `a + i b`.
+lies outside an image is 0. Similarities `(a, b)` are those of `similarity_between`.
 """
 
 from typing import Any
@@ -22,38 +21,6 @@ FIXED_POINT_WEIGHT = 32
 _FARTHEST = 2.0**20
 
 _SMALLEST_LEVEL = 8  # pixels: a face is not sampled from less
-
-
-def align(source: Float[Array, "n 2"], target: Float[Array, "n 2"]) -> Float[Array, "2"]:
-    """The similarity `(a, b)` that turns and scales the centred `source` onto the centred `target`.
-
-    The angle is that of the least-squares rotation (Kabsch), the scale the ratio of the root mean
-    square distances from the centroid. Written in complex numbers the angle is that of
-    `sum conj(source) target`. A shape without extent gives the angle 0 and the scale 0.
-    """
-    source = source - source.mean(0)
-    target = target - target.mean(0)
-    cosine = jnp.sum(source * target)
-    sine = jnp.sum(source[:, 0] * target[:, 1] - source[:, 1] * target[:, 0])
-    squared = jnp.stack([cosine**2 + sine**2, jnp.sum(source**2), jnp.sum(target**2)])
-    regular = jnp.all(squared > 0)
-    correlation, source_size, target_size = jnp.sqrt(jnp.where(regular, squared, 1.0))
-    scale = target_size / source_size
-    rotation = jnp.where(regular, jnp.stack([cosine, sine]) / correlation, jnp.array([1.0, 0.0]))
-    return jnp.where(regular, scale, 0.0) * rotation
-
-
-def invert(similarity: Float[Array, "2"]) -> Float[Array, "2"]:
-    """The inverse `(a, -b) / (a^2 + b^2)` of a similarity; infinite for a zero one."""
-    a, b = similarity
-    return jnp.stack([a, -b]) / (a**2 + b**2)
-
-
-def apply(similarity: Float[Array, "2"], points: Float[Array, "*p 2"]) -> Float[Array, "*p 2"]:
-    """Turn and scale points (or vectors) by a similarity."""
-    a, b = similarity
-    x, y = points[..., 0], points[..., 1]
-    return jnp.stack([a * x - b * y, b * x + a * y], axis=-1)
 
 
 def sample_areas(
@@ -83,12 +50,13 @@ def sample_areas(
     x0 = centres[:, 0] - (a - b) * half
     y0 = centres[:, 1] - (a + b) * half
     steps = jnp.arange(size, dtype=centres.dtype)
+    u, v = steps[None, None], steps[None, :, None]
     if fixed_point:
         x, fx = _fixed_point_positions(x0, steps, a, -b)
         y, fy = _fixed_point_positions(y0, steps, b, a)
     else:
-        x, fx = _split(x0[:, None, None] + a * steps - b * steps[:, None])
-        y, fy = _split(y0[:, None, None] + b * steps + a * steps[:, None])
+        x, fx = _split(x0[:, None, None] + a * u - b * v)
+        y, fy = _split(y0[:, None, None] + b * u + a * v)
     return _bilinear(jnp.asarray(image, centres.dtype), x, y, fx, fy)
 
 
@@ -115,8 +83,9 @@ def sample_square(
     packed, first, heights, widths = _pyramid(image)
     a, b = to_image
     steps = jnp.arange(size, dtype=centre.dtype) - (size - 1) / 2
-    x = centre[0] + a * steps - b * steps[:, None]
-    y = centre[1] + b * steps + a * steps[:, None]
+    u, v = steps[None], steps[:, None]
+    x = centre[0] + a * u - b * v
+    y = centre[1] + b * u + a * v
     squared = a**2 + b**2
     level = 0.5 * jnp.log2(jnp.where(squared > 1, squared, 1.0))
     level = jnp.minimum(level, len(first) - 1.0)
@@ -131,7 +100,7 @@ def sample_square(
 
     high = jnp.minimum(low + 1, len(first) - 1)
     lower = read(low)
-    return lower + (level - low) * (read(high) - lower)
+    return lower + (level - low.astype(level.dtype)) * (read(high) - lower)
 
 
 def _pyramid(
@@ -147,7 +116,8 @@ def _pyramid(
     heights, widths = zip(*(level.shape for level in levels), strict=True)
     first = np.cumsum([0, *heights[:-1]])
     padded = [jnp.pad(level, ((0, 0), (0, widths[0] - level.shape[1]))) for level in levels]
-    return jnp.concatenate(padded), jnp.asarray(first), jnp.asarray(heights), jnp.asarray(widths)
+    rows = [jnp.asarray(numbers, jnp.int32) for numbers in (first, heights, widths)]
+    return jnp.concatenate(padded), rows[0], rows[1], rows[2]
 
 
 def _split(
@@ -168,10 +138,11 @@ def _fixed_point_positions(
     # OpenCV adds in double precision. Taking the whole pixels of the origin out beforehand
     # leaves sums so small that single precision rounds them alike.
     whole = jnp.floor(jnp.clip(origin, -_FARTHEST, _FARTHEST))
-    rows = jnp.rint(FIXED_POINT_POSITION * (per_v * steps + (origin - whole)[:, None]))
+    rows = jnp.rint(FIXED_POINT_POSITION * (per_v * steps[None] + (origin - whole)[:, None]))
     columns = jnp.rint(FIXED_POINT_POSITION * (per_u * steps))
     rounding = FIXED_POINT_POSITION // FIXED_POINT_WEIGHT
-    total = rows[:, :, None].astype(jnp.int32) + columns.astype(jnp.int32) + rounding // 2
+    total = rows[:, :, None].astype(jnp.int32) + columns[None, None].astype(jnp.int32)
+    total = total + rounding // 2
     units = total // rounding
     pixels = whole[:, None, None].astype(jnp.int32) + units // FIXED_POINT_WEIGHT
     fractions = (units % FIXED_POINT_WEIGHT).astype(origin.dtype) / FIXED_POINT_WEIGHT

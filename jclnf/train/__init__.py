@@ -1,4 +1,6 @@
-"""Training: the shape model from 2D annotations, the patch experts from images, the whole fit.
+"""Training: the shape model from 2D annotations, the patch experts from images, the whole fit."""
 
-`shape_model` and `augment` are NumPy and OpenCV on the host; `learn` holds the JAX part.
-"""
+from jclnf.train._loop import Course
+from jclnf.train._tune import Tuned, tune
+
+__all__ = ["Course", "Tuned", "tune"]

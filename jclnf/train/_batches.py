@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from jclnf.experts import SAMPLING
-from jclnf.fitting import MARGIN, SIZE
+from jclnf.experts import TRUNK_SAMPLING
+from jclnf.fitting import START_MARGIN, START_SIZE
 from jclnf.train._augment import augment
 from jclnf.train._faces import Faces, Posed
 
@@ -114,7 +114,7 @@ class TrunkExamples:
     disturbance: Disturbance
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
-        """`picture` (SAMPLING grid, SAMPLING grid) uint8, `points` (n, 2) in cells of the map."""
+        """`picture` (side, side) uint8 of TRUNK_SAMPLING grid, `points` (n, 2) in map cells."""
         posed = self.posed
         state = disturbed(posed, face, self.disturbance, rng)
         base = state.landmarks
@@ -125,8 +125,8 @@ class TrunkExamples:
         picture = warped(
             posed.faces.pictures[face],
             centroid + to_image @ middle,
-            to_image / SAMPLING,
-            SAMPLING * self.grid,
+            to_image / TRUNK_SAMPLING,
+            TRUNK_SAMPLING * self.grid,
         )
         truth = posed.faces.points[face]
         points = (truth - centroid) @ to_cells.T - middle + (self.grid - 1) / 2
@@ -149,8 +149,8 @@ class BoxExamples:
     """
 
     faces: Faces
-    size: int = SIZE
-    margin: tuple[float, float] = (MARGIN, MARGIN)
+    size: int = START_SIZE
+    margin: tuple[float, float] = (START_MARGIN, START_MARGIN)
     changed: bool = True
     inexact: bool = True
 
@@ -198,7 +198,7 @@ def euler_matrix(euler: np.ndarray) -> np.ndarray:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The 2x2 matrix of `jclnf.geometry._warp.align`."""
+    """The 2x2 matrix of `jclnf.geometry.similarity_between`."""
     source, target = source - source.mean(0), target - target.mean(0)
     cosine = (source * target).sum()
     sine = (source[:, 0] * target[:, 1] - source[:, 1] * target[:, 0]).sum()

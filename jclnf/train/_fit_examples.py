@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jclnf.evaluation import OUTER_EYES
-from jclnf.fitting import Model, characteristics, fit_from, place, read_off
+from jclnf.fitting import Model, characteristics, fit_from, initial_state, read_off
 from jclnf.geometry import Pose, clamp, retract
 from jclnf.train._augment import augment
 from jclnf.train._batches import Example, Maker, warped
@@ -181,7 +181,7 @@ def _fits(model: Model, batch: dict[str, Array]) -> tuple[Array, Array]:
 
 def _fit(model: Model, example: dict[str, Array]) -> tuple[Array, Array]:
     image, truth = example["picture"].astype(jnp.float32), example["points"]
-    pose, shape = place(model, image, example["box"], None)
+    pose, shape = initial_state(model, image, example["box"])
     pose, shape = moved(model, pose, shape, example["moved"], jax.random.key(example["seed"]))
     result = read_off(model, fit_from(model, image, pose, shape, model.defaults))
     at = (result.pose, result.shape, result.landmark_likelihood)

@@ -14,8 +14,16 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from jclnf.experts import Layer, Shapes, convolve, initial_weights, normalised, plain_layer, trunk
-from jclnf.fitting import decode, start_network
+from jclnf.experts import (
+    Layer,
+    Shapes,
+    convolve,
+    initial_weights,
+    normalised,
+    plain_layer,
+    trunk_network,
+)
+from jclnf.fitting import decode_start, start_network
 from jclnf.geometry import PDM, project
 from jclnf.train._batches import Maker
 from jclnf.train._loop import Batch, Course, run_course
@@ -158,7 +166,7 @@ def start_loss(pdm: PDM) -> Loss:
 
     def loss(codes: Float[Array, "b out"], batch: Batch) -> Float[Array, ""]:
         def one(code: Array, box: Array, points: Array) -> Array:
-            pose, shape = decode(pdm, box, code)
+            pose, shape = decode_start(pdm, box, code)
             apart = project(pdm, pose, shape) - points
             distance = jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-2).mean()
             return 100 * distance / box[2:].mean() + 0.02 * jnp.mean(code[6:] ** 2)
@@ -177,4 +185,4 @@ def start_codes(weights: Weights, pictures: Array) -> Array:
 @jax.jit
 def trunk_maps(weights: Weights, pictures: Array) -> Array:
     """The trunk's maps of a batch of pictures."""
-    return trunk(seen_as(pictures), plain_layer(weights))
+    return trunk_network(seen_as(pictures), plain_layer(weights))

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Array
 
 from jclnf.errors import TrainingError
-from jclnf.experts import TrunkExperts, trunk, trunk_shapes
+from jclnf.experts import TrunkExperts, trunk_network, trunk_shapes
 from jclnf.files import save_model
-from jclnf.fitting import LearnedStart, Model, decode, start_network, start_shapes
+from jclnf.fitting import LearnedStart, Model, decode_start, start_network, start_shapes
 from jclnf.geometry import PDM, project
 from jclnf.outputs import replacing, write_bytes
 from jclnf.params import FitParams
@@ -312,7 +312,7 @@ def _learned_start(
 
     @jax.jit
     def landmarks(codes: Array, boxes: Array) -> Array:
-        return jax.vmap(lambda code, box: project(pdm, *decode(pdm, box, code)))(codes, boxes)
+        return jax.vmap(lambda code, box: project(pdm, *decode_start(pdm, box, code)))(codes, boxes)
 
     def report(epoch: int, loss: float, weights: Weights) -> None:
         found = landmarks(start_codes(weights, held["picture"]), held["box"])
@@ -361,7 +361,7 @@ def _trunk(
         workshop.note(stage, epoch, mean, float(np.mean(losses)))
 
     return train_network(
-        trunk,
+        trunk_network,
         trunk_shapes(posed.faces.points.shape[1], plan.channels),
         ("maps",),
         loss,

@@ -21,9 +21,9 @@ from jclnf.fitting import (
     Model,
     crops_of_one_size,
     fit_from,
+    initial_state,
     likelihood_of,
     map_faces,
-    place,
     read_off,
 )
 from jclnf.geometry import pose_from_box
@@ -103,7 +103,7 @@ def tune(
             landmarks. Hold people apart yourself: faces of one person in both tell nothing.
         bounds: least and largest value by the leaf's name, `{"params.kernel_width": (0.5, 4)}`.
         rotations: `(r, 3)` start rotations; each face starts at the one from which the model as it
-            is finds the likeliest fit. If not given, where `jclnf.fit` starts.
+            is finds the likeliest fit. If not given, those of `params`.
         offset: also learn a constant offset of each landmark, for data that mean something else by
             some landmarks than the model does. It is not part of the model: subtract it where you
             compare.
@@ -120,6 +120,7 @@ def tune(
         TrainingError: see `run_course`; too few faces.
     """
     params = model.defaults if params is None else params
+    rotations = params.rotations if rotations is None else rotations
     tree = {"params": params, "model": model}
     leaves = Leaves(tree, what, bounds)
     moves_start = any(name.startswith("model.start.") for name in leaves.names)
@@ -190,7 +191,7 @@ def _losses(tree: Any, offset: Any, batch: Any, moves_start: bool) -> Float[Arra
             start = pose_from_box(model.pdm, face["box"], face["rotation"])
             shape = model.pdm.mean_shape()
         else:
-            start, shape = place(model, image, face["box"], None)
+            start, shape = initial_state(model, image, face["box"])
             if not moves_start:
                 start, shape = lax.stop_gradient((start, shape))
         landmarks = read_off(model, fit_from(model, image, start, shape, params)).landmarks

@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from jclnf.geometry import similarity_between, similarity_matrix
+
 MILLIMETRES = 160.0
 """Side of what an aligned image shows, in millimetres at the face: as OpenFace's."""
 
@@ -23,12 +25,7 @@ def aligned_face(
     """
     points = np.asarray(landmarks, np.float64)
     frame = side / MILLIMETRES * np.asarray(mean, np.float64)[:, :2]
-    centred, target = points - points.mean(0), frame - frame.mean(0)
-    cosine = (centred * target).sum()
-    sine = (centred[:, 0] * target[:, 1] - centred[:, 1] * target[:, 0]).sum()
-    # Least squares of the residual in the result's pixels.
-    a, b = np.array([cosine, sine]) / (centred**2).sum()
-    turn = np.array([[a, -b], [b, a]])
+    turn = similarity_matrix(similarity_between(points, frame, least_squares=True))
     shift = (side - 1) / 2 - turn @ points.mean(0)
     matrix = np.concatenate([turn, shift[:, None]], axis=1)
     return np.asarray(cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR))

@@ -11,13 +11,13 @@ import numpy as np
 
 from jclnf.detect import Detector, find_faces
 from jclnf.errors import JclnfError
-from jclnf.fitting import fit_batch
+from jclnf.fitting import fit_images, padded
 from jclnf.tracking import (
     SAME_FACE,
     TrackedFace,
     Tracker,
     assign,
-    extent,
+    box_of,
     grey_of,
     overlap,
     tracked_face,
@@ -62,7 +62,7 @@ class IndependentFitter:
     but each frame costs a detection, and landmarks are less steady than a tracker's.
 
     Args:
-        model: prepared or not.
+        model: as for `jclnf.fit`.
         params: settings of the fits.
         detector: finds the faces.
         most: most faces of a frame.
@@ -92,16 +92,15 @@ class IndependentFitter:
         results: list[Any] = []
         for first in range(0, len(jobs), self.BATCH):
             part = jobs[first : first + self.BATCH]
-            filled = part + part[-1:] * (self.BATCH - len(part))
-            images, given = zip(*filled, strict=True)
-            together = jax.device_get(fit_batch(self._model, images, np.array(given), self._params))
+            images, given = zip(*padded(part, self.BATCH), strict=True)
+            together = fit_images(self._model, images, np.array(given), self._params)
             results += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
         queue = iter(results)
         for frame, count in zip(chunk, counts, strict=True):
             yield frame, self._numbered([next(queue) for _ in range(count)])
 
     def _numbered(self, results: list[Any]) -> list[TrackedFace]:
-        boxes = [extent(np.asarray(result.landmarks)) for result in results]
+        boxes = [box_of(result) for result in results]
         before = list(self._last)
         overlaps = [[overlap(box, self._last[number]) for number in before] for box in boxes]
         table = np.array(overlaps).reshape(len(boxes), len(before))

@@ -39,9 +39,9 @@ def load(settings: Settings) -> Model:
     from jclnf.files import find_model
     from jclnf.openface import main_file, offers
 
-    if settings.model is None or settings.model.endswith(".safetensors"):
-        return jclnf.load_model(settings.model)
-    path = find_model(settings.model)
+    path = find_model(settings.model or "default")
+    if path.suffix == ".safetensors":
+        return jclnf.load_model(path)
     there = offers(main_file(path))
     return jclnf.load_openface(
         path,

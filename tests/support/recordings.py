@@ -168,7 +168,7 @@ def check_fits(
     recorded, errors = recording(openface, name), []
     for prefix, face in starts:
         (case,) = on_canvas(faces(openface, [face]), (512, 512))
-        fit = jclnf.fit(model, case.image, case.box, params, rotation=rotation_of(prefix))
+        fit = jclnf.fit(model, case.image, case.box, params, init=rotation_of(prefix))
         distance = np.asarray(fit.landmarks) - landmarks_of(recorded, prefix)
         errors.append(np.linalg.norm(distance, axis=1).max())
     assert np.median(errors) <= median
