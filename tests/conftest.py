@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -43,6 +44,12 @@ def shared() -> Path:
 def rng() -> np.random.Generator:
     """Random numbers, the same for each run of a test."""
     return np.random.default_rng(20)
+
+
+@pytest.fixture
+def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the type checks that tests add, which come before the modules' own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True, scope="module")
