@@ -4,7 +4,7 @@
 
 FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
 (`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
-the fit on self-quotient images (`jclnf.experts.self_quotient`), from several seeds, and their
+the fit on self-quotient images (`self_quotient` of `jclnf.experts`), from several seeds, and their
 weights averaged; start and shape model are those of the whole training on evened pictures
 (`experiments.training`), which models/default.safetensors holds when this begins. Readout,
 confidence and covariances are learned anew. Twenty minutes on two cores; FOLDER keeps the
