@@ -24,7 +24,7 @@ from jclnf.evaluation import OUTER_EYES
 from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, initial_state, postprocess
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
-from jclnf.train._fit_examples import moved, no_face
+from jclnf.train._fit_examples import no_face, perturbed_start
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,7 +41,7 @@ class Case(NamedTuple):
     truth: np.ndarray
     """NaN without a face."""
     far: float = 0.0
-    """How far the start is moved, see `jclnf.train._fit_examples.moved`."""
+    """How far the start is moved, see `jclnf.train._fit_examples.perturbed_start`."""
 
 
 class Outcome(NamedTuple):
@@ -146,7 +146,7 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
         def one(case: Any) -> Outcome:
             image, box, truth, far, seed = case
             pose, shape = initial_state(model, image, box)
-            pose, shape = moved(model, pose, shape, far, jax.random.key(seed))
+            pose, shape = perturbed_start(model, pose, shape, far, jax.random.key(seed))
             result = jclnf.fitting.fit_from(model, image, pose, shape, model.defaults)
             result = postprocess(model, image, result, model.defaults)
             eyes = jnp.linalg.norm(truth[OUTER_EYES[0]] - truth[OUTER_EYES[1]])

@@ -12,7 +12,7 @@ import jclnf
 from experiments.common import DATA, model_file, table, write_results
 from jclnf.annotations import read_annotations
 from jclnf.evaluation._metrics import outer_eye_distance
-from jclnf.train._faces import MIRROR_68
+from jclnf.train import MIRROR_68
 
 HERE = Path(__file__).resolve().parent
 
