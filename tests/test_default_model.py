@@ -10,7 +10,7 @@ import skimage.data
 from conftest import REPOSITORY
 
 import jclnf
-from jclnf.train._faces import MIRROR_68
+from jclnf.train import MIRROR_68
 
 # Read off the photograph by eye: outer and inner corners of the eyes, the base of the nose, the
 # corners of the mouth, the chin.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -21,10 +20,7 @@ from jclnf.openface import Validator
 DATA = Path(__file__).parent / "data"
 
 
-@pytest.fixture(autouse=True)
-def as_users_run_it(monkeypatch):
-    """Without the type checks that tests add, which come before the modules' own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @pytest.fixture(scope="module")

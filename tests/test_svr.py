@@ -214,11 +214,12 @@ def test_random_damage(tmp_path: Path) -> None:
     assert 50 < read_well < 450
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 def test_arrays_that_do_not_go_together() -> None:
     good = arrays_of(TINY)
     for change, match in (
         ({"slope": np.zeros((1, 3, 2, 1))}, "slope"),
-        ({"scalings": (1.0, 2.0)}, "2 scalings for 1 scales"),
+        ({"scalings": (1.0, 2.0)}, "scalings has 2 numbers for 1 scales"),
         ({"modalities": ("raw", "colour")}, "modalities"),
     ):
         with pytest.raises(ModelFileError, match=match):

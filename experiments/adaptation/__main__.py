@@ -2,9 +2,9 @@
 
     python -m experiments.adaptation
 
-The experts and the learned start of the bundled model are tuned by `jclnf.train.tune` on faces of
-the training split, each once as it is and once as such a camera would show it. What is kept is on
-the way from the old weights to the tuned ones, as far as held-out faces of that split allow. The
+The experts and the learned start of the bundled model are tuned by `tune` on faces of the
+training split, each once as it is and once as such a camera would show it. What is kept is on the
+way from the old weights to the tuned ones, as far as held-out faces of that split allow. The
 figures are on the validation split, of other people: the degraded pictures that the model is to
 become better at, and the pictures as they are, at which it must not become worse. Needs the
 development data.
@@ -33,6 +33,7 @@ from experiments.common import (
 from jclnf import draw
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
+from jclnf.train import TrainConfig, tune
 
 HERE = Path(__file__).resolve().parent
 
@@ -44,7 +45,7 @@ NOISE = 6.0
 """Standard deviation of the camera's noise, in grey levels."""
 LEARNED, WATCHED = 1500, 120
 """Faces to learn from, and to choose the epoch by; both count twice, by night and by day."""
-COURSE = jclnf.train.Course(epochs=2, batch=16, rate=3e-3)
+CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=3e-3)
 LIGHTS = ("by night", "as they are")
 PARTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Parts of what was tuned that are mixed with what was there."""
@@ -119,17 +120,17 @@ def main() -> None:
     learned, watched = both(picked, boxes), both(chosen_by, their_boxes)
     model = jclnf.load_model()
     began = time.perf_counter()
-    tuned = jclnf.train.tune(
+    tuned = tune(
         model,
         *learned,
         what=("experts", "start"),
         validation=watched,
-        course=COURSE,
+        config=CONFIG,
         quiet=True,
-        report=print,
+        on_epoch=print,
     )
     seconds = time.perf_counter() - began
-    print(tuned.course, flush=True)
+    print(tuned.history, flush=True)
 
     def errors(used: jclnf.Model, faces: Any, boxes: Any) -> list[Any]:
         """By night, offsets left and removed; the same by day."""
@@ -180,9 +181,9 @@ def main() -> None:
         "Change of its mean without offsets: "
         + f"{changes[LIGHTS[0]]:+.1f} % by night (asked: at most {ASKED:g} %), "
         + f"{changes[LIGHTS[1]]:+.1f} % as they are (asked: at most {ALLOWED:+g} %).\n\n"
-        + f"Tuning took {seconds:.0f} s ({LEARNED} faces twice, {COURSE.epochs} epochs; with other "
+        + f"Tuning took {seconds:.0f} s ({LEARNED} faces twice, {CONFIG.epochs} epochs; with other "
         "work on the machine). Error on the faces that chose the epoch: "
-        + ", ".join(f"{line['validation']:.2f}" for line in tuned.course)
+        + ", ".join(f"{line['validation']:.2f}" for line in tuned.history)
         + ". On the same faces, by night and as they are, offsets removed:\n\n"
         + table(
             ["part of what was tuned", *LIGHTS],
@@ -200,7 +201,7 @@ def main() -> None:
             "kept": kept,
             "mixtures": mixtures,
             "seconds": seconds,
-            "course": tuned.course,
+            "course": tuned.history,
         },
     )
 

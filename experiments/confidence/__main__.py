@@ -25,7 +25,7 @@ from jclnf.geometry import tight_box
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
 from jclnf.tracking import overlap
-from jclnf.train._fit_examples import moved, no_face
+from jclnf.train._fit_examples import no_face, perturbed_start
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     truth: np.ndarray
     """NaN without a face."""
     far: float = 0.0
-    """How far the start is moved, see `jclnf.train._fit_examples.moved`."""
+    """How far the start is moved, see `jclnf.train._fit_examples.perturbed_start`."""
 
 
 class Outcome(NamedTuple):
@@ -137,7 +137,7 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
         def one(case: Any) -> Outcome:
             image, box, truth, far, seed = case
             pose, shape = initial_state(model, image, box)
-            pose, shape = moved(model, pose, shape, far, jax.random.key(seed))
+            pose, shape = perturbed_start(model, pose, shape, far, jax.random.key(seed))
             result = jclnf.fitting.fit_from(model, image, pose, shape, model.defaults)
             result = postprocess(model, image, result, model.defaults)
             eyes = jnp.linalg.norm(truth[OUTER_EYES[0]] - truth[OUTER_EYES[1]])

@@ -11,7 +11,7 @@ import numpy as np
 import jclnf
 from experiments.common import annotated, model_file, table, write_results
 from jclnf.evaluation._metrics import outer_eye_distance
-from jclnf.train._faces import MIRROR_68
+from jclnf.train import MIRROR_68
 
 HERE = Path(__file__).resolve().parent
 

@@ -19,12 +19,11 @@ import numpy as np
 
 import jclnf
 from experiments.common import annotated, table, validation, write_results
+from experiments.training.ccnf import experts_of, train_ccnf
 from experiments.training.evened import packed
-from jclnf.train._batches import COARSE, FINE
-from jclnf.train._ccnf import experts_of, train_ccnf
-from jclnf.train._faces import MIRROR_68, Faces, Posed
-from jclnf.train._loop import Course
-from jclnf.train._shape_model import ShapeModel
+from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig
+from jclnf.train._examples import COARSE, FINE
+from jclnf.train._faces import Posed
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,16 +33,14 @@ CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 
 def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jclnf.Model:
     """The model with CCNF experts trained by gradient descent in place of its trunk."""
-    pdm = jax.device_get(model.pdm)
-    shapes = ShapeModel(pdm.mean, pdm.components, pdm.eigenvalues, 1.4, [])
-    posed = Posed.of(faces.with_mirrored(MIRROR_68), shapes)
+    posed = Posed.of(faces.with_mirrored(MIRROR_68), ShapeModel.of(model.pdm, 1.4))
     scales = [
         train_ccnf(
             posed,
             scaling,
             window,
             FINE if scale else COARSE,
-            Course(epochs, batch=16, rate=2e-2),
+            TrainConfig(epochs, batch_size=16, learning_rate=2e-2),
             checkpoint=folder / f"ccnf{scale}_{epochs}.eqx",
         )
         for scale, (scaling, window) in enumerate(zip(CCNF_SCALINGS, CCNF_WINDOWS, strict=True))

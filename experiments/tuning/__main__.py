@@ -3,9 +3,9 @@
     python -m experiments.tuning
 
 Regularisation and kernel width of each scale, and a weight for each landmark, scale and view, are
-tuned by `jclnf.train.tune` on faces of the training split; a random search over regularisation,
-kernel width and weight factor gets more than the same time. Both begin at OpenFace's settings. The
-figures are on the validation split, from eleven starts. Needs the development data.
+tuned by `tune` on faces of the training split; a random search over regularisation, kernel
+width and weight factor gets more than the same time. Both begin at OpenFace's settings. The figures
+are on the validation split, from eleven starts. Needs the development data.
 """
 
 import dataclasses
@@ -22,13 +22,14 @@ from experiments.common import (
     write_results,
 )
 from jclnf.runtime import use_all_cores
+from jclnf.train import TrainConfig, tune
 
 HERE = Path(__file__).resolve().parent
 
 LEARNED, WATCHED, SEARCHED = 2000, 250, 160
 """Faces to learn from, to choose the epoch by, and to compare random settings on."""
 CANDIDATES = 44
-COURSE = jclnf.train.Course(epochs=6, batch=16, rate=3e-3)
+CONFIG = TrainConfig(epochs=6, batch_size=16, learning_rate=3e-3)
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def main() -> None:
     params = default.replace(weight_factor=jnp.ones_like(default.weight_factor))
 
     began = time.perf_counter()
-    tuned = jclnf.train.tune(
+    tuned = tune(
         model,
         *learned,
         params.replace(derivatives="rematerialised"),
@@ -70,10 +71,10 @@ def main() -> None:
         validation=watched,
         rotations=jclnf.openface.ROTATIONS,
         offset=True,
-        course=COURSE,
+        config=CONFIG,
     )
     seconds = {"tuning": time.perf_counter() - began}
-    print(tuned.course, flush=True)
+    print(tuned.history, flush=True)
 
     def corrected(summary: Summary) -> float:
         return summary.measures["all_eye_corrected"].mean
@@ -135,17 +136,17 @@ def main() -> None:
                 )
             ],
         )
-        + f"\n\nTuning took {seconds['tuning']:.0f} s ({LEARNED} faces, {COURSE.epochs} epochs, "
+        + f"\n\nTuning took {seconds['tuning']:.0f} s ({LEARNED} faces, {CONFIG.epochs} epochs, "
         f"with compilation), the search {seconds['random search']:.0f} s ({CANDIDATES} settings on "
         f"{SEARCHED} faces). Held-out error of the epochs: "
-        + ", ".join(f"{line['validation']:.2f}" for line in tuned.course)
+        + ", ".join(f"{line['validation']:.2f}" for line in tuned.history)
         + "."
     )
     write_results(
         HERE,
         "OpenFace's settings, tuned by gradients",
         body,
-        {"figures": figures, "seconds": seconds, "course": tuned.course},
+        {"figures": figures, "seconds": seconds, "course": tuned.history},
     )
 
 

@@ -238,7 +238,7 @@ class _Learning:
     ] = 0.1
     work: Annotated[
         Path | None,
-        "where checkpoints and course.csv are kept (default: MODEL.training or MODEL.tuning)",
+        "where checkpoints and curves.csv are kept (default: MODEL.training or MODEL.tuning)",
         {"metavar": "DIR"},
     ] = None
     seed: Annotated[int, "of everything random"] = 0
@@ -257,9 +257,9 @@ class Train(_Learning):
 
     output:
       MODEL                    the trained model
-      MODEL.training/          checkpoints; course.csv with the loss and the error on the faces held
-                               out after each epoch; course.png (with the extra "plots"). It may be
-                               removed when the training is done
+      MODEL.training/          checkpoints; curves.csv with the loss on the faces learned from
+                               and held out after each epoch; curves.png (with the extra "plots").
+                               It may be removed when the training is done
     A training that was interrupted goes on where it stood when the command is run again.
 
     examples:
@@ -297,7 +297,7 @@ class Tune(_Learning):
 
     output:
       MODEL                    the tuned model, with the tuned settings as its defaults
-      MODEL.tuning/            checkpoint; course.csv with the loss and the error on the faces held
+      MODEL.tuning/            checkpoint; curves.csv with the loss and the error on the faces held
                                out after each epoch (0 is before); offset.csv (with --offset). It
                                may be removed when the tuning is done
     A tuning that was interrupted goes on where it stood when the command is run again.

@@ -16,11 +16,20 @@ from jclnf.errors import JclnfError
 from jclnf.fitting import Confidence, Model
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
-from jclnf.train._confidence import COURSE, adapt_confidence, learn_confidence
-from jclnf.train._course import draw_course
-from jclnf.train._faces import MIRROR_68, Faces, cut_out
-from jclnf.train._pipeline import Plan, fine_course, fine_tune, train_model
-from jclnf.train._uncertainty import calibrate_uncertainty
+from jclnf.train import (
+    CONFIDENCE_CONFIG,
+    MIRROR_68,
+    Faces,
+    PipelineConfig,
+    adapt_confidence,
+    calibrate_uncertainty,
+    cut_out,
+    draw_training_curves,
+    fine_tune,
+    fine_tune_config,
+    learn_confidence,
+    train_model,
+)
 
 FEWEST = 16
 """Faces under which there is nothing to learn from."""
@@ -39,7 +48,7 @@ def run(options: Train) -> int:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     use_all_cores(MOST_DEVICES)
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if not options.quiet:
             print(printable(text), flush=True)
 
@@ -56,15 +65,15 @@ def run(options: Train) -> int:
         )
     parts = split_people(options, annotated)
     faces, held_out = (_read(part, options.quiet) for part in parts)
-    say(f"{len(faces)} faces to learn from, {len(held_out)} held out")
+    log(f"{len(faces)} faces to learn from, {len(held_out)} held out")
     if options.source is not None:
         model = jclnf.load_model(options.source)
-        course = fine_course(len(faces)).adapted(options.effort, options.seed)
+        config = fine_tune_config(len(faces)).scaled(options.effort, options.seed)
         model = fine_tune(
-            model, faces, held_out, MIRROR_68, folder, course, quiet=options.quiet, say=say
+            model, faces, held_out, MIRROR_68, folder, config, quiet=options.quiet, log=log
         )
     else:
-        plan = Plan().adapted(options.effort, options.seed)
+        pipeline = PipelineConfig().scaled(options.effort, options.seed)
         examples = _examples(options.shape_prior, options.seed)
         model = train_model(
             faces,
@@ -72,12 +81,12 @@ def run(options: Train) -> int:
             examples,
             MIRROR_68,
             folder,
-            plan,
+            pipeline,
             name=options.out.stem,
             quiet=options.quiet,
-            say=say,
+            log=log,
         )
-    say("learning how far fits are to be trusted")
+    log("learning how far fits are to be trusted")
     model = dataclasses.replace(
         model,
         name=options.out.stem,
@@ -87,21 +96,22 @@ def run(options: Train) -> int:
         ),
     )
     jclnf.save_model(model, options.out)
-    say(f"model in {options.out}, course in {folder / 'course.csv'}")
-    _draw_course(folder)
+    log(f"model in {options.out}, training curves in {folder / 'curves.csv'}")
+    _draw_curves(folder)
     return OK
 
 
 def _confidence(model: Model, faces: Faces, held_out: Faces, options: Train) -> Confidence:
     """The confidence of a trained model: one that it had before, calibrated anew, or a new one."""
-    effort, course = min(options.effort, 1.0), dataclasses.replace(COURSE, seed=options.seed)
+    effort = min(options.effort, 1.0)
+    config = dataclasses.replace(CONFIDENCE_CONFIG, seed=options.seed)
     before = model.confidence
     if isinstance(before, Confidence):
         return adapt_confidence(
             model, before, held_out, MIRROR_68, effort=effort, seed=options.seed
         )
     return learn_confidence(
-        model, faces, held_out, MIRROR_68, course, effort=effort, quiet=options.quiet
+        model, faces, held_out, MIRROR_68, config, effort=effort, quiet=options.quiet
     )
 
 
@@ -138,9 +148,9 @@ def _examples(path: str | None, seed: int) -> np.ndarray:
     return np.asarray(pdm.mean) + np.einsum("ncm,em->enc", np.asarray(pdm.components), latent)
 
 
-def _draw_course(folder: Path) -> None:
-    """Draw the course of the training, if matplotlib is there."""
+def _draw_curves(folder: Path) -> None:
+    """Draw the training curves, if matplotlib is there."""
     try:
-        draw_course(folder / "course.csv", folder / "course.png")
+        draw_training_curves(folder / "curves.csv", folder / "curves.png")
     except ImportError:
-        complain("course.png needs matplotlib: pip install 'jclnf[plots]'")
+        complain("curves.png needs matplotlib: pip install 'jclnf[plots]'")

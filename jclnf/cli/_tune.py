@@ -16,7 +16,7 @@ from jclnf.errors import JclnfError
 from jclnf.images import crop, read_image
 from jclnf.outputs import make_folder, replacing
 from jclnf.runtime import use_all_cores
-from jclnf.train._tune import COURSE
+from jclnf.train import TUNE_CONFIG, tune
 
 
 def run(options: Tune) -> int:
@@ -32,35 +32,37 @@ def run(options: Tune) -> int:
     parts = split_people(options, faces)
     learned, held_out = (_read(part, start_boxes(options.boxes, part)[0]) for part in parts)
     # A batch is not larger than there are faces.
-    batch = min(COURSE.batch, len(learned[0]))
-    course = dataclasses.replace(COURSE, epochs=options.epochs, seed=options.seed, batch=batch)
-    tuned = jclnf.train.tune(
+    size = min(TUNE_CONFIG.batch_size, len(learned[0]))
+    config = dataclasses.replace(
+        TUNE_CONFIG, epochs=options.epochs, seed=options.seed, batch_size=size
+    )
+    tuned = tune(
         model,
         *learned,
         what=options.what,
         validation=held_out,
         rotations=jclnf.openface.ROTATIONS if options.starts > 1 else None,
         offset=options.offset,
-        course=course,
+        config=config,
         patience=options.patience,
         checkpoint=folder / "tuning.eqx",
         quiet=options.quiet,
     )
     jclnf.save_model(dataclasses.replace(tuned.model, name=out.stem), out)
-    with replacing(folder / "course.csv") as part, part.open("w", newline="") as file:
+    with replacing(folder / "curves.csv") as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", "loss", "validation"])
         writer.writeheader()
-        writer.writerows(tuned.course)
+        writer.writerows(tuned.history)
     if options.offset:
         with replacing(folder / "offset.csv") as part:
             np.savetxt(part, tuned.offset, "%.6f", delimiter=",", header="x,y")
     if not options.quiet:
-        before, best = tuned.course[0]["validation"], tuned.course[tuned.epoch]["validation"]
+        before, best = tuned.history[0]["validation"], tuned.history[tuned.epoch]["validation"]
         print(
             f"held out: {before:.2f} % of the eye distance before, {best:.2f} % after "
-            f"{tuned.epoch} of {len(tuned.course) - 1} epochs"
+            f"{tuned.epoch} of {len(tuned.history) - 1} epochs"
         )
-        print(printable(f"model in {out}, course in {folder / 'course.csv'}"))
+        print(printable(f"model in {out}, curves in {folder / 'curves.csv'}"))
     return OK
 
 
