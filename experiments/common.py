@@ -1,4 +1,4 @@
-"""What the experiments share: the development data, and files of results."""
+"""Shared by the experiments: the development data, and files of results."""
 
 import dataclasses
 import functools
@@ -85,7 +85,7 @@ class Row:
 
     quantity: str
     where: str
-    """What the number was measured on."""
+    """The data that the number was measured on."""
     count: int
     """How many things it is taken over."""
     measured: float
@@ -141,7 +141,7 @@ def pivot(rows: list[Row]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What was run, with what, on what machine."""
+    """The command, the versions and the machine of a run."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         text = Path("/proc/cpuinfo").read_text()

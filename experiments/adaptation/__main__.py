@@ -1,12 +1,12 @@
-"""What does tuning a model to bad pictures bring? A night camera, far away.
+"""Does tuning a model to bad images help? A night camera, far away.
 
     python -m experiments.adaptation
 
 The experts and the learned start of the bundled model are tuned by `tune` on faces of the
 training split, each once as it is and once as such a camera would show it. What is kept is on the
 way from the old weights to the tuned ones, as far as held-out faces of that split allow. The
-figures are on the validation split, of other people: the degraded pictures that the model is to
-become better at, and the pictures as they are, at which it must not become worse. Needs the
+figures are on the validation split, of other people: the degraded images that the model is to
+become better at, and the images as they are, at which it must not become worse. Needs the
 development data.
 """
 
@@ -40,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 FACE = 24.0
 """Mean side of a face's box in pixels of the camera."""
 LIGHT = 0.1
-"""What is left of the light."""
+"""Share of the light that is left."""
 NOISE = 6.0
 """Standard deviation of the camera's noise, in grey levels."""
 LEARNED, WATCHED = 1500, 120
@@ -54,7 +54,7 @@ ASKED, ALLOWED = -15.0, 2.0
 
 
 def by_night(image: Any, box: Any, seed: int) -> Any:
-    """A grey picture as a far camera in the dark shows it, back at its own size.
+    """A grey image as a far camera in the dark shows it, back at its own size.
 
     Args:
         image: `(h, w)` uint8.
@@ -74,7 +74,7 @@ def by_night(image: Any, box: Any, seed: int) -> Any:
 
 
 def by_night_of(boxes: Any) -> Callable[[Path], Any]:
-    """Reads pictures by night, given their boxes; the noise is the same whenever one is read."""
+    """Reads images by night, given their boxes; the noise is the same whenever one is read."""
     return lambda path: by_night(read_image(path), boxes[path], seed_of(path.name))
 
 
@@ -93,7 +93,7 @@ def mixed(model: jclnf.Model, tuned: jclnf.Model, part: float) -> jclnf.Model:
 
 
 def seed_of(name: str) -> int:
-    """The same noise for a picture whenever it is read."""
+    """The same noise for an image whenever it is read."""
     return zlib.crc32(name.encode())
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     parts = jclnf.annotations.split_by_identity(annotated("train"), 0.2, 0)
 
     def pick(faces: Any, count: int) -> tuple[Any, Any]:
-        """Some faces, and disturbed boxes by their pictures."""
+        """Some faces, and perturbed boxes by their images."""
         picked = [faces[index] for index in rng.permutation(len(faces))[:count]]
         return picked, {face.image: disturbed_box(face, rng) for face in picked}
 

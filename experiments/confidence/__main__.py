@@ -2,8 +2,8 @@
 
     python -m experiments.confidence
 
-On the validation split: from its boxes, from boxes and starts that are disturbed up to failure, and
-in boxes and pictures without a face.
+On the validation split: from its boxes, from boxes and starts that are perturbed up to failure, and
+in boxes and images without a face.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ BINS = 10
 
 
 class Case(NamedTuple):
-    """A box in a picture, and what is to be fitted from there."""
+    """A box in an image, and what is to be fitted from there."""
 
     kind: str
     grey: np.ndarray
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """What is tried on the validation faces."""
+    """The boxes that are tried on the validation faces."""
     cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / CASCADE))
     found = []
     nothing = np.full((68, 2), np.nan)
@@ -94,7 +94,7 @@ def cases() -> list[Case]:
 def usable(case: Case) -> bool:
     try:
         jclnf.crop(case.grey, case.box)
-    except jclnf.errors.BoxError:  # its centre is outside the picture
+    except jclnf.errors.BoxError:  # its centre is outside the image
         return False
     return True
 
@@ -110,7 +110,7 @@ def disturbed(box: np.ndarray, far: float, rng: np.random.Generator) -> np.ndarr
 
 
 def backgrounds(grey: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """A box of the picture that shows nothing of the face, if there is room."""
+    """A box of the image that shows nothing of the face, if there is room."""
     for _ in range(20):
         side = there[2:].mean() * rng.uniform(0.3, 1.2)
         rows, columns = grey.shape
@@ -151,18 +151,18 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
     models = [jax.device_put(model, device) for device in devices]
     by_size: dict[int, list[tuple[int, jclnf.images.Crop]]] = {}
     for index, case in enumerate(tried):
-        piece = jclnf.crop(case.grey, case.box, sizes=(256, 512, 1024, 2048, 4096))
-        by_size.setdefault(len(piece.image), []).append((index, piece))
+        crop = jclnf.crop(case.grey, case.box, sizes=(256, 512, 1024, 2048, 4096))
+        by_size.setdefault(len(crop.image), []).append((index, crop))
     order, parts = [], []
-    for pieces in by_size.values():
-        for first in range(0, len(pieces), CHUNK):
-            part = pieces[first : first + CHUNK]
+    for crops in by_size.values():
+        for first in range(0, len(crops), CHUNK):
+            part = crops[first : first + CHUNK]
             order += [index for index, _ in part]
             filled = part + part[-1:] * (CHUNK - len(part))
             batch = (
-                np.stack([piece.image for _, piece in filled]),
-                np.stack([piece.box for _, piece in filled]),
-                np.stack([tried[index].truth - piece.offset for index, piece in filled]).astype(
+                np.stack([crop.image for _, crop in filled]),
+                np.stack([crop.box for _, crop in filled]),
+                np.stack([tried[index].truth - crop.offset for index, crop in filled]).astype(
                     np.float32
                 ),
                 np.array([tried[index].far for index, _ in filled], np.float32),

@@ -58,7 +58,7 @@ class Setting:
 
 
 class Search:
-    """The detections in all pictures of a split, each face's best one told from the others."""
+    """The detections in all images of a split, each face's best one told from the others."""
 
     def __init__(self, split, degrees=0.0, profiles="if none"):
         detector = haar.HaarDetector(profiles=profiles)
@@ -122,7 +122,7 @@ def correction(truth, box):
 
 
 def frontal_rule():
-    """What the frontal cascade's boxes mean, on all training faces."""
+    """The correction of the frontal cascade's boxes, on all training faces."""
     with Setting(CORRECTION=IDENTITY, MIN_SCORE=-np.inf):
         search = Search("train", profiles="never")
     matched, others = search.matched()
@@ -139,7 +139,7 @@ def frontal_rule():
 
 
 def profile_rule():
-    """What the profile cascade's boxes mean, on training faces turned as it wants them."""
+    """The correction of the profile cascade's boxes, on training faces turned as it wants them."""
     cascade = haar._load_cascade(haar.PROFILE_CASCADE)
     truth, boxes, scores, others = [], [], [], []
     for one in annotated("train")[::PROFILE_STEP]:
@@ -176,7 +176,7 @@ def below(scores, least):
 
 
 def backgrounds():
-    """What is found in the parts of the validation pictures on the four sides of a face."""
+    """Detections in the parts of the validation images on the four sides of a face."""
     detector = haar.HaarDetector()
     areas, frontal, profile = 0, 0, 0
     for face in annotated("val"):

@@ -13,7 +13,7 @@ SHOWN = (0, 1, 2, 5, 10, 20, 49)
 
 
 class Course(NamedTuple):
-    """What a pass of iterations did: norms for each iteration, response px and parameters."""
+    """A pass of iterations: norms for each iteration, response px and parameters."""
 
     mean_shift: list[float]
     update: list[float]

@@ -1,6 +1,6 @@
 """Compare the boxes of `MtcnnDetector` with those of OpenFace's C++, and with annotated faces.
 
-Recorded are the boxes of ten pictures and of the first frames of three clips. On the validation
+Recorded are the boxes of ten images and of the first frames of three clips. On the validation
 people: recall, and what its boxes and those of `HaarDetector` are off the landmarks' extent.
 """
 
@@ -24,7 +24,7 @@ AT_MOST_PX, AT_MOST_SCORE = 0.05, 1e-3
 
 
 def recorded():
-    """Yield what was recorded, where, and the picture."""
+    """Yield what was recorded, where, and the image."""
     for row in csv_rows(OPENFACE / "golden_csv" / "mtcnn_boxes.csv"):
         folder = "samples" if row["image"].startswith("sample") else "images"
         yield row, "pictures", cv2.imread(str(OPENFACE / folder / row["image"]))
@@ -39,7 +39,7 @@ def recorded():
 
 
 def parity(detector):
-    """Rows of the largest differences, and the time of each size of picture."""
+    """Rows of the largest differences, and the time of each size of image."""
     box_off, score_off, times = {}, {}, {}
     for row, where, picture in recorded():
         boxes, scores = detector.detect(picture)

@@ -35,10 +35,10 @@ def main() -> None:
         name = f"sample{number}"
         photo = read_image_file(OPENFACE / "samples" / f"{name}.jpg")
         box = box_of(boxes[f"{name}.jpg"])
-        piece = jclnf.crop(photo.grey, box)
-        # Its program for pictures was run as it is by default: from one start.
-        fit = jclnf.fit(model, piece.image, piece.box, params)
-        result = jax.device_get(fit.shifted(piece.offset))
+        crop = jclnf.crop(photo.grey, box)
+        # Its program for images was run as it is by default: from one start.
+        fit = jclnf.fit(model, crop.image, crop.box, params)
+        result = jax.device_get(fit.shifted(crop.offset))
         height, width = photo.grey.shape
         (ours,) = measure_faces([result], jclnf.space.Camera.assumed(width, height), batch=1)
         file = OPENFACE / "golden_csv" / f"{name}.clnf_general.csv"

@@ -118,7 +118,7 @@ def steps_taken(setups: dict[str, Setup]) -> list[int]:
 
 
 class Outcome(NamedTuple):
-    """What a fit and its recording say of a face's confidence."""
+    """A face's confidence, of a fit and of its recording."""
 
     name: str
     found: float

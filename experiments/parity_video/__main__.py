@@ -47,7 +47,7 @@ def start_box(clip: str) -> np.ndarray:
 
 
 def written(name: str) -> Course:
-    """What OpenFace wrote, with landmarks to 0.1 px."""
+    """The table that OpenFace wrote, with landmarks to 0.1 px."""
     rows = csv_rows(OPENFACE / "golden_csv" / f"{name}.csv")
 
     def columns(*names: str) -> np.ndarray:

@@ -4,7 +4,7 @@
     ... --image face.jpg --box 60 40 200 190               any photograph
     ... --recorded 010                                     a face with C++'s maps beside jclnf's
 
-Pictures of recorded faces stay out of the repository, in `out/`.
+Images of recorded faces stay out of the repository, in `out/`.
 """
 
 import argparse

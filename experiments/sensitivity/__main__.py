@@ -1,11 +1,12 @@
-"""Which pixels move which landmarks? Derivatives of a fit by its picture.
+"""Which pixels move which landmarks? Derivatives of a fit with respect to its image.
 
     python -m experiments.sensitivity
 
-The Jacobian of all landmarks by all pixels of a photograph (Grace Hopper, US Navy, public domain;
-it comes with matplotlib), through the whole fit, in double precision: for the bundled model from
-its own start, and for OpenFace's CCNF model if the development data are there. Where the
-sensitivity lies, and whether pixels that are changed move landmarks as their derivatives say.
+The Jacobian of all landmarks with respect to all pixels of a photograph (Grace Hopper, US Navy,
+public domain; it comes with matplotlib), through the whole fit, in double precision: for the
+bundled model from its own start, and for OpenFace's CCNF model if the development data are there.
+Where the sensitivity lies, and whether pixels that are changed move landmarks as their derivatives
+say.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What each step of the training brought, on the validation split.
+"""The accuracy after each step of the training, on the validation split.
 
     python -m experiments.training.steps FOLDER MODEL [CCNF_EPOCHS]
 
@@ -20,7 +20,7 @@ import numpy as np
 import jclnf
 from experiments.common import annotated, table, validation, write_results
 from experiments.training.ccnf import experts_of, train_ccnf
-from experiments.training.evened import packed
+from experiments.training.self_quotient import packed
 from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig
 from jclnf.train._examples import COARSE, FINE
 from jclnf.train._faces import Posed

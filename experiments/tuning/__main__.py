@@ -1,4 +1,4 @@
-"""What does tuning by gradients bring? OpenFace's CLNF model, its settings and landmark weights.
+"""Does tuning by gradients help? OpenFace's CLNF model, its settings and landmark weights.
 
     python -m experiments.tuning
 

@@ -1,11 +1,12 @@
-"""Second part of the bundled model's training: a model of plain pictures learns to see evened ones.
+"""Second part of the bundled model's training: a model of plain images learns to see
+self-quotient images.
 
-    python -m experiments.training.evened FIRST FOLDER
+    python -m experiments.training.self_quotient FIRST FOLDER
 
 FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
 (`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
 the fit on self-quotient images (`self_quotient` of `jclnf.experts`), from several seeds, and their
-weights averaged; start and shape model are those of the whole training on evened pictures
+weights averaged; start and shape model are those of the whole training on self-quotient images
 (`experiments.training`), which models/default.safetensors holds when this begins. Readout,
 confidence and covariances are learned anew. Twenty minutes on two cores; FOLDER keeps the
 checkpoints.
@@ -61,8 +62,8 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
 
 
 def packed(annotated: list[AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
-    pictures, points = zip(*pieces, strict=True)
+    crops = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
+    pictures, points = zip(*crops, strict=True)
     return Faces(list(pictures), np.array(points))
 
 

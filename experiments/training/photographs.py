@@ -25,8 +25,8 @@ def main() -> None:
     for name, picture in photographs.items():
         grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
         box = HaarDetector()(grey)[0]
-        piece = jclnf.crop(grey, box)
-        result = jclnf.fit(model, piece.image, piece.box).shifted(piece.offset)
+        crop = jclnf.crop(grey, box)
+        result = jclnf.fit(model, crop.image, crop.box).shifted(crop.offset)
         x, y, w, h = box
         half = 1.1 * max(w, h)
         low = np.maximum([x + w / 2 - half, y + h / 2 - half], 0).astype(int)
