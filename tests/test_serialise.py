@@ -193,7 +193,7 @@ def test_parts_and_validator_are_there_or_said_not_to_be(saved):
     whole = jclnf.load_model(DATA / "version2_ccnf.safetensors", parts=True, validator=True)
     assert [part.name for part in whole.parts] == ["eye"]
     for option in ("parts", "validator"):
-        with pytest.raises(ModelFileError, match=rf"the model has no {option}: .*{option}=False"):
+        with pytest.raises(ModelFileError, match=f"the model has no {option}: give"):
             jclnf.load_model(saved, **{option: True})
 
 
