@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -45,11 +46,23 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20)
 
 
+@pytest.fixture
+def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the type checks that tests add, which come before the modules' own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _release_compiled_programs() -> Iterator[None]:
     """Each compiled program takes memory maps, of which a process may have only so many: without
-    this, the whole suite in one process ends in a segmentation fault."""
+    this, the whole suite in one process ends in a segmentation fault. What modules share lies in
+    the folder of `pytest_configure`, wherever a test has moved the cache."""
     yield
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     jax.clear_caches()
+    if jax.config.jax_compilation_cache_dir != os.environ["JAX_COMPILATION_CACHE_DIR"]:
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        compilation_cache.reset_cache()

@@ -605,6 +605,8 @@ def test_real_interrupt(tmp_path, astronaut, model):
 
 def test_compilation_cache_folder(tmp_path, monkeypatch):
     set_to = lambda: jax.config.jax_compilation_cache_dir  # noqa: E731
+    for name in ("MIN_COMPILE_TIME_SECS", "MIN_ENTRY_SIZE_BYTES"):
+        monkeypatch.delenv(f"JAX_PERSISTENT_CACHE_{name}", raising=False)
     assert enable_compilation_cache(tmp_path / "a" / "b") == str(tmp_path / "a" / "b") == set_to()
     assert (tmp_path / "a" / "b").is_dir()
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0

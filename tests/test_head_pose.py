@@ -15,7 +15,7 @@ from jclnf import PDM, Pose
 from jclnf.errors import ParamsError
 from jclnf.geometry import euler_to_matrix, shape3d
 from jclnf.images import read_image_file
-from jclnf.openface import OpenFaceTable, measure
+from jclnf.openface import OpenFaceTable, measure_faces
 from jclnf.space import EYES, Camera, HeadPose
 from jclnf.space._gaze import CORNERS, RADIUS
 
@@ -220,7 +220,7 @@ def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
                 parts=parts,
             )
         )
-    found = measure(fits, camera, batch=len(fits))
+    found = measure_faces(fits, camera, batch=len(fits))
     for row, one in zip(rows, found, strict=True):
         # Decimals as the table has them, and what they make of each other.
         depth = float(row["pose_Tz"])
@@ -250,7 +250,7 @@ def test_a_photograph_has_openfaces_table(shared):
     fit = jax.device_get(jclnf.fit(model.prepare(params), piece.image, piece.box, params))
     height, width = photo.grey.shape
     camera = Camera.assumed(width, height)
-    (one,) = measure([fit.shifted(piece.offset)], camera, batch=1)
+    (one,) = measure_faces([fit.shifted(piece.offset)], camera, batch=1)
     table = OpenFaceTable(68, 34, video=False, gaze=True)
     header, (theirs,) = read_golden(openface / "golden_csv" / "sample5.clnf_general.csv", 1)
     assert table.header == header
@@ -269,7 +269,7 @@ def test_a_photograph_has_openfaces_table(shared):
 def test_rows_hold_what_their_columns_say(pdm):
     camera = Camera.assumed(640, 480)
     result = face(pdm, camera, *POSES[0])
-    (one,) = measure([result], camera, batch=2)
+    (one,) = measure_faces([result], camera, batch=2)
     table = OpenFaceTable(68, pdm.n_modes, video=True, gaze=False)
     row = dict(zip(table.columns, table.row((3, 0, 0.1, 0.876, 1), one).split(", "), strict=True))
     assert [row[c] for c in table.columns[:5]] == ["3", "0", "0.100", "0.88", "1"]
@@ -291,7 +291,7 @@ def test_rows_hold_what_their_columns_say(pdm):
 def test_a_faces_numbers_do_not_depend_on_the_batch(pdm):
     camera = Camera.assumed(640, 480)
     fits = [face(pdm, camera, *pose, noise=1.0) for pose in POSES]
-    together = measure(fits, camera, batch=3)
-    alone = [measure([fit], camera, batch=3)[0] for fit in fits]
+    together = measure_faces(fits, camera, batch=3)
+    alone = [measure_faces([fit], camera, batch=3)[0] for fit in fits]
     for a, b in zip(together, alone, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -21,10 +20,7 @@ from jclnf.openface import Validator
 DATA = Path(__file__).parent / "data"
 
 
-@pytest.fixture(autouse=True)
-def as_users_run_it(monkeypatch):
-    """Without the type checks that tests add, which come before the modules' own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +193,7 @@ def test_parts_and_validator_are_there_or_said_not_to_be(saved):
     whole = jclnf.load_model(DATA / "version2_ccnf.safetensors", parts=True, validator=True)
     assert [part.name for part in whole.parts] == ["eye"]
     for option in ("parts", "validator"):
-        with pytest.raises(ModelFileError, match=rf"the model has no {option}: .*{option}=False"):
+        with pytest.raises(ModelFileError, match=f"the model has no {option}: give"):
             jclnf.load_model(saved, **{option: True})
 
 

@@ -58,9 +58,11 @@ def test_leaves_are_chosen_by_their_names(face):
     everything = set(Parametrisation(model, "all").names)
     assert everything == pdm | set(experts) | set(Parametrisation(model, "params").names)
     assert Parametrisation(model, ["model.pdm.mean"]).names == ("model.pdm.mean",)
-    with pytest.raises(jclnf.ParamsError, match=r"'model\.start'; there are .*model\.pdm\.mean"):
+    with pytest.raises(
+        jclnf.errors.ParamsError, match=r"'model\.start'; there are .*model\.pdm\.mean"
+    ):
         Parametrisation(model, "model.start")
-    with pytest.raises(jclnf.ParamsError, match="as it was loaded"):
+    with pytest.raises(jclnf.errors.ParamsError, match="as it was loaded"):
         Parametrisation(model.prepare(), "params")
 
 
@@ -82,9 +84,9 @@ def test_bounds_are_held_and_nothing_changes_by_itself(face):
         assert factor[0] == 0
         assert factor[1] > 0
         assert (moved.pdm.eigenvalues > 0).all()
-    with pytest.raises(jclnf.ParamsError, match="outside its bounds"):
+    with pytest.raises(jclnf.errors.ParamsError, match="outside its bounds"):
         Parametrisation(model, "params", {"params.kernel_width": (2.0, 4.0)})
-    with pytest.raises(jclnf.ParamsError, match="not tuned"):
+    with pytest.raises(jclnf.errors.ParamsError, match="not tuned"):
         Parametrisation(model, "pdm", {"params.kernel_width": (0.5, 4.0)})
 
 
@@ -262,17 +264,17 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
 
 def test_unusable_input_is_named(face, faces):
     images, boxes, truth = faces
-    with pytest.raises(jclnf.BoxError, match="12 images need as many boxes"):
+    with pytest.raises(jclnf.errors.BoxError, match="12 images need as many boxes"):
         tune(face.model, images, boxes[:3], truth)
-    with pytest.raises(jclnf.AnnotationError, match=r"\(12, 20, 2\) for this model"):
+    with pytest.raises(jclnf.errors.AnnotationError, match=r"\(12, 20, 2\) for this model"):
         tune(face.model, images, boxes, truth[:, :5])
     unknown = truth.copy()
     unknown[4] = np.nan
-    with pytest.raises(jclnf.AnnotationError, match="face 4: fewer than two"):
+    with pytest.raises(jclnf.errors.AnnotationError, match="face 4: fewer than two"):
         tune(face.model, images, boxes, unknown)
     outside = boxes.copy()
     outside[7, 0] = 5000
-    with pytest.raises(jclnf.BoxError, match="face 7: "):
+    with pytest.raises(jclnf.errors.BoxError, match="face 7: "):
         tune(face.model, images, outside, truth)
     with pytest.raises(TrainingError, match="a part lies between"):
         tune(face.model, images, boxes, truth, validation=1.5)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jclnf
-from experiments.common import DATA, Row, model_file, pivot, table, write_results
-from jclnf.annotations import BoxTable
+from experiments.common import Row, model_file, pivot, table, validation, write_results
 from jclnf.evaluation import (
     CHUNK,
     MEASURES,
@@ -32,7 +31,7 @@ PUBLISHED = {
     "OpenFace 2.2 C++, 11 starts": (6.12, 5.62, 8.6, 4.4, 5.03, 5.12, 4.67),
     "MediaPipe Face Mesh 0.10.21": (6.56, 6.20, 8.8, 4.0, 4.74, 5.04, 4.63),
 }
-"""What those programs make of the same faces from the same boxes, columns as in `HEADER`."""
+"""Figures of those programs for the same faces from the same boxes, columns as in `HEADER`."""
 
 ROUNDING, FACES = 0.06, 1.5
 """By how much the same fits may differ from the published figures: a tenth in percent, as the
@@ -46,7 +45,7 @@ class Method(NamedTuple):
 
 
 def methods(paths: list[str]) -> list[Method]:
-    """What is measured: OpenFace's model and the bundled one, or those at the given paths."""
+    """The methods to measure: OpenFace's model and the bundled one, or those at the given paths."""
     if paths:
         return [method for path in paths for method in of_model(Path(path).name, load(path))]
     model = jclnf.load_openface(model_file("general"))
@@ -119,9 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     use_all_cores(CHUNK)
 
-    faces = jclnf.annotations.read_annotations(DATA / "faces", split="val")
-    table_of_boxes = BoxTable(DATA / "faces" / "val_boxes.csv")
-    boxes = [table_of_boxes.boxes(face.image)[0] for face in faces]
+    faces, boxes = validation()
     evaluations: dict[str, jclnf.evaluation.Evaluation] = {}
     for name, model, params in methods(args.models):
         fits = jclnf.evaluation.evaluate(model, faces, params, boxes=boxes)
@@ -145,7 +142,7 @@ def main() -> None:
     }
     people = len({face.identity for face in faces})
     body = f"""{len(faces)} faces of {people} people that no model of ours was trained on, from
-disturbed boxes. Errors in % of the outer eye distance. Scatter is what is left when the median
+perturbed boxes. Errors in % of the outer eye distance. Scatter is what is left when the median
 offset of each landmark from the annotation is taken away.
 
 {table(["", *HEADER], lines)}

@@ -39,7 +39,7 @@ SIDE = 512
 COMPILATIONS = 3
 COLD, CACHED = 15.0, 3.0
 BY_CPP = {"OpenFace's model": 1.0, "bundled default, batch": 0.5}
-"""What a fit may take, in C++ fits."""
+"""Longest time of a fit that is asked for, in C++ fits."""
 
 
 def alternate(works: dict[str, Callable[[], Any]], alternations: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def batch(alternations: int) -> dict[str, Any]:
 def single(alternations: int) -> dict[str, Any]:
     """Fits one after the other, each waited for; images already cropped."""
     model, images, boxes = load()
-    pieces = [
+    crops = [
         jclnf.crop(image, box, sizes=(SIDE,)) for image, box in zip(images, boxes, strict=True)
     ]
     forms = {
@@ -91,8 +91,8 @@ def single(alternations: int) -> dict[str, Any]:
     }
 
     def one_by_one(model: jclnf.Model, init: Any) -> None:
-        for piece in pieces:
-            jax.block_until_ready(jclnf.fit(model, jnp.asarray(piece.image), piece.box, init=init))
+        for crop in crops:
+            jax.block_until_ready(jclnf.fit(model, jnp.asarray(crop.image), crop.box, init=init))
 
     works = {name: lambda form=form: one_by_one(*form) for name, form in forms.items()}
     return alternate(works, alternations)
@@ -103,10 +103,10 @@ def compilation() -> dict[str, float]:
     model = jclnf.load_openface(model_file("general"))
     loaded = time.perf_counter()
     (face,) = faces(["000"])
-    piece = jclnf.crop(face.image, face.box, sizes=(SIDE,))
-    first = timed(lambda: jclnf.fit(model, piece.image, piece.box, init=FRONTAL))
+    crop = jclnf.crop(face.image, face.box, sizes=(SIDE,))
+    first = timed(lambda: jclnf.fit(model, crop.image, crop.box, init=FRONTAL))
     done = time.perf_counter()
-    second = timed(lambda: jclnf.fit(model, piece.image, piece.box, init=FRONTAL))
+    second = timed(lambda: jclnf.fit(model, crop.image, crop.box, init=FRONTAL))
     return {
         "imports": IMPORTED - STARTED,
         "loading the model": loaded - IMPORTED,

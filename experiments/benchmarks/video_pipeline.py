@@ -87,7 +87,6 @@ def speed(count: int) -> None:
         + pivot(rows)
     )
     folder = HERE / "video_pipeline"
-    folder.mkdir(exist_ok=True)
     write_results(folder, "The whole of jclnf video", body, {"load": load_before, "rows": rows})
 
 
@@ -112,7 +111,6 @@ def memory(minutes: float) -> None:
         Row("frames a second", kind, 1, counts.frames / seconds),
     ]
     folder = HERE / "video_memory"
-    folder.mkdir(exist_ok=True)
     write_results(
         folder,
         "Memory of a long run",

@@ -6,17 +6,17 @@ load before it began is recorded.
 """
 
 import argparse
+import itertools
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 
 import jclnf
-from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from experiments.common import Row, grey_frames, model_file, pivot, write_results
 from experiments.timing import cpp_fit, timed
 from jclnf.fitting import fit_from
 from jclnf.fitting._parts import fit_parts
@@ -28,16 +28,6 @@ CLIP = "default.wmv"
 START = (147.371, 179.350, 190.917, 197.191)
 ALTERNATIONS = 5
 FRAMES_A_SECOND = 100
-
-
-def decoded() -> list[np.ndarray]:
-    """The clip's frames in grey levels."""
-    video, frames = cv2.VideoCapture(str(OPENFACE / "samples" / CLIP)), []
-    while True:
-        there, frame = video.read()
-        if not there:
-            return frames
-        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
 
 
 def stages(
@@ -70,7 +60,7 @@ def main() -> None:
     model = jclnf.load_openface(model_file("general"), parts=True, validator=True)
     params = jclnf.TrackParams.openface(model)
     tracker = jclnf.Tracker(model, params, single=True)
-    frames = decoded()[:count]
+    frames = list(itertools.islice(grey_frames(CLIP), count))
     (face,) = tracker.step(frames[0], START)
     tracker.step(frames[1])
     prepared = jax.device_put(model.prepare(params.detection))
@@ -109,7 +99,6 @@ def main() -> None:
         f"{len(frames)} frames. Load before it began: {load:.1f}.\n\n" + pivot(rows)
     )
     folder = HERE / "video_speed"
-    folder.mkdir(exist_ok=True)
     write_results(folder, "A tracker's step", body, {"load": load, "rows": rows})
 
 

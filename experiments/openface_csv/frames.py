@@ -3,7 +3,7 @@
     python -m experiments.openface_csv.frames
 
 The mean shape of the bundled model is placed in space and seen by `jclnf.space.Camera`. The
-numbers under the pictures are measured from what the camera sees, by `jclnf.space.head_pose` and
+numbers under the images are measured from what the camera sees, by `jclnf.space.head_pose` and
 `jclnf.space.gaze`.
 """
 
@@ -56,7 +56,7 @@ def look(points: Any) -> np.ndarray:
 
 
 def fitted(translation: Any, rotation: Any) -> SimpleNamespace:
-    """What a perfect fit finds of the mean face at a place in space."""
+    """The result of a perfect fit of the mean face at a place in space."""
     turned = MEAN @ matrix(rotation).T
     centre = look([translation])[0]
     return SimpleNamespace(

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import Face, Row, faces, landmarks_of, recording
+from experiments.common import Row, faces, recording
 from jclnf import Arithmetic, FitParams, FitResult, Model
 from jclnf.openface import FRONTAL, ROTATIONS
+from tests.support.recordings import Face, landmarks_of, rotation_of
 
 SIDE = 512
 """Side of the crops: one for all faces, so that a fit is compiled once."""
@@ -43,8 +44,8 @@ class Fits(NamedTuple):
 def fit_all(cases: list[Face], fit: Fit) -> Fits:
     results = []
     for face in cases:
-        piece = jclnf.crop(face.image, face.box, sizes=(SIDE,))
-        found = jax.device_get(fit(piece).shifted(piece.offset))
+        crop = jclnf.crop(face.image, face.box, sizes=(SIDE,))
+        found = jax.device_get(fit(crop).shifted(crop.offset))
         results.append([getattr(found, name) for name in Fits._fields])
     return Fits(*(np.stack(column) for column in zip(*results, strict=True)))
 
@@ -121,11 +122,11 @@ def neighbours(face: Face, model: Model, params: FitParams, target: np.ndarray) 
 
     If some come close to the recorded landmarks and others do not, it is rounding that decides.
     """
-    piece = jclnf.crop(face.image, face.box, sizes=(SIDE,))
+    crop = jclnf.crop(face.image, face.box, sizes=(SIDE,))
     moves = np.random.default_rng(0).uniform(-NUDGE, NUDGE, (NEIGHBOURS, 4))
-    image, boxes = jnp.asarray(piece.image), jnp.asarray(piece.box + moves, jnp.float32)
+    image, boxes = jnp.asarray(crop.image), jnp.asarray(crop.box + moves, jnp.float32)
     fit_one = jax.jit(lambda box: jclnf.fit(model, image, box, params).landmarks)
-    ends = np.stack([fit_one(box) for box in boxes]) + piece.offset
+    ends = np.stack([fit_one(box) for box in boxes]) + crop.offset
     worst = distances(ends, target).max(1)
     name = f"{NEIGHBOURS} starts moved by {NUDGE} px"
     return {
@@ -142,10 +143,8 @@ def rotated_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
     params = FitParams.openface(model)
     found = []
     for prefix in prefixes:
-        start, name = prefix.split("/")
-        rotation = np.array(start.removeprefix("rotation(").rstrip(")").split(","), np.float32)
-        fit = fitter(jclnf.fit, model, params, init=rotation)
-        found.append(fit_all(faces([name]), fit))
+        fit = fitter(jclnf.fit, model, params, init=rotation_of(prefix))
+        found.append(fit_all(faces([prefix.split("/")[1]]), fit))
     fits = Fits(*(np.concatenate(column) for column in zip(*found, strict=True)))
     return against_recorded("rotated starts", prefixes, recorded, fits, (None, None))
 
@@ -188,20 +187,20 @@ def exact_rows(group: str, exact: Fits, openface: Fits) -> list[Row]:
 def transformed_rows(model: Model) -> Iterator[Row]:
     """The same fits vmapped, and without compilation."""
     cases = faces()[:VMAPPED]
-    pieces = [jclnf.crop(face.image, face.box, sizes=(SIDE,)) for face in cases]
-    images = jnp.stack([piece.image for piece in pieces])
-    boxes = jnp.stack([piece.box for piece in pieces])
+    crops = [jclnf.crop(face.image, face.box, sizes=(SIDE,)) for face in cases]
+    images = jnp.stack([crop.image for crop in crops])
+    boxes = jnp.stack([crop.box for crop in crops])
     frontal = model.defaults.replace(rotations=FRONTAL)
     for arithmetic, which in (*WHOLE.items(), *PARTS.items()):
         params = frontal.replace(arithmetic=which)
-        single = [jclnf.fit(model, p.image, p.box, params).landmarks for p in pieces]
+        single = [jclnf.fit(model, p.image, p.box, params).landmarks for p in crops]
         at_once = jax.vmap(lambda image, box, p=params: jclnf.fit(model, image, box, p))
         error = distances(np.asarray(at_once(images, boxes).landmarks), np.stack(single))
         name = f"vmap against single fits, {VMAPPED} faces"
         yield from same_rows(name, arithmetic, error)
     for arithmetic, which in WHOLE.items():
         params = frontal.replace(arithmetic=which)
-        some = pieces[:EAGER_FACES]
+        some = crops[:EAGER_FACES]
         compiled = [jclnf.fit(model, p.image, p.box, params).landmarks for p in some]
         with jax.disable_jit():
             eager = [jclnf.fit(model, jnp.asarray(p.image), p.box, params).landmarks for p in some]
@@ -219,4 +218,4 @@ def same_rows(name: str, arithmetic: str, error: np.ndarray) -> Iterator[Row]:
 
 
 def fitter(function: Callable[..., FitResult], model: Model, params: FitParams, **more: Any) -> Fit:
-    return lambda piece: function(model, piece.image, piece.box, params, **more)
+    return lambda crop: function(model, crop.image, crop.box, params, **more)

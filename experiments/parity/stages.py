@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import Row, Scale, recording, scales
+from experiments.common import Row, recording
 from jclnf import geometry
 from jclnf.experts._base import landmark_weights
 from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting import _rlms as rlms
 from jclnf.fitting._scales import model_likelihood, reference_shape
 from jclnf.geometry import Pose, project, update
+from tests.support.recordings import Scale, scales
 
 STAGES = 1e-3
 RESPONSES = 1e-4
@@ -90,9 +91,8 @@ def responses_rows(models: dict[str, jclnf.Model]) -> Iterator[Row]:
                 seen = np.asarray(model.experts.visible[scale.index, scale.view])
                 wanted = scale.maps("responses")[seen]
                 areas = jnp.asarray(scale.maps("aoi"))
-                at = jnp.array(scale.index), jnp.array(scale.view), scale.window
                 for form, of_model in forms.items():
-                    found = np.asarray(responses(of_model, areas, *at))[seen]
+                    found = np.asarray(responses(of_model, areas, *scale.position))[seen]
                     error = np.abs(found - wanted).max((1, 2)) / wanted.max((1, 2))
                     worst[form, scale.window, scale.view].extend(error)
         for (form, window, view), errors in sorted(worst.items()):
@@ -133,7 +133,7 @@ def chain_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) ->
                 areas = sample_areas(
                     images[scale.face], landmarks, to_image, size, fixed_point=True
                 )
-                maps = responses(prepared, areas, k, jnp.array(scale.view), scale.window)
+                maps = responses(prepared, areas, *scale.position)
                 seen = np.asarray(model.experts.visible[scale.index, scale.view])
                 groups = {"areas not recorded": seen}
                 if "aoi" in scale:

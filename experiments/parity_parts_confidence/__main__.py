@@ -1,6 +1,5 @@
 """How closely part models and confidence agree with OpenFace's C++."""
 
-import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,11 @@ import numpy as np
 
 import jclnf
 from experiments.common import (
-    OPENFACE,
-    Face,
     Row,
     faces,
-    landmarks_of,
+    missed,
     model_file,
     pivot,
-    read_image,
     recording,
     table,
     write_results,
@@ -27,6 +23,7 @@ from experiments.common import (
 from jclnf import FitParams, FitResult, Model
 from jclnf.fitting import _from_points as from_points
 from jclnf.geometry import project, update
+from tests.support.recordings import Face, landmarks_of, on_canvas
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,27 +37,6 @@ TOO_SMALL = ("006", "078", "090")
 """Large faces whose parts were not fitted, so that their recorded landmarks are projections."""
 
 fit_points = jax.jit(jclnf.fit_points)
-
-
-def large_faces() -> list[Face]:
-    with open(OPENFACE / "images_large" / "boxes.csv", newline="") as f:
-        return [
-            Face(
-                row["image"].removesuffix(".png"),
-                read_image(OPENFACE / "images_large" / row["image"]),
-                np.array([float(row[side]) for side in "xywh"], np.float32),
-            )
-            for row in csv.DictReader(f)
-        ]
-
-
-def on_canvas(cases: list[Face]) -> list[Face]:
-    """The faces in images of one size, filled up with zeros, so that a fit is compiled once."""
-    shape = tuple(np.max([face.image.shape for face in cases], axis=0))
-    canvases = [np.zeros(shape, np.float32) for _ in cases]
-    for canvas, face in zip(canvases, cases, strict=True):
-        canvas[: face.image.shape[0], : face.image.shape[1]] = face.image
-    return [f._replace(image=canvas) for f, canvas in zip(cases, canvases, strict=True)]
 
 
 class Setup(NamedTuple):
@@ -142,7 +118,7 @@ def steps_taken(setups: dict[str, Setup]) -> list[int]:
 
 
 class Outcome(NamedTuple):
-    """What a fit and its recording say of a face's confidence."""
+    """A face's confidence, of a fit and of its recording."""
 
     name: str
     found: float
@@ -241,7 +217,7 @@ def validator_outcomes(setup: Setup, large: list[Face]) -> list[Outcome]:
 
 def main() -> None:
     setups = {kind: Setup.load(kind) for kind in KINDS}
-    cases = on_canvas(large_faces())
+    cases = on_canvas(faces(images="images_large"))
     parts: dict[str, list[Row]] = {"Parameters from landmarks": list(points_rows(setups))}
     fits, trust = (
         [],
@@ -264,9 +240,8 @@ def main() -> None:
     parts["Confidence"] = trust
 
     every = [row for part in parts.values() for row in part]
-    asked = [row for row in every if row.met is not None]
-    missed = [row for row in asked if not row.met]
-    body = [f"{len(asked)} figures were asked for, {len(missed)} of them are not met."]
+    sentence, wrong = missed(every)
+    body = [sentence]
     body += [f"## {name}\n\n{pivot(part)}" for name, part in parts.items()]
     for kind, setup, lines in listed:
         header = ["fit", "px/mm", "face", *(part.name for part in setup.model.parts)]
@@ -277,9 +252,9 @@ def main() -> None:
         "## Confidences that differ\n\n"
         + (table(["fit", "found", "recorded"], shown) if shown else "None.")
     )
-    write_results(HERE, TITLE, "\n\n".join(body), {"rows": every, "not met": missed})
-    if missed:
-        sys.exit(f"{len(missed)} of {len(asked)} figures are not met")
+    write_results(HERE, TITLE, "\n\n".join(body), {"rows": every, "not met": wrong})
+    if wrong:
+        sys.exit(sentence)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def stage(folder: Path) -> str:
 
 
 def compared(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
-    """What differs from the files that there should be."""
+    """Differences from the files that there should be."""
     wrong = [f"missing {name}" for name in expected if name not in found]
     wrong += [f"left behind {name}" for name in found if name not in expected]
     return wrong + [f"other bytes {n}" for n in expected if n in found and found[n] != expected[n]]

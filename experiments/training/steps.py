@@ -1,4 +1,4 @@
-"""What each step of the training brought, on the validation split.
+"""The accuracy after each step of the training, on the validation split.
 
     python -m experiments.training.steps FOLDER MODEL [CCNF_EPOCHS]
 
@@ -7,7 +7,6 @@ experts are trained here, by gradient descent, for as many epochs (default: 4), 
 of the trunk. Nothing is chosen by these figures.
 """
 
-import csv
 import dataclasses
 import os
 import sys
@@ -19,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import DATA, table, write_results
+from experiments.common import annotated, table, validation, write_results
 from experiments.training.ccnf import experts_of, train_ccnf
-from jclnf.annotations import AnnotatedFace
-from jclnf.images import read_image
-from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig, cut_out
+from experiments.training.self_quotient import packed
+from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig
 from jclnf.train._examples import COARSE, FINE
 from jclnf.train._faces import Posed
 
@@ -31,13 +29,6 @@ HERE = Path(__file__).resolve().parent
 
 CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 """Reference pixels per millimetre and windows, as OpenFace's CCNF experts have them."""
-
-
-def packed(faces: list[AnnotatedFace]) -> Faces:
-    pictures, points = zip(
-        *(cut_out(read_image(face.image), face.landmarks) for face in faces), strict=True
-    )
-    return Faces(list(pictures), np.array(points))
 
 
 def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jclnf.Model:
@@ -66,11 +57,7 @@ def main() -> None:
     epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 4
     final = jclnf.load_model(sys.argv[2])
     before = jclnf.load_model(folder / "before_fit.safetensors")
-    annotated = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        rows = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    boxes = [rows[face.image.name] for face in val]
+    val, boxes = validation()
 
     def settings(model: jclnf.Model, **changes: object) -> jclnf.Model:
         return dataclasses.replace(model, defaults=model.defaults.replace(**changes))
@@ -79,7 +66,7 @@ def main() -> None:
     steps = {
         "learned start alone": settings(before, weight_factor=nowhere, regularisation=1 / nowhere),
         f"+ CCNF experts by gradient descent, {epochs} epochs": with_ccnf(
-            before, packed(annotated), folder, epochs
+            before, packed(annotated("train")), folder, epochs
         ),
         "+ trunk": before,
         "+ training through the fit": dataclasses.replace(final, readout=None),

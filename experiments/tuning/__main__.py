@@ -1,4 +1,4 @@
-"""What does tuning by gradients bring? OpenFace's CLNF model, its settings and landmark weights.
+"""Does tuning by gradients help? OpenFace's CLNF model, its settings and landmark weights.
 
     python -m experiments.tuning
 
@@ -8,13 +8,19 @@ width and weight factor gets more than the same time. Both begin at OpenFace's s
 are on the validation split, from eleven starts. Needs the development data.
 """
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
 
 import jclnf
-from experiments.common import DATA, model_file, table, write_results
+from experiments.common import (
+    annotated,
+    disturbed_box,
+    model_file,
+    table,
+    validation,
+    write_results,
+)
 from jclnf.runtime import use_all_cores
 from jclnf.train import TrainConfig, tune
 
@@ -32,27 +38,17 @@ def main() -> None:
     import numpy as np
 
     jclnf.enable_compilation_cache()
-    from jclnf.annotations import AnnotatedFace
-    from jclnf.evaluation import Summary, start_box
+    from jclnf.evaluation import Summary
     from jclnf.images import read_image
 
     rng = np.random.default_rng(0)
-    annotated = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
-    people = jclnf.annotations.split_by_identity(annotated, 0.2, 0)
+    people = jclnf.annotations.split_by_identity(annotated("train"), 0.2, 0)
     picked = [
         [part[i] for i in rng.permutation(len(part))[:count]]
         for part, count in zip(people, (LEARNED, WATCHED), strict=True)
     ]
 
-    def disturbed(faces: list[AnnotatedFace]) -> list[np.ndarray]:
-        boxes = []
-        for face in faces:
-            x, y, w, h = start_box(face)
-            x, y = np.array([x, y]) + rng.normal(0, 0.03, 2) * [w, h]
-            boxes.append(np.array([x, y, *(np.array([w, h]) * np.exp(rng.normal(0, 0.05)))]))
-        return boxes
-
-    boxes = [disturbed(part) for part in picked]
+    boxes = [[disturbed_box(face, rng) for face in part] for part in picked]
     learned, watched = (
         ([read_image(face.image) for face in part], at, [face.landmarks for face in part])
         for part, at in zip(picked, boxes, strict=True)
@@ -102,9 +98,7 @@ def main() -> None:
             print(number, error, flush=True)
     seconds["random search"] = time.perf_counter() - began
 
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        rows = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
+    val, val_boxes = validation()
     lines, figures = [], {}
     for name, m, p in (
         ("OpenFace's settings", plain, default),
@@ -115,7 +109,7 @@ def main() -> None:
             m,
             val,
             p,
-            boxes=[rows[face.image.name] for face in val],
+            boxes=val_boxes,
         ).summary()
         measures = [found.measures[key] for key in ("all_eye", "all_eye_corrected")]
         figures[name] = [measures[1].mean, measures[1].median]

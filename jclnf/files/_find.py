@@ -21,9 +21,10 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists() or len(path.parts) != 1:
         return path
+    bundled = [model for model in bundled_models() if model.stem == str(name)]
     installed = [models_folder() / f"{prefix}{name}.txt" for prefix in ("main_", "")]
-    for candidate in (*bundled_models(), *installed):
-        if candidate.is_file() and candidate.stem in (str(name), f"main_{name}"):
+    for candidate in (*bundled, *installed):
+        if candidate.is_file():
             return candidate
     if path.suffix:
         return path

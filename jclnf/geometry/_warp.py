@@ -80,7 +80,7 @@ def sample_square(
         size: side of the square in its own pixels.
     """
     image = jnp.asarray(image, centre.dtype)
-    packed, first, heights, widths = _pyramid(image)
+    packed, first, heights, widths = _reductions(image)
     a, b = to_image
     steps = jnp.arange(size, dtype=centre.dtype) - (size - 1) / 2
     u, v = steps[None], steps[:, None]
@@ -96,26 +96,33 @@ def sample_square(
         at_x, fx = _split((x - (pixel - 1) / 2) / pixel)
         at_y, fy = _split((y - (pixel - 1) / 2) / pixel)
         extent = heights[level], widths[level]
-        return _bilinear(packed, at_x, at_y, fx, fy, first[level], extent)
+        reduced = _bilinear(packed, at_x, at_y, fx, fy, first[level], extent)
+        return jnp.where(level == 0, _bilinear(image, at_x, at_y, fx, fy), reduced)
 
     high = jnp.minimum(low + 1, len(first) - 1)
     lower = read(low)
     return lower + (level - low.astype(level.dtype)) * (read(high) - lower)
 
 
-def _pyramid(
+def _reductions(
     image: Float[Array, "h w"],
-) -> tuple[Float[Array, "rows w"], Int[Array, " l"], Int[Array, " l"], Int[Array, " l"]]:
-    """An image and its reductions one below the other; their first rows, heights and widths."""
+) -> tuple[Float[Array, "rows columns"], Int[Array, " l"], Int[Array, " l"], Int[Array, " l"]]:
+    """The reductions of an image, each half as large as the one before, one below the other; and of
+    each level, the image itself being the first, first row, height and width.
+
+    The image is not packed with them: of a large one that copy would be most of the work.
+    """
     levels = [image]
     while min(levels[-1].shape) >= 2 * _SMALLEST_LEVEL:
         above = levels[-1]
         above = jnp.pad(above, [(0, side % 2) for side in above.shape])
-        height, width = above.shape
-        levels.append(above.reshape(height // 2, 2, width // 2, 2).mean((1, 3)))
+        quarters = [above[y::2, x::2] for y in (0, 1) for x in (0, 1)]
+        levels.append(sum(quarters[1:], quarters[0]) / 4)
     heights, widths = zip(*(level.shape for level in levels), strict=True)
-    first = np.cumsum([0, *heights[:-1]])
-    padded = [jnp.pad(level, ((0, 0), (0, widths[0] - level.shape[1]))) for level in levels]
+    reduced = levels[1:] or [image[:1, :1]]
+    first = np.cumsum([0, 0, *heights[1:-1]])[: len(levels)]
+    columns = reduced[0].shape[1]
+    padded = [jnp.pad(level, ((0, 0), (0, columns - level.shape[1]))) for level in reduced]
     rows = [jnp.asarray(numbers, jnp.int32) for numbers in (first, heights, widths)]
     return jnp.concatenate(padded), rows[0], rows[1], rows[2]
 

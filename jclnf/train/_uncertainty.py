@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     def covariance(self, pair: Any, inflation: Any, residual: Any) -> Float[Array, "b n 2 2"]:
         """The covariances with these numbers."""
         unit = jnp.eye(2) * self.scales[:, None, None, None] ** 2
-        return inflation * self.covariances[pair] + residual * unit
+        return inflation * jnp.asarray(self.covariances)[pair] + residual * unit
 
 
 def calibrate_uncertainty(

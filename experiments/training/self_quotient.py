@@ -1,11 +1,12 @@
-"""Second part of the bundled model's training: a model of plain pictures learns to see evened ones.
+"""Second part of the bundled model's training: a model of plain images learns to see
+self-quotient images.
 
-    python -m experiments.training.evened FIRST FOLDER
+    python -m experiments.training.self_quotient FIRST FOLDER
 
 FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
 (`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
-the fit on self-quotient images (`jclnf.experts.self_quotient`), from several seeds, and their
-weights averaged; start and shape model are those of the whole training on evened pictures
+the fit on self-quotient images (`self_quotient` of `jclnf.experts`), from several seeds, and their
+weights averaged; start and shape model are those of the whole training on self-quotient images
 (`experiments.training`), which models/default.safetensors holds when this begins. Readout,
 confidence and covariances are learned anew. Twenty minutes on two cores; FOLDER keeps the
 checkpoints.
@@ -24,7 +25,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jclnf
-from experiments.common import DATA, REPOSITORY
+from experiments.common import REPOSITORY, annotated
+from jclnf.annotations import AnnotatedFace
 from jclnf.cli._learning import split_people
 from jclnf.files._serialise import FORMAT_VERSION
 from jclnf.images import read_image
@@ -59,9 +61,9 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
     return jclnf.load_model(copy)
 
 
-def packed(annotated: list[jclnf.annotations.AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
-    pictures, points = zip(*pieces, strict=True)
+def packed(annotated: list[AnnotatedFace]) -> Faces:
+    crops = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
+    pictures, points = zip(*crops, strict=True)
     return Faces(list(pictures), np.array(points))
 
 
@@ -80,9 +82,8 @@ def main() -> None:
         confidence=None,
         uncertainty=None,
     )
-    annotated = jclnf.annotations.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
     people = argparse.Namespace(held_out=0.03, seed=0, data="the training split")
-    faces, held_out = map(packed, split_people(people, annotated))
+    faces, held_out = map(packed, split_people(people, annotated("train")))
     held = one_of_each(BoxExamples.of_fits(held_out))
     both_ways = faces.with_mirrored(MIRROR_68)
     trained = []
