@@ -1,7 +1,7 @@
-"""What the experiments share: the development data, and files of results."""
+"""Shared by the experiments: the development data, and files of results."""
 
-import csv
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -11,18 +11,19 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import cv2
 import numpy as np
 
 import jclnf
 from experiments import REPOSITORY
-from jclnf.geometry import Pose
-from jclnf.images import read_image
+from jclnf.annotations import AnnotatedFace, BoxTable, read_annotations
+from jclnf.evaluation import start_box
+from tests.support import recordings
 
 DATA = Path(os.environ.get("JCLNF_TEST_DATA", REPOSITORY.parent / "shared"))
 OPENFACE = DATA / "openface"
-PASSES = ("rigid", "nonrigid")
 
 
 def model_file(kind: str) -> Path:
@@ -30,106 +31,52 @@ def model_file(kind: str) -> Path:
     return OPENFACE / "model" / f"main_clnf_{kind}.txt"
 
 
-class Face(NamedTuple):
-    name: str
-    image: np.ndarray
-    box: np.ndarray
+faces = functools.partial(recordings.faces, OPENFACE)
+recording = functools.partial(recordings.recording, OPENFACE)
 
 
-def faces(names: Any = None) -> list[Face]:
-    """The faces that C++ fits are recorded for: all 120, or those of the given names."""
-    with open(OPENFACE / "images" / "boxes.csv", newline="") as f:
-        rows = {row["image"].removesuffix(".png"): row for row in csv.DictReader(f)}
-    return [
-        Face(
-            name,
-            read_image(OPENFACE / "images" / f"{name}.png"),
-            np.array([float(rows[name][side]) for side in "xywh"], np.float32),
-        )
-        for name in (rows if names is None else names)
-    ]
+def annotated(split: str) -> list[AnnotatedFace]:
+    """The annotated faces of a split, "train" or "val"."""
+    return read_annotations(DATA / "faces" / "landmarks.csv", split=split)
 
 
-def recording(name: str) -> dict[str, np.ndarray]:
-    """A file of recordings of OpenFace's C++, `openface/reference/<name>.npz`."""
-    with np.load(OPENFACE / "reference" / f"{name}.npz") as arrays:
-        return dict(arrays)
+def validation() -> tuple[list[AnnotatedFace], list[np.ndarray]]:
+    """The validation faces, and the boxes that all methods start from."""
+    val, boxes = annotated("val"), BoxTable(DATA / "faces" / "val_boxes.csv")
+    return val, [boxes.boxes(face.image)[0] for face in val]
 
 
-def landmarks_of(recorded: dict[str, np.ndarray], prefix: str) -> np.ndarray:
-    """Recorded final landmarks, (68, 2)."""
-    return recorded[f"{prefix}/landmarks"].T
+def disturbed_box(face: AnnotatedFace, rng: np.random.Generator) -> np.ndarray:
+    """A face's box, off by as much as those of `validation` are."""
+    x, y, w, h = start_box(face)
+    x, y = np.array([x, y]) + rng.normal(0, 0.03, 2) * [w, h]
+    return np.array([x, y, *(np.array([w, h]) * np.exp(rng.normal(0, 0.05)))])
 
 
-class State(NamedTuple):
-    """Recorded parameters."""
-
-    pose: Pose
-    shape: np.ndarray
+HOPPER_BOX = (180.0, 170.0, 170.0, 165.0)
+"""The face in `hopper()`."""
 
 
-class Iteration(NamedTuple):
-    """One recorded iteration, and the parameters before it."""
+def hopper() -> Path:
+    """matplotlib's sample photograph of Grace Hopper (US Navy, public domain)."""
+    import matplotlib.cbook
 
-    rigid: bool
-    number: int
-    before: State
-    prefix: str
+    return Path(str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
 
 
-class Scale:
-    """One scale of a recorded fit; `scale["sigma"]` are the arrays recorded for it."""
-
-    def __init__(self, arrays: dict[str, np.ndarray], prefix: str, index: int) -> None:
-        self.arrays, self.fit, self.index = arrays, prefix, index
-        self.prefix = f"{prefix}/scale{index}"
-        self.face = prefix.split("/")[-1]
-        self.view = int(self["view"].item())
-        self.window = int(self["window_size"].item())
-        self.start = state(self["params_global_in"], self["params_local_in"])
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[f"{self.prefix}/{name}"]
-
-    def __contains__(self, name: str) -> bool:
-        return f"{self.prefix}/{name}" in self.arrays
-
-    def maps(self, name: str) -> np.ndarray:
-        """`aoi` or `responses` as (68, side, side)."""
-        flat = self[name]
-        side = round(flat.shape[1] ** 0.5)
-        return flat.reshape(-1, side, side)
-
-    def similarity(self, name: str) -> np.ndarray:
-        """A recorded 2x2 similarity as the pair (a, b) of `[[a, -b], [b, a]]`."""
-        matrix = self[name]
-        return np.array([matrix[0, 0], -matrix[0, 1]])
-
-    def at(self, step: Iteration, name: str) -> np.ndarray:
-        """An array recorded for an iteration."""
-        return self[f"{step.prefix}/{name}"]
-
-    def iterations(self) -> Iterator[Iteration]:
-        before = self.start
-        for name in PASSES:
-            number = 0
-            while f"{name}/iter{number}/param_update" in self:
-                prefix = f"{name}/iter{number}"
-                yield Iteration(name == "rigid", number, before, prefix)
-                before = state(self[f"{prefix}/params_global"], self[f"{prefix}/params_local"])
-                number += 1
+def grey_frames(clip: str) -> Iterator[np.ndarray]:
+    """The frames of one of OpenFace's sample clips."""
+    video = cv2.VideoCapture(str(OPENFACE / "samples" / clip))
+    while (frame := video.read()[1]) is not None:
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
 
 
-def state(params_global: np.ndarray, params_local: np.ndarray) -> State:
-    g = params_global.ravel()
-    return State(Pose.from_euler(g[0], g[1:4], g[4:6]), params_local.ravel())
-
-
-def scales(arrays: dict[str, np.ndarray]) -> Iterator[Scale]:
-    """All scales of all fits of a file of recordings."""
-    found = {re.match(r"(.*)/scale(\d+)/", key) for key in arrays if "/scale" in key}
-    for prefix, index in sorted({(match[1], int(match[2])) for match in found}):
-        yield Scale(arrays, prefix, index)
+def box_errors(truth: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of boxes `(n, 4)`: of the centre in sides of the true ones, of the size as a
+    logarithm."""
+    away = (boxes - truth)[:, :2] + (boxes - truth)[:, 2:] / 2
+    size = np.log(np.sqrt(boxes[:, 2:].prod(1) / truth[:, 2:].prod(1)))
+    return np.linalg.norm(away, axis=1) / truth[:, 2:].mean(1), size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +85,7 @@ class Row:
 
     quantity: str
     where: str
-    """What the number was measured on."""
+    """The data that the number was measured on."""
     count: int
     """How many things it is taken over."""
     measured: float
@@ -166,6 +113,13 @@ class Row:
         return f"{self.measured:.4g} {self.unit}".rstrip() + mark
 
 
+def missed(rows: list[Row]) -> tuple[str, list[Row]]:
+    """How many figures were asked for and not met, as a sentence, and those that were not."""
+    asked = [row for row in rows if row.met is not None]
+    wrong = [row for row in asked if not row.met]
+    return f"{len(asked)} figures are asked for; not met: {len(wrong)}.", wrong
+
+
 def table(header: list[str], lines: list[list[Any]]) -> str:
     """A Markdown table."""
     rows = [header, ["---"] * len(header), *lines]
@@ -187,7 +141,7 @@ def pivot(rows: list[Row]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What was run, with what, on what machine."""
+    """The command, the versions and the machine of a run."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         text = Path("/proc/cpuinfo").read_text()
@@ -218,6 +172,7 @@ def _module() -> str:
 
 def write_results(folder: Path, title: str, body: str, numbers: dict[str, Any]) -> None:
     """Write `results.md` and `results.json` into `folder`, and print the former."""
+    folder.mkdir(exist_ok=True)
     about = environment()
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     text = (

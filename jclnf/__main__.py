@@ -2,7 +2,7 @@
 
 import sys
 
-from jclnf.cli._main import main
+from jclnf.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from jclnf.files import load_model
-from jclnf.fitting import FRONTAL, FitResult, FitStatus, Model, fit_hypotheses
-from jclnf.images import crop
+from jclnf.fitting import FitResult, FitStatus, Model, fit
 from jclnf.params import Arithmetic, FitParams
 
 
@@ -25,8 +24,6 @@ class CLNF:
             not given.
         arithmetic: `"exact"` or `"openface"`, see `FitParams`; the model's own default (exact) if
             not given.
-        rotations: start rotations to choose from, see `fit_hypotheses`; if not given, a fit starts
-            where `jclnf.fit` does.
         params: settings instead of the model's own.
 
     Raises:
@@ -39,26 +36,21 @@ class CLNF:
         max_iterations: int | None = None,
         *,
         arithmetic: str | Arithmetic | None = None,
-        rotations: Any = None,
         params: FitParams | None = None,
     ) -> None:
-        loaded = model_dir if isinstance(model_dir, Model) else load_model(model_dir)
-        settings = loaded.defaults if params is None else params
+        self.model = model_dir if isinstance(model_dir, Model) else load_model(model_dir)
+        settings = self.model.defaults if params is None else params
         if max_iterations is not None:
             settings = settings.replace(iterations=max_iterations)
         if arithmetic is not None:
             settings = settings.replace(arithmetic=arithmetic)
         self.params = settings
-        self.model = loaded.prepare(settings)
-        if rotations is None and loaded.start is None:
-            rotations = FRONTAL
-        self.rotations = rotations
 
     def fit(self, gray: np.ndarray, face_bbox: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Fit the face in a box.
 
         Args:
-            gray: `(h, w)` grey levels 0-255.
+            gray: `(h, w)` NumPy array of grey levels 0-255.
             face_bbox: (x, y, w, h) in pixels.
 
         Returns:
@@ -68,11 +60,7 @@ class CLNF:
         Raises:
             ImageError, BoxError: inputs in which no face can be fitted.
         """
-        piece = crop(gray, face_bbox)
-        result = fit_hypotheses(
-            self.model, piece.image, piece.box, self.params, rotations=self.rotations
-        ).shifted(piece.offset)
-        result = jax.device_get(result)
+        result = jax.device_get(fit(self.model, gray, face_bbox, self.params))
         return result.landmarks, describe(result, self.params)
 
 
@@ -118,7 +106,7 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
     return {
         "converged": status == FitStatus.CONVERGED,
         "status": status,
-        "message": status.message,
+        "message": result.message,
         "success": bool(result.success),
         "confidence": None if result.confidence is None else float(result.confidence),
         "landmark_confidence": result.landmark_confidence,

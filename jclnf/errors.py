@@ -1,5 +1,10 @@
 """The errors that jclnf raises on bad input: each names the input and the remedy."""
 
+import dataclasses
+import math
+import types
+from typing import Any, get_args, get_origin
+
 
 class JclnfError(ValueError):
     """Base of all errors that jclnf raises about its input."""
@@ -28,7 +33,7 @@ class AnnotationError(JclnfError):
 
 
 class VideoError(JclnfError):
-    """A video cannot be read, or its results cannot be gone on with."""
+    """A video cannot be read, or its results cannot be resumed."""
 
 
 class BoxError(JclnfError):
@@ -43,9 +48,74 @@ class ParamsError(JclnfError):
     """Fit settings that contradict each other or the model."""
 
 
+class OutputError(JclnfError):
+    """An output cannot be written: no place, no right to, or another process is writing it."""
+
+
 class InstallError(JclnfError):
     """Model files cannot be installed: no room, no network, or not what they should be."""
 
 
 class TrainingError(JclnfError):
     """Training cannot begin, or go on: too few faces, a checkpoint of another training."""
+
+
+def check_fields(module: Any, where: str) -> None:
+    """Check a module's fields by their annotations: types, and sizes that go together.
+
+    For `__check_init__`, so that a model is checked however it is loaded; JAX moves an index beyond
+    the end of an array to its end without a word. What has no shape and dtype, as the placeholders
+    of transformations, passes.
+
+    Raises:
+        ModelFileError: names `where` and the field.
+    """
+    from jaxtyping import jaxtyped  # here, since the command line helps without JAX
+
+    with jaxtyped("context"):
+        for field in dataclasses.fields(module):
+            value = getattr(module, field.name)
+            held = value.items() if get_origin(field.type) is dict else ((None, value),)
+            for key, item in held:
+                key_type, kind = (None, field.type) if key is None else get_args(field.type)
+                if not _is_of(item, kind) or (key is not None and not _is_of(key, key_type)):
+                    name = field.name if key is None else f"{field.name}[{key}]"
+                    raise ModelFileError(where, f"{name} is {_shown(item)}, not {_named(kind)}")
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether it is an array whose numbers can be looked at."""
+    import jax
+
+    return hasattr(value, "__array__") and not isinstance(value, jax.core.Tracer)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, as far as that is one that model files hold."""
+    if hasattr(kind, "dim_str"):
+        arrays = hasattr(value, "shape") and hasattr(value, "dtype")
+        return not arrays or isinstance(value, kind.dtype[object, kind.dim_str])
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return isinstance(value, tuple) and all(_is_of(item, kinds[0]) for item in value)
+        return (
+            isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+        )
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(value, each) for each in get_args(kind))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind in (int, bool, str):
+        return type(value) is kind
+    return value is None or not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _shown(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return repr(value)[:80]
+
+
+def _named(kind: Any) -> str:
+    return getattr(kind, "__name__", "") if hasattr(kind, "dim_str") else str(kind)

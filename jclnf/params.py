@@ -36,7 +36,7 @@ class Arithmetic:
     """
 
     fixed_point_sampling: bool = False
-    """Read areas at positions rounded as OpenCV's `warpAffine` does, see `warp.sample_areas`."""
+    """Read areas at positions rounded as OpenCV's `warpAffine` does, see `sample_areas`."""
     tabulated_kernel: bool = False
     """Read the mean shift's kernel from a table in steps of 0.1 px, see `meanshift.mean_shift`."""
     early_stop: bool = False
@@ -78,6 +78,11 @@ class FitParams(eqx.Module):
     """Standard deviation of the mean-shift kernel at each scale, in response-map pixels."""
     weight_factor: Float[Array, " s"] = eqx.field(converter=lambda v: _floats(v))
     """Factor on the experts' confidences at each scale; 0 weighs all landmarks by 1."""
+    rotations: Float[Array, "r 3"] | None = eqx.field(
+        default=None, kw_only=True, converter=lambda r: None if r is None else as_rotations(r)
+    )
+    """Start rotations that are tried, Euler angles (pitch, yaw, roll) in radians; the likeliest fit
+    is kept. None: the model's learned start, or the frontal mean shape where it has none."""
     windows: tuple[int, ...] = eqx.field(static=True, converter=lambda w: _windows(w))
     """Side of the response maps at each scale, in reference pixels; 0 leaves the scale out."""
     iterations: int = eqx.field(static=True, default=5, converter=lambda n: _whole(n))
@@ -89,7 +94,7 @@ class FitParams(eqx.Module):
     """A pass has converged when an iteration moves the shape by less, in pixels (the norm over
     all coordinates of all landmarks)."""
     parts: bool = eqx.field(static=True, default=False)
-    """Whether the model's part models refine the fitted face, see `fitting/_parts.py`."""
+    """Whether the model's part models refine the fitted face."""
     uncertainty: bool = eqx.field(static=True, default=False)
     """Whether a fit says how far each landmark may be off, see `FitResult.covariance`."""
     derivatives: str = eqx.field(static=True, default="unrolled")
@@ -100,9 +105,9 @@ class FitParams(eqx.Module):
     - `"rematerialised"`: the same numbers, but only where each scale begins is kept, and what
       happened in it is computed again. A fraction of the memory; on a CPU faster as well.
     - `"implicit"`: from the implicit function theorem where the last scale ended, its windows held
-      where they stand (see `fitting/_implicit.py`). Costs least, whatever the number of iterations.
-      Valid where the last pass has converged. By what acts through earlier scales alone (their
-      settings and experts, the box, the start rotation) it is zero.
+      where they stand. Costs least, whatever the number of iterations. Valid where the last pass
+      has converged. With respect to what acts through earlier scales alone (their settings and
+      experts, the box, the start rotation) it is zero.
     """
 
     def __check_init__(self) -> None:
@@ -124,6 +129,8 @@ class FitParams(eqx.Module):
             raise ParamsError(
                 f"derivatives {self.derivatives!r}: they are one of {', '.join(DERIVATIVES)}"
             )
+        if not (isinstance(self.tolerance, (int, float)) and self.tolerance >= 0):
+            raise ParamsError(f"tolerance is {self.tolerance!r}; it must be 0 or more")
         if self.iterations < 1:
             raise ParamsError(f"iterations is {self.iterations}; it must be at least 1")
 
@@ -139,7 +146,8 @@ class FitParams(eqx.Module):
     def openface(model: HasScalings, *, arithmetic: str | Arithmetic = "openface") -> "FitParams":
         """OpenFace's settings for images, in its arithmetic unless told otherwise.
 
-        These, and the two that follow, refine parts if the model has any.
+        These, and the two that follow, start from the frontal mean shape alone, as OpenFace's
+        program for images does, and refine parts if the model has any.
         """
         return _openface(
             model,
@@ -181,6 +189,22 @@ class FitParams(eqx.Module):
             iterations=5,
             arithmetic=Arithmetic.named(arithmetic),
         )
+
+
+def as_rotations(rotations: Any) -> Float[Array, "r 3"]:
+    """One start rotation or several as an array.
+
+    Raises:
+        ParamsError: it is of another shape.
+    """
+    try:
+        array = _floats(rotations)
+    except (TypeError, ValueError):
+        raise ParamsError(f"a rotation is three Euler angles, not {rotations!r}") from None
+    array = array[None] if array.shape == (3,) else array
+    if array.ndim != 2 or array.shape[1] != 3 or len(array) == 0:
+        raise ParamsError(f"rotations are three Euler angles each, (r, 3), not {array.shape}")
+    return array
 
 
 def _floats(values: Any) -> Any:
@@ -234,6 +258,7 @@ def _openface(
         iterations=iterations,
         arithmetic=arithmetic,
         parts=bool(getattr(model, "parts", ())),
+        rotations=jnp.zeros((1, 3), jnp.float32),
     )
 
 

@@ -45,7 +45,7 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str 
 
 
 def use_all_cores(most: int) -> None:
-    """Have a device of JAX's for each processor core, at most `most`, as `fit_batch` can use them.
+    """Have a device of JAX's for each processor core, at most `most`, as `fit_images` can use them.
 
     Only before the first computation; later, or where the user has said how many, it does nothing.
     """
@@ -85,21 +85,14 @@ def silent_stderr() -> Iterator[None]:
 
 def _default_cache() -> Path | None:
     """Return jclnf's own cache folder, or None if the user has no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
+    import jaxlib
+    import platformdirs
+
     try:
-        if os.path.isabs(base):  # the specification: relative ones are to be ignored
-            root = Path(base)
-        elif sys.platform == "win32":
-            root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            root = Path.home() / "Library" / "Caches"
-        else:
-            root = Path.home() / ".cache"
+        root = platformdirs.user_cache_path("jclnf", appauthor=False)
     except RuntimeError:
         return None
-    import jaxlib
-
-    return root / "jclnf" / "jax" / f"{jaxlib.__version__}-{_processor()}"
+    return root / "jax" / f"{jaxlib.__version__}-{_processor()}"
 
 
 def _processor() -> str:

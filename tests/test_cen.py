@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.expert_files import CENFile, random_cen, write_cen
-from support.parity import check_fits, recorded_scales
+from support.recordings import check_fits, recording, scales
 
 import jclnf
 from jclnf import load_openface
@@ -194,12 +194,13 @@ def test_responses_are_openfaces(shared: Path, model: jclnf.Model) -> None:
     respond = eqx.filter_jit(lambda experts, *at: experts.responses(*at, arithmetic=OPENFACE))
     views = set()
     for name in ("stages_ceclm_synthetic", "stages_ceclm_synthetic_rotated"):
-        for scale in recorded_scales(shared, name):
+        for scale in scales(recording(shared / "openface", name)):
             visible = np.asarray(model.experts.visible[scale.index, scale.view])
+            areas = scale.maps("aoi")
             # No areas are recorded for landmarks of the frontal view that use a mirrored expert.
-            seen = visible & (np.abs(scale.areas).max((1, 2)) > 0)
-            found = respond(model.experts, scale.areas, *scale.at)
-            assert np.abs(found - scale.responses)[seen].max() <= 5e-5
+            seen = visible & (np.abs(areas).max((1, 2)) > 0)
+            found = respond(model.experts, jnp.asarray(areas), *scale.position)
+            assert np.abs(found - scale.maps("responses"))[seen].max() <= 5e-5
             views.add(scale.view)
     assert views == set(range(7))
 
@@ -207,5 +208,6 @@ def test_responses_are_openfaces(shared: Path, model: jclnf.Model) -> None:
 def test_fits_are_openfaces(shared: Path, model: jclnf.Model) -> None:
     angles = ("0,-0.4,0", "0,0.85,-0.1", "0,-1.25,0", "0,1.25,0")
     starts = [(f"rotation({a})/{name}", name) for a in angles for name in ("000", "050")]
-    check_fits(shared, model, "stages_ceclm_synthetic_rotated", starts, median=0.02, worst=0.1)
+    name = "stages_ceclm_synthetic_rotated"
+    check_fits(shared / "openface", model, name, starts, median=0.02, worst=0.1)
     assert jax.tree.leaves(model.experts.weights)[0].shape[0] == 4 * 210

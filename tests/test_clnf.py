@@ -48,7 +48,7 @@ def test_a_batch_gives_the_single_fits_in_each_images_own_frame(face):
     pads = [((0, 0), (0, 0)), ((40, 300), (100, 200)), ((7, 0), (0, 3))]
     images = [np.pad(face.image, pad) for pad in pads]
     boxes = np.array([face.box + [pad[1][0], pad[0][0], 2, 0] for pad in pads])
-    batch = jclnf.fit_batch(face.model, images, boxes)
+    batch = jclnf.fit_images(face.model, images, boxes)
     clnf = jclnf.CLNF(face.model)
     for i, (image, box) in enumerate(zip(images, boxes, strict=True)):
         landmarks, _ = clnf.fit(image, box)
@@ -57,13 +57,13 @@ def test_a_batch_gives_the_single_fits_in_each_images_own_frame(face):
 
 def test_a_batch_needs_a_box_for_each_image(face):
     for images, boxes in (([], np.zeros((0, 4))), ([face.image], [face.box, face.box])):
-        with pytest.raises(jclnf.BoxError, match="as many boxes"):
-            jclnf.fit_batch(face.model, images, boxes)
-    with pytest.raises(jclnf.BoxError):
-        jclnf.fit_batch(face.model, [face.image], [[np.nan, 0, 5, 5]])
+        with pytest.raises(jclnf.errors.BoxError, match="boxes"):
+            jclnf.fit_images(face.model, images, boxes)
+    with pytest.raises(jclnf.errors.BoxError):
+        jclnf.fit_images(face.model, [face.image], [[np.nan, 0, 5, 5]])
     good = [100, 100, 120, 120]
-    with pytest.raises(jclnf.BoxError, match=r"^face 1: "):
-        jclnf.fit_batch(face.model, [face.image] * 2, [good, [0, 0, -1, 5]])
+    with pytest.raises(jclnf.errors.BoxError, match=r"^face 1: "):
+        jclnf.fit_images(face.model, [face.image] * 2, [good, [0, 0, -1, 5]])
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_a_batch_over_two_devices_is_the_batch_over_one():
         face = planted()
         boxes = face.box + np.arange(5)[:, None] * [0.5, 0.3, 0, 0]
         starts = [[0, 0, 0], [0, 0.5, 0]]
-        result = jclnf.fit_batch(face.model, [face.image] * 5, boxes, rotations=starts)
+        result = jclnf.fit_images(face.model, [face.image] * 5, boxes, init=starts)
         assert jax.local_device_count() == int(sys.argv[1])
         print(json.dumps(np.asarray(result.landmarks).tolist()))
     """
@@ -107,8 +107,8 @@ def test_vmapped_fits_on_two_devices_do_not_wait_for_each_other(shared):
         import jax.numpy as jnp, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec
         import jclnf
-        model = jclnf.load_openface(sys.argv[1]).prepare()
-        params = model.defaults.replace(windows=(11, 0, 0))
+        model = jclnf.load_openface(sys.argv[1])
+        params = model.defaults.replace(windows=(11, 0, 0), rotations=None)
         image = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (160, 160)), jnp.float32)
         boxes = np.array([40, 40, 70, 70], np.float32) + np.arange(32)[:, None] * [0.1, 0.1, 0, 0]
         mesh, split = jax.make_mesh((2,), ("faces",)), PartitionSpec("faces")

@@ -8,19 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array, Float
 from safetensors.numpy import load_file, save_file
 from support.synthetic import planted
 
 import jclnf
 from jclnf._clnf import describe
-from jclnf.fitting import Confidence, Validator, characteristics, finish
-from jclnf.fitting._result import SUCCESS_CONFIDENCE
+from jclnf.fitting import AbstractConfidence, Confidence, characteristics, postprocess
 from jclnf.geometry import displaced
 from jclnf.params import as_dtype
+from jclnf.train import Faces, TrainConfig
 from jclnf.train._confidence import calibrated, train_evidence
-from jclnf.train._faces import Faces
-from jclnf.train._fit_examples import KINDS, PICTURE, FitExamples, Fits, fits_of, made, no_face
-from jclnf.train._loop import Course
+from jclnf.train._fit_examples import (
+    KINDS,
+    TRIAL_SIZE,
+    FitExamples,
+    Fits,
+    fits_of,
+    no_face,
+    repeated,
+)
 
 N, M = 20, 4
 INPUTS = N + 6 + M
@@ -56,7 +63,7 @@ def plain(face, box):
 
 
 def finished(face, model, plain):
-    return finish(model, face.image, plain, model.defaults)
+    return postprocess(model, face.image, plain, model.defaults)
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +94,32 @@ def test_a_success_is_over_the_models_threshold(face, model, plain, fitted):
         by = dataclasses.replace(model.confidence, threshold=jnp.float32(threshold))
         again = finished(face, dataclasses.replace(model, confidence=by), plain)
         assert bool(again.success) == (said > threshold)
-    # A validator's confidence has OpenFace's limit, also in a result that says none.
-    for value in (SUCCESS_CONFIDENCE - 0.01, SUCCESS_CONFIDENCE + 0.01):
-        one = dataclasses.replace(fitted, confidence=jnp.float32(value), threshold=None)
-        assert bool(one.success) == (value > SUCCESS_CONFIDENCE)
     assert plain.confidence is None
     assert plain.landmark_confidence is None
     assert plain.success
 
 
-def test_a_validator_goes_first(face, model, plain, fitted, monkeypatch):
-    monkeypatch.setattr("jclnf.fitting._validator.confidence", lambda *_: jnp.float32(0.7))
-    both = dataclasses.replace(model, validator=Validator(jnp.zeros((1, 3)), ()))
-    result = finished(face, both, plain)
-    assert float(result.confidence) == pytest.approx(0.7)
-    assert not result.success
-    np.testing.assert_array_equal(result.landmark_confidence, fitted.landmark_confidence)
+class Half(AbstractConfidence):
+    """Sure of half of every face, and of nothing else."""
+
+    threshold: Float[Array, ""]
+
+    def judge(self, pdm, image, result):
+        return 0.5 * (image.mean() > 0) + 0 * pdm.mean.sum() * result.likelihood, None
+
+    def misfit(self, pdm):
+        return f"it is of no use to {pdm.n_modes} modes" if self.threshold < 0 else None
+
+
+def test_another_kind_of_confidence(face, plain):
+    for threshold in (0.4, 0.6):
+        model = dataclasses.replace(face.model, confidence=Half(jnp.float32(threshold)))
+        result = finished(face, model, plain)
+        assert float(result.confidence) == 0.5
+        assert result.landmark_confidence is None
+        assert bool(result.success) == (threshold < 0.5)
+    with pytest.raises(jclnf.errors.ModelFileError, match="planted: it is of no use"):
+        dataclasses.replace(face.model, confidence=Half(jnp.float32(-1)))
 
 
 def test_a_failed_fit_is_not_trusted_at_all(face, model, plain):
@@ -114,7 +131,7 @@ def test_a_failed_fit_is_not_trusted_at_all(face, model, plain):
 
 
 def test_batches_and_descriptions_have_it(face, model, box, fitted):
-    batch = jclnf.fit_batch(model, [face.image, face.image], np.stack([box, face.box]))
+    batch = jclnf.fit_images(model, [face.image, face.image], np.stack([box, face.box]))
     assert batch.confidence.shape == batch.threshold.shape == (2,)
     assert batch.landmark_confidence.shape == (2, N)
     assert batch.confidence[0] == pytest.approx(float(fitted.confidence), abs=1e-3)
@@ -164,16 +181,18 @@ def _header(path):
 
 
 def test_a_confidence_of_another_model_is_refused(face, model, tmp_path):
-    with pytest.raises(jclnf.ModelFileError, match="for 19 landmarks and 4 modes, not 20 and 4"):
+    with pytest.raises(
+        jclnf.errors.ModelFileError, match="for 19 landmarks and 4 modes, not 20 and 4"
+    ):
         dataclasses.replace(face.model, confidence=confidence(n=19))
-    with pytest.raises(jclnf.ModelFileError, match="for 20 landmarks and 5 modes"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="for 20 landmarks and 5 modes"):
         dataclasses.replace(face.model, confidence=confidence(m=5))
     path = tmp_path / "model.safetensors"
     jclnf.save_model(model, path)
     tensors = load_file(path)
     tensors["confidence.out"] = tensors["confidence.out"][:-1].copy()
     save_file(tensors, path, metadata={"jclnf": _header(path)})
-    with pytest.raises(jclnf.ModelFileError, match="confidence"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="confidence"):
         jclnf.load_model(path)
 
 
@@ -189,7 +208,9 @@ def examples_of_fits(count: int, seed: int) -> Fits:
 
 
 def test_it_learns_to_tell_right_from_wrong():
-    learned = train_evidence(examples_of_fits(4000, 0), Course(6, batch=64, rate=3e-3), quiet=True)
+    learned = train_evidence(
+        examples_of_fits(4000, 0), TrainConfig(6, batch_size=64, learning_rate=3e-3), quiet=True
+    )
     other = examples_of_fits(1000, 1)
     logits = np.asarray(jax.vmap(learned.evidence)(jnp.asarray(other.given)))
     assert ((logits[:, 0] > 0) == (other.error < 10)).mean() > 0.95
@@ -223,40 +244,40 @@ def test_calibration_finds_the_line_that_chance_followed():
 def dotted():
     """Faces of few landmarks, each a bright dot."""
     rng = np.random.default_rng(3)
-    pictures, points = [], []
+    images, points = [], []
     for _ in range(3):
-        picture = np.full((200, 220), 60, np.uint8)
+        image = np.full((200, 220), 60, np.uint8)
         at = rng.uniform([70, 60], [150, 140], (9, 2)).round()
         for x, y in at.astype(int):
-            cv2.circle(picture, (x, y), 3, 250, -1)
-        pictures.append(picture)
+            cv2.circle(image, (x, y), 3, 250, -1)
+        images.append(image)
         points.append(at)
-    return Faces(pictures, np.array(points)), rng.permutation(9)
+    return Faces(images, np.array(points)), rng.permutation(9)
 
 
 def test_examples_show_their_landmarks_where_they_say(dotted, monkeypatch):
     faces, mirror = dotted
-    monkeypatch.setattr("jclnf.train._fit_examples.augment", lambda picture, _: picture)
+    monkeypatch.setattr("jclnf.train._fit_examples.augment", lambda image, _: image)
     bright = dark = without = 0
-    for example in made(FitExamples(faces, np.arange(9)), 3, 40, seed=0):
-        picture, points = example["picture"], example["points"]
-        assert picture.shape == (PICTURE, PICTURE)
-        assert picture.dtype == np.uint8
+    for example in repeated(FitExamples(faces, np.arange(9)), 40, seed=0):
+        image, points = example["image"], example["points"]
+        assert image.shape == (TRIAL_SIZE, TRIAL_SIZE)
+        assert image.dtype == np.uint8
         x, y, w, h = example["box"]
-        np.testing.assert_allclose([x + w / 2, y + h / 2], (PICTURE - 1) / 2, atol=1e-3)
+        np.testing.assert_allclose([x + w / 2, y + h / 2], (TRIAL_SIZE - 1) / 2, atol=1e-3)
         if np.isnan(points).any():
             assert np.isnan(points).all()
             without += 1
             continue
-        inside = points[((points > 2) & (points < PICTURE - 3)).all(1)]
+        inside = points[((points > 2) & (points < TRIAL_SIZE - 3)).all(1)]
         at = inside.round().astype(int)
-        seen = picture[at[:, 1], at[:, 0]] > 140
+        seen = image[at[:, 1], at[:, 0]] > 140
         bright, dark = bright + seen.sum(), dark + (~seen).sum()
     assert bright > 20 * max(dark, 1)
     assert without == pytest.approx(120 * KINDS["nothing"], abs=15)
     # The other way round they have the mirrored landmarks' names.
     makes = (FitExamples(faces, names) for names in (np.arange(9), mirror))
-    pairs = [list(made(make, 3, 4, seed=1)) for make in makes]
+    pairs = [list(repeated(make, 4, seed=1)) for make in makes]
     ways = {
         "same" if np.array_equal(a["points"], b["points"], equal_nan=True) else "mirrored"
         for a, b in zip(*pairs, strict=True)
@@ -268,18 +289,18 @@ def test_examples_show_their_landmarks_where_they_say(dotted, monkeypatch):
 
 def test_examples_follow_from_the_seed(dotted):
     make = FitExamples(*dotted)
-    one, two = (list(made(make, 3, 2, seed=5, threads=t)) for t in (1, 3))
+    one, two = (list(repeated(make, 2, seed=5, threads=t)) for t in (1, 3))
     for a, b in zip(one, two, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_pictures_of_no_face_are_none_of_the_face(dotted, rng):
-    picture = dotted[0].pictures[0]
-    made = [no_face(picture, rng) for _ in range(20)]
+def test_images_of_no_face_are_none_of_the_face(dotted, rng):
+    image = dotted[0].images[0]
+    made = [no_face(image, rng) for _ in range(20)]
     for other in made:
         assert other.dtype == np.uint8
-        shared = picture[: other.shape[0], : other.shape[1]]
+        shared = image[: other.shape[0], : other.shape[1]]
         assert np.corrcoef(other.ravel(), shared.ravel())[0, 1] < 0.5
 
 
@@ -290,10 +311,10 @@ def test_fits_of_examples_are_fits(face, monkeypatch):
     for shift in (0, 70, 0):
         examples.append(
             {
-                "picture": face.image.astype(np.uint8),
+                "image": face.image.astype(np.uint8),
                 "box": face.box + np.float32([shift, 0, 0, 0]),
                 "points": face.landmarks.astype(np.float32),
-                "moved": np.float32(0),
+                "far": np.float32(0),
                 "seed": np.uint32(0),
             }
         )

@@ -10,7 +10,7 @@ import skimage.data
 from conftest import REPOSITORY
 
 import jclnf
-from jclnf.train._faces import MIRROR_68
+from jclnf.train import MIRROR_68
 
 # Read off the photograph by eye: outer and inner corners of the eyes, the base of the nose, the
 # corners of the mouth, the chin.
@@ -168,10 +168,12 @@ def test_derivatives_go_through_the_whole_of_it(model, grey):
 
 @pytest.mark.slow
 def test_it_is_as_accurate_as_its_card_says(model, shared):
-    faces = jclnf.read_annotations(shared / "faces" / "landmarks.csv", split="val")[::5]
+    faces = jclnf.annotations.read_annotations(shared / "faces" / "landmarks.csv", split="val")[::5]
     with open(shared / "faces" / "val_boxes.csv", newline="") as f:
         boxes = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    found = jclnf.evaluate(model, faces, boxes=[boxes[face.image.name] for face in faces])
+    found = jclnf.evaluation.evaluate(
+        model, faces, boxes=[boxes[face.image.name] for face in faces]
+    )
     error = found.summary().measures["all_eye"]
     assert error.not_fitted == 0
     assert error.mean < ACCURACY

@@ -47,7 +47,7 @@ def at_of(face, start, **changes):
 def fitted(at, **changes):
     model = jclnf.Model(at["pdm"], at["experts"], at["params"])
     params = at["params"].replace(**changes)
-    return jclnf.fit(model, at["image"], at["box"], params, rotation=at["rotation"])
+    return jclnf.fit(model, at["image"], at["box"], params, init=at["rotation"])
 
 
 def measure(result):
@@ -212,7 +212,7 @@ def test_degenerate_places_have_finite_derivatives(face, start, derivatives):
     def slopes(image, box, rotation):
         def loss(params, image, box, rotation, bias):
             changed = eqx.tree_at(lambda m: m.experts.bias, model, bias)
-            result = jclnf.fit(changed, image, box, params, rotation=rotation)
+            result = jclnf.fit(changed, image, box, params, init=rotation)
             return measure(result)
 
         how = params.replace(derivatives=derivatives)
@@ -261,5 +261,7 @@ def test_a_landmark_at_the_border_of_its_window_has_derivatives(face):
 
 
 def test_an_unknown_way_is_named():
-    with pytest.raises(jclnf.ParamsError, match=r"'backwards'.*unrolled, rematerialised, implicit"):
+    with pytest.raises(
+        jclnf.errors.ParamsError, match=r"'backwards'.*unrolled, rematerialised, implicit"
+    ):
         default_params(derivatives="backwards")

@@ -10,7 +10,7 @@ import pytest
 
 from jclnf.detect import Detector, HaarDetector, YuNetDetector, find_faces, make_detector
 from jclnf.errors import DetectorError, ImageError, JclnfError, ModelFileError
-from jclnf.images import Photo
+from jclnf.images import ImageFile
 
 COLOUR = np.zeros((60, 80, 3), np.uint8)
 COLOUR[..., 2] = 200
@@ -29,7 +29,7 @@ class Recorder:
         return self.boxes
 
 
-@pytest.mark.parametrize("picture", [COLOUR, GREY, Photo(GREY, COLOUR, Path("photo.png"))])
+@pytest.mark.parametrize("picture", [COLOUR, GREY, ImageFile(GREY, COLOUR, Path("photo.png"))])
 def test_a_detector_gets_what_it_wants(picture):
     wants_grey, wants_colour = Recorder(), Recorder(wants_colour=True)
     find_faces(wants_grey, picture)

@@ -1,4 +1,4 @@
-"""Early termination: against a plain restatement, and its two forms against each other.
+"""Early termination: its two forms against a plain restatement.
 
 No recorded fit of OpenFace uses it.
 """
@@ -14,9 +14,12 @@ import pytest
 from support.synthetic import default_params, planted
 
 import jclnf
-from jclnf import EarlyTermination, FitStatus, ModelFileError, ParamsError
-from jclnf.fitting import _hypotheses as hypotheses
-from jclnf.openface._early_termination import read_early_termination
+from jclnf import FitStatus
+from jclnf.errors import ModelFileError
+from jclnf.fitting import fit_face
+from jclnf.openface import EarlyTermination
+from jclnf.openface import _early_termination as early
+from jclnf.openface._read_early_termination import read_early_termination
 
 ROTATIONS = np.array(
     [[0.0, -0.9, 0.3], [0.2, 1.2, 0.0], [0, 0, 0], [0, 0.1, 0], [0.4, 0, 0.2]], np.float32
@@ -38,11 +41,11 @@ def box(face):
 def begun(face, box):
     """The fits at the first scale, one after the other: likelihood and view."""
     first = PARAMS.replace(windows=(PARAMS.windows[0], 0))
-    fits = [jclnf.fit(face.model, face.image, box, first, rotation=r) for r in ROTATIONS]
+    fits = [jclnf.fit(face.model, face.image, box, first, init=r) for r in ROTATIONS]
     return fits, [float(f.likelihood) for f in fits], [int(f.trace.view[0]) for f in fits]
 
 
-fit_from = eqx.filter_jit(jclnf.fit_from)
+fit_from = eqx.filter_jit(jclnf.fitting.fit_from)
 
 
 def rule_of(weight, bias, cutoff) -> EarlyTermination:
@@ -103,29 +106,30 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_forms_do_what_is_said(face, box, begun, rules, name) -> None:
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_it_does_what_is_said(face, box, begun, rules, monkeypatch, name, one_by_one) -> None:
+    """Both on a CPU and on accelerators, where all starts run at once."""
+    monkeypatch.setattr(early, "one_by_one", lambda: one_by_one)
     rule, accepted = rules[name]
     winner, expected = restated(face, begun, rule)
     if accepted is not None:
         assert winner == accepted
-    model = with_rule(face, rule)
-    on_host = jclnf.fit_until_accepted(model, face.image, box, PARAMS, rotations=ROTATIONS)
-    in_graph = jclnf.fit_hypotheses(model, face.image, box, PARAMS, rotations=ROTATIONS)
-    for found in (on_host, in_graph):
-        np.testing.assert_allclose(found.landmarks, expected.landmarks, atol=2e-3)
-        np.testing.assert_allclose(found.likelihood, expected.likelihood, atol=1e-3)
-        assert found.status == expected.status
-        assert found.trace.performed.shape == (2, 2, PARAMS.iterations)
-        np.testing.assert_array_equal(found.trace.view[1:], expected.trace.view)
-        assert found.trace.view[0] == begun[2][winner]
+    found = eqx.filter_jit(lambda m: fit_face(m, face.image, box, jnp.asarray(ROTATIONS), PARAMS))(
+        with_rule(face, rule)
+    )
+    np.testing.assert_allclose(found.landmarks, expected.landmarks, atol=2e-3)
+    np.testing.assert_allclose(found.likelihood, expected.likelihood, atol=1e-3)
+    assert found.status == expected.status
+    assert found.trace.performed.shape == (2, 2, PARAMS.iterations)
+    np.testing.assert_array_equal(found.trace.view[1:], expected.trace.view)
+    assert found.trace.view[0] == begun[2][winner]
 
 
 def test_an_accepted_start_gives_a_fit_in_one_go(face, box, rules) -> None:
-    rule, _ = rules["everybody"]
-    for rotation in ROTATIONS[1:3]:
-        whole = jclnf.fit(face.model, face.image, box, PARAMS, rotation=rotation)
-        model = with_rule(face, rule)
-        found = jclnf.fit_until_accepted(model, face.image, box, PARAMS, rotations=[rotation])
+    model = with_rule(face, rules["everybody"][0])
+    for first in (1, 2):
+        whole = jclnf.fit(face.model, face.image, box, PARAMS, init=ROTATIONS[first])
+        found = jclnf.fit(model, face.image, box, PARAMS, init=ROTATIONS[first : first + 2])
         np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
         assert jax.tree.structure(found) == jax.tree.structure(whole)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
@@ -133,31 +137,37 @@ def test_an_accepted_start_gives_a_fit_in_one_go(face, box, rules) -> None:
         np.testing.assert_array_equal(found.trace.performed, whole.trace.performed)
 
 
-def test_the_host_begins_no_more_starts_than_it_needs(face, box, rules, monkeypatch) -> None:
-    begin, complete, calls = hypotheses._begin_compiled, hypotheses._complete_compiled, []
-    monkeypatch.setattr(
-        hypotheses, "_begin_compiled", lambda *a: calls.append("begin") or begin(*a)
-    )
-    monkeypatch.setattr(
-        hypotheses, "_complete_compiled", lambda *a: calls.append("complete") or complete(*a)
-    )
+def test_no_more_starts_are_fitted_than_it_needs(face, box, rules, monkeypatch) -> None:
+    """One after the other, as on a CPU."""
+    begin, complete, calls = early.begin, early.complete, []
+
+    def counted(name, work):
+        def call(*args):
+            jax.debug.callback(lambda: calls.append(name))
+            return work(*args)
+
+        return call
+
+    monkeypatch.setattr(early, "begin", counted("begin", begin))
+    monkeypatch.setattr(early, "complete", counted("complete", complete))
+    params = PARAMS.replace(iterations=1)  # compiled by no other test
     for name, expected in (
         ("everybody", ["begin", "complete"]),
         ("nobody", ["begin"] * 5 + ["complete"] * 3),
     ):
         calls.clear()
         model = with_rule(face, rules[name][0])
-        jclnf.fit_until_accepted(model, face.image, box, PARAMS, rotations=ROTATIONS)
-        assert calls == expected
+        jax.block_until_ready(jclnf.fit(model, face.image, box, params, init=ROTATIONS))
+        jax.effects_barrier()
+        assert sorted(calls) == expected
 
 
 def test_a_face_that_becomes_too_small_stays_as_it_was(face, rules) -> None:
     tiny = np.float32([100, 100, 15, 15])
-    whole = jclnf.fit(face.model, face.image, tiny, PARAMS, rotation=ROTATIONS[2])
+    whole = jclnf.fit(face.model, face.image, tiny, PARAMS, init=ROTATIONS[2])
     assert whole.status == FitStatus.FACE_TOO_SMALL
-    rule, _ = rules["everybody"]
-    model = with_rule(face, rule)
-    found = jclnf.fit_until_accepted(model, face.image, tiny, PARAMS, rotations=ROTATIONS[2:3])
+    model = with_rule(face, rules["everybody"][0])
+    found = jclnf.fit(model, face.image, tiny, PARAMS, init=ROTATIONS[2:4])
     assert found.status == FitStatus.FACE_TOO_SMALL
     np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
     assert not found.trace.performed[1].any()
@@ -165,10 +175,9 @@ def test_a_face_that_becomes_too_small_stays_as_it_was(face, rules) -> None:
 
 def test_with_one_scale_there_is_nothing_to_complete(face, box, rules) -> None:
     params = PARAMS.replace(windows=(0, PARAMS.windows[1]))
-    whole = jclnf.fit(face.model, face.image, box, params, rotation=ROTATIONS[0])
-    rule, _ = rules["everybody"]
-    model = with_rule(face, rule)
-    found = jclnf.fit_until_accepted(model, face.image, box, params, rotations=ROTATIONS)
+    whole = jclnf.fit(face.model, face.image, box, params, init=ROTATIONS[0])
+    model = with_rule(face, rules["everybody"][0])
+    found = jclnf.fit(model, face.image, box, params, init=ROTATIONS)
     np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=1e-3)
 
 
@@ -177,10 +186,10 @@ def test_its_derivatives_are_those_of_the_fit_that_is_kept(face, box, rules) -> 
     model = with_rule(face, rules["everybody"][0])
 
     def kept(box):
-        return jclnf.fit_hypotheses(model, face.image, box, PARAMS, rotations=ROTATIONS).landmarks
+        return jclnf.fit(model, face.image, box, PARAMS, init=ROTATIONS).landmarks
 
     def alone(box):
-        return jclnf.fit(face.model, face.image, box, PARAMS, rotation=ROTATIONS[0]).landmarks
+        return jclnf.fit(face.model, face.image, box, PARAMS, init=ROTATIONS[0]).landmarks
 
     along = jnp.array([1.0, -0.5, 0.3, 0.2])
     found, expected = (
@@ -201,11 +210,6 @@ def test_likelihoods_that_are_not_numbers_are_last() -> None:
 def test_rules_for_other_views(face) -> None:
     with pytest.raises(ModelFileError, match="not one for the 2 views"):
         with_rule(face, rule_of(*np.ones((3, 3))))
-
-
-def test_models_without_a_rule(face, box) -> None:
-    with pytest.raises(ParamsError, match="use fit_hypotheses"):
-        jclnf.fit_until_accepted(face.model, face.image, box, PARAMS)
 
 
 def test_a_rule_is_saved_with_its_model(face, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_they_survive_being_saved(case: Case, tmp_path) -> None:
     params = jclnf.FitParams.openface(case.experts).replace(windows=WINDOWS)
     model = jclnf.Model(random_pdm(N), case.experts, params, "small")
     if case.kind == "prepared ccnf":
-        with pytest.raises(jclnf.ModelFileError, match="before it is prepared"):
+        with pytest.raises(jclnf.errors.ModelFileError, match="before it is prepared"):
             jclnf.save_model(model, tmp_path / "model.safetensors")
         return
     jclnf.save_model(model, tmp_path / "model.safetensors")

@@ -1,6 +1,7 @@
 """The fit as a whole, on a face whose landmarks are known because its experts look for them."""
 
 import dataclasses
+import gc
 import sys
 
 import equinox as eqx
@@ -11,6 +12,8 @@ import pytest
 from support.synthetic import default_params, planted
 
 import jclnf
+from jclnf.fitting import _fit as module
+from jclnf.fitting import prepared
 from jclnf.geometry import pose_from_box, project
 from jclnf.params import as_dtype
 
@@ -119,11 +122,11 @@ def test_jit_agrees_with_eager(face, start):
     np.testing.assert_allclose(eager.landmarks, compiled.landmarks, atol=1e-3)
 
 
-def test_a_second_photo_of_the_same_size_compiles_nothing(face, start, monkeypatch):
+def test_a_second_image_of_the_same_size_compiles_nothing(face, start, monkeypatch):
     traces = []
-    module = sys.modules["jclnf.fitting._fit"]
-    original = module.fit_from
-    monkeypatch.setattr(module, "fit_from", lambda *args: traces.append(1) or original(*args))
+    hypotheses = sys.modules["jclnf.fitting._hypotheses"]
+    original = hypotheses.fit_from
+    monkeypatch.setattr(hypotheses, "fit_from", lambda *args: traces.append(1) or original(*args))
     params = default_params(iterations=3)
     for i in range(4):
         piece = jclnf.crop(face.image, start + i)
@@ -155,14 +158,14 @@ def test_equal_windows_are_scanned_with_the_same_result(face, start):
     params = default_params(windows=(7, 7))
     together = jclnf.fit(face.model, face.image, start, params)
     first = jclnf.fit(face.model, face.image, start, params.replace(windows=(7, 0)))
-    second = eqx.filter_jit(jclnf.fit_from)(
+    second = eqx.filter_jit(jclnf.fitting.fit_from)(
         face.model, face.image, first.pose, first.shape, params.replace(windows=(0, 7))
     )
     np.testing.assert_allclose(together.landmarks, second.landmarks, atol=1e-3)
 
 
 def test_the_view_is_the_nearest_and_hides_its_landmarks(face, start):
-    result = jclnf.fit(face.model, face.image, start, rotation=(0.0, 1.4, 0.0))
+    result = jclnf.fit(face.model, face.image, start, init=(0.0, 1.4, 0.0))
     assert int(result.trace.view[0]) == 1
     np.testing.assert_array_equal(result.trace.peak_offset[0, :, :, 0], 0)
     final_view = int(result.trace.view[-1])
@@ -171,16 +174,19 @@ def test_the_view_is_the_nearest_and_hides_its_landmarks(face, start):
 
 def test_hypotheses_keep_the_likeliest(face, start):
     rotations = np.array([[0, 0.9, 0], [0, 0, 0], [0, -0.9, 0.4]], np.float32)
-    best = jclnf.fit_hypotheses(face.model, face.image, start, rotations=rotations)
-    fits = [jclnf.fit(face.model, face.image, start, rotation=r) for r in rotations]
+    best = jclnf.fit(face.model, face.image, start, init=rotations)
+    fits = [jclnf.fit(face.model, face.image, start, init=r) for r in rotations]
     likeliest = max(fits, key=lambda one: float(one.likelihood))
     np.testing.assert_allclose(best.landmarks, likeliest.landmarks, atol=2e-3)
     assert np.linalg.norm(best.landmarks - face.landmarks, axis=1).max() < 1.0
 
 
 def test_statuses(face, start):
-    def status(model=face.model, image=face.image, box=start, params=None, **more):
-        return jclnf.FitStatus(int(jclnf.fit(model, image, box, params, **more).status))
+    def status(model=face.model, image=face.image, box=start, params=None):
+        # A JAX array is taken as it is.
+        fit = jclnf.fit(model, jnp.asarray(image), box, params)
+        assert fit.message.endswith(".")
+        return jclnf.FitStatus(int(fit.status))
 
     assert status() in (jclnf.FitStatus.CONVERGED, jclnf.FitStatus.ITERATION_LIMIT)
     tiny = start * [1, 1, 0.15, 0.15]
@@ -198,8 +204,6 @@ def test_statuses(face, start):
     )
     pull = eqx.tree_at(lambda m: m.experts, biased, Drag.like(face.model.experts))
     assert status(model=pull, params=default_params(iterations=60)) == jclnf.FitStatus.DIVERGED
-    for one in jclnf.FitStatus:
-        assert one.message.endswith(".")
 
 
 class Drag(jclnf.experts._base.AreaExperts):
@@ -250,7 +254,7 @@ def test_gradients_of_the_whole_fit_are_those_of_finite_differences(face, start)
             experts = eqx.tree_at(lambda e: e.bias, model.experts, model.experts.bias + at["bias"])
             changed = eqx.tree_at(lambda m: m.experts, model, experts)
             shown = image + at["light"] * spot
-            result = jclnf.fit(changed, shown, at["box"], settings, rotation=at["rotation"])
+            result = jclnf.fit(changed, shown, at["box"], settings, init=at["rotation"])
             return jnp.sum(jnp.sin(result.landmarks / 30)) + result.likelihood
 
         at = {
@@ -282,13 +286,81 @@ def test_a_box_of_separate_numbers_may_be_traced(face, start):
     np.testing.assert_allclose(moved, first(float(start[0])), atol=1e-3)
 
 
+def test_a_fit_goes_on_from_a_pose_and_shape(face, start):
+    """In the image's own pixels, whatever it is cropped to."""
+    image = np.pad(face.image, ((100, 300), (250, 50)))
+    box = start + [250, 100, 0, 0]
+    first = jclnf.fit(face.model, image, box, default_params(windows=(9, 0)))
+    rest = default_params(windows=(0, 7))
+    again = jclnf.fit(face.model, image, box, rest, init=(first.pose, first.shape))
+    whole = jclnf.fit(face.model, image, box)
+    np.testing.assert_allclose(again.landmarks, whole.landmarks, atol=2e-3)
+
+
+def test_the_start_rotations_of_the_settings_are_those_of_the_argument(face, start):
+    rotations = ((0, 0.9, 0), (0.0, 0.1, 0.0))
+    params = default_params()
+    given = jclnf.fit(face.model, face.image, start, params, init=rotations)
+    of_settings = jclnf.fit(face.model, face.image, start, params.replace(rotations=rotations))
+    frontal = jclnf.fit(face.model, face.image, start, params)
+    np.testing.assert_array_equal(given.landmarks, of_settings.landmarks)
+    assert np.abs(given.landmarks - frontal.landmarks).max() > 1e-4
+    with pytest.raises(jclnf.errors.ParamsError, match=r"\(r, 3\)"):
+        params.replace(rotations=np.zeros((0, 3)))
+
+
+def test_messages_tell_what_to_do_or_nothing(face, start):
+    good = jclnf.fit(face.model, face.image, start)
+    for status in (jclnf.FitStatus.CONVERGED, jclnf.FitStatus.ITERATION_LIMIT):
+        ended = dataclasses.replace(good, status=jnp.int32(status))
+        assert ended.message.startswith("The face was fitted")
+        assert not {"still", "limit", "but", "check"} & set(ended.message.split())
+    doubtful = dataclasses.replace(good, confidence=jnp.float32(0.2), threshold=jnp.float32(0.5))
+    assert "confidence 0.20" in doubtful.message
+    assert "check that the box" in doubtful.message
+    sure = dataclasses.replace(doubtful, confidence=jnp.float32(0.9))
+    assert sure.message == good.message
+    failed = dataclasses.replace(doubtful, status=jnp.int32(jclnf.FitStatus.DIVERGED))
+    assert failed.message.startswith("The fit left its start")
+    both = jax.tree.map(lambda *a: jnp.stack(a), sure, doubtful)
+    assert both.message == (sure.message, doubtful.message)
+
+
+def test_a_model_is_prepared_once_and_not_kept_alive(face, monkeypatch):
+    model = dataclasses.replace(face.model, name="of its own")
+    prepare, calls = jclnf.Model.prepare, []
+    monkeypatch.setattr(
+        jclnf.Model, "prepare", lambda self, p: calls.append(self) or prepare(self, p)
+    )
+    params = default_params(iterations=1)
+    first = prepared(model, params)
+    assert prepared(model, params.replace(iterations=2)) is first
+    assert prepared(model, params.replace(windows=(9, 0))) is not first
+    assert jax.jit(lambda x: jnp.sum(prepared(model, params).pdm.mean) + x)(1.0) is not None
+    assert len(calls) == 2
+    assert not isinstance(first.experts, type(model.experts))
+    # Under a transformation the model is as it is.
+    seen = []
+    jax.eval_shape(lambda m: seen.append(prepared(m, params) is m), model)
+    assert seen == [True]
+    known = len(module._PREPARED)
+    calls.clear()
+    del model
+    gc.collect()
+    assert len(module._PREPARED) < known
+
+
 def test_unusable_input_is_named(face, start):
-    with pytest.raises(jclnf.ImageError, match="must be grey"):
+    with pytest.raises(jclnf.errors.ImageError, match="colour"):
         jclnf.fit(face.model, np.zeros((20, 20, 3)), start)
-    with pytest.raises(jclnf.ImageError, match="uint16"):
-        jclnf.fit(face.model, np.zeros((20, 20), np.uint16), start)
-    with pytest.raises(jclnf.ImageError, match="bool"):
+    with pytest.raises(jclnf.errors.ImageError, match="booleans"):
         jclnf.fit(face.model, np.zeros((20, 20), bool), start)
+    with pytest.raises(jclnf.errors.ImageError, match="uint16"):
+        jclnf.fit(face.model, jnp.zeros((20, 20), jnp.uint16), start)
+    with pytest.raises(jclnf.errors.ImageError, match=r"scaled to 0\.\.1"):
+        jclnf.fit(face.model, face.image / 255, start)
+    with pytest.raises(jclnf.errors.BoxError, match="outside the image"):
+        jclnf.fit(face.model, face.image, start + [5000, 0, 0, 0])
     for box in (
         "face",
         [[1], 2, 3, 4],
@@ -297,12 +369,23 @@ def test_unusable_input_is_named(face, start):
         [0, 0, np.nan, 5],
         [0, 0, 5, np.inf],
     ):
-        with pytest.raises(jclnf.BoxError, match="box"):
-            jclnf.fit(face.model, face.image, box)
-    with pytest.raises(jclnf.ParamsError, match="three Euler angles"):
-        jclnf.fit(face.model, face.image, start, rotation=0.3)
+        for image in (face.image, jnp.asarray(face.image)):
+            with pytest.raises(jclnf.errors.BoxError, match="box"):
+                jclnf.fit(face.model, image, box)
+    with pytest.raises(jclnf.errors.ParamsError, match="three Euler angles"):
+        jclnf.fit(face.model, face.image, start, init=0.3)
     one_scale = jclnf.FitParams(jnp.ones(1), jnp.ones(1), jnp.ones(1), windows=(7,))
-    with pytest.raises(jclnf.ParamsError, match="1 scales, the model has 2"):
+    with pytest.raises(jclnf.errors.ParamsError, match="1 scales, the model has 2"):
         jclnf.fit(face.model, face.image, start, one_scale)
-    with pytest.raises(jclnf.ParamsError, match=r"\(r, 3\)"):
-        jclnf.fit_hypotheses(face.model, face.image, start, rotations=[0, 0, 0])
+    with pytest.raises(jclnf.errors.ParamsError, match=r"\(r, 3\)"):
+        jclnf.fit(face.model, face.image, start, init=np.zeros((2, 4)))
+    with pytest.raises(jclnf.errors.ParamsError, match="4 modes"):
+        jclnf.fit(face.model, face.image, start, init=(face.pose, jnp.zeros(7)))
+
+
+def test_a_model_in_double_precision_gives_results_of_double_precision(face, start):
+    with jax.enable_x64(True):
+        exact = face.model.astype(jnp.float64)
+        assert exact.astype(jnp.float32).pdm.mean.dtype == jnp.float32
+        assert exact.experts.visible.dtype == bool
+        assert jclnf.fit(exact, face.image, start).landmarks.dtype == jnp.float64

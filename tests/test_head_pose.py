@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import jclnf
-from jclnf import PDM, Camera, HeadPose, ParamsError, Pose
+from jclnf import PDM, Pose
+from jclnf.errors import ParamsError
 from jclnf.geometry import euler_to_matrix, shape3d
-from jclnf.images import read_photo
-from jclnf.openface import OpenFaceTable, measure
-from jclnf.space import EYES
+from jclnf.images import read_image_file
+from jclnf.openface import OpenFaceTable, measure_faces
+from jclnf.space import EYES, Camera, HeadPose
 from jclnf.space._gaze import CORNERS, RADIUS
 
 
@@ -54,7 +55,7 @@ POSES = [
 @pytest.mark.parametrize(("translation", "rotation"), POSES)
 def test_an_exact_picture_gives_the_exact_pose(pdm, translation, rotation):
     camera = Camera.assumed(640, 480)
-    found = jclnf.head_pose(face(pdm, camera, translation, rotation), camera)
+    found = jclnf.space.head_pose(face(pdm, camera, translation, rotation), camera)
     np.testing.assert_allclose(found.translation, translation, atol=0.02)
     np.testing.assert_allclose(found.rotation, rotation, atol=1e-4)
 
@@ -63,7 +64,7 @@ def test_an_exact_picture_gives_the_exact_pose(pdm, translation, rotation):
 def test_of_inexact_landmarks_it_is_opencvs(pdm, translation, rotation):
     camera = Camera(fx=610.0, fy=580.0, cx=300.0, cy=260.0)
     seen = face(pdm, camera, translation, rotation, noise=1.5)
-    found = jclnf.head_pose(seen, camera)
+    found = jclnf.space.head_pose(seen, camera)
     matrix = np.array([[610.0, 0, 300], [0, 580.0, 260], [0, 0, 1]])
     _, turn, moved = cv2.solvePnP(
         np.asarray(shape3d(pdm, seen.shape), np.float64),
@@ -89,7 +90,7 @@ def test_its_derivatives_are_differences(pdm):
         def depth(landmarks, focal):
             moved = SimpleNamespace(**(vars(seen) | {"landmarks": landmarks}))
             used = dataclasses.replace(camera, fx=focal, fy=focal)
-            pose = jclnf.head_pose(moved, used)
+            pose = jclnf.space.head_pose(moved, used)
             return pose.translation[2] + 100 * pose.rotation[1]
 
         at = (seen.landmarks, jnp.float64(500.0))
@@ -133,7 +134,7 @@ def test_gaze_hits_the_eyeball_where_the_pupil_is_seen(pdm):
     """The end of the gaze lies on the eyeball and, seen by the camera, on the pupil."""
     camera = Camera.assumed(640, 480)
     result = face(pdm, camera, (30.0, -10.0, 450.0), (0.1, 0.2, 0.0))
-    space = np.asarray(jclnf.landmarks_in_space(result, camera))
+    space = np.asarray(jclnf.space.landmarks_in_space(result, camera))
     rng = np.random.default_rng(3)
     for name, corners in zip(EYES, CORNERS, strict=True):
         middle = space[list(corners)].mean(0)
@@ -144,8 +145,8 @@ def test_gaze_hits_the_eyeball_where_the_pupil_is_seen(pdm):
             pose=Pose(camera.fx / points[:, 2].mean(), jnp.eye(3), jnp.zeros(2)),
         )
         result.parts[name] = eye
-    head = jclnf.head_pose(result, camera)
-    found = jclnf.gaze(result, camera, head)
+    head = jclnf.space.head_pose(result, camera)
+    found = jclnf.space.gaze(result, camera, head)
     matrix = np.asarray(euler_to_matrix(head.rotation))
     for k, corners in enumerate(CORNERS):
         centre = space[list(corners)].mean(0) + matrix @ [0.0, -3.5, 7.0]
@@ -203,7 +204,7 @@ def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
             # The part's own scale is not in the table: depths are given as such.
             depth = np.zeros_like(eye[:, 2:])
             depth[:, 2] = eye[:, 4] - np.asarray(camera.fx / scale)
-            parts[name] = jclnf.PartResult(
+            parts[name] = jclnf.fitting.PartResult(
                 landmarks=jnp.asarray(eye[:, :2]),
                 landmarks3d=jnp.asarray(depth),
                 pose=Pose(scale, matrix, centre),
@@ -219,7 +220,7 @@ def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
                 parts=parts,
             )
         )
-    found = measure(fits, camera, batch=len(fits))
+    found = measure_faces(fits, camera, batch=len(fits))
     for row, one in zip(rows, found, strict=True):
         # Decimals as the table has them, and what they make of each other.
         depth = float(row["pose_Tz"])
@@ -244,12 +245,12 @@ def test_a_photograph_has_openfaces_table(shared):
         openface / "model" / "main_clnf_general.txt", parts=True, validator=True
     )
     params = jclnf.FitParams.openface(model)
-    photo = read_photo(openface / "samples" / "sample5.jpg")
+    photo = read_image_file(openface / "samples" / "sample5.jpg")
     piece = jclnf.crop(photo.grey, (204.982, 131.999, 291.226, 286.433))
     fit = jax.device_get(jclnf.fit(model.prepare(params), piece.image, piece.box, params))
     height, width = photo.grey.shape
     camera = Camera.assumed(width, height)
-    (one,) = measure([fit.shifted(piece.offset)], camera, batch=1)
+    (one,) = measure_faces([fit.shifted(piece.offset)], camera, batch=1)
     table = OpenFaceTable(68, 34, video=False, gaze=True)
     header, (theirs,) = read_golden(openface / "golden_csv" / "sample5.clnf_general.csv", 1)
     assert table.header == header
@@ -268,7 +269,7 @@ def test_a_photograph_has_openfaces_table(shared):
 def test_rows_hold_what_their_columns_say(pdm):
     camera = Camera.assumed(640, 480)
     result = face(pdm, camera, *POSES[0])
-    (one,) = measure([result], camera, batch=2)
+    (one,) = measure_faces([result], camera, batch=2)
     table = OpenFaceTable(68, pdm.n_modes, video=True, gaze=False)
     row = dict(zip(table.columns, table.row((3, 0, 0.1, 0.876, 1), one).split(", "), strict=True))
     assert [row[c] for c in table.columns[:5]] == ["3", "0", "0.100", "0.88", "1"]
@@ -290,7 +291,7 @@ def test_rows_hold_what_their_columns_say(pdm):
 def test_a_faces_numbers_do_not_depend_on_the_batch(pdm):
     camera = Camera.assumed(640, 480)
     fits = [face(pdm, camera, *pose, noise=1.0) for pose in POSES]
-    together = measure(fits, camera, batch=3)
-    alone = [measure([fit], camera, batch=3)[0] for fit in fits]
+    together = measure_faces(fits, camera, batch=3)
+    alone = [measure_faces([fit], camera, batch=3)[0] for fit in fits]
     for a, b in zip(together, alone, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)

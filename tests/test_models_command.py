@@ -17,7 +17,8 @@ import pytest
 from support.openface_files import random_model, write_model
 
 import jclnf
-from jclnf.cli._main import main
+import jclnf.cli._models
+from jclnf.cli import main
 from jclnf.errors import InstallError
 from jclnf.openface import Manifest, download, install_from, read_manifest
 from jclnf.openface import _install as install
@@ -149,7 +150,7 @@ def test_an_interrupted_installation_goes_on_at_the_next_call(server, manifest, 
         download(manifest, tmp_path)
     assert tree(tmp_path) == {
         "main_a.txt": CONTENTS["main_a.txt"],
-        "experts/b.dat.part": CONTENTS["experts/b.dat"][:3000],
+        "experts/.b.part.dat": CONTENTS["experts/b.dat"][:3000],
     }
     server.requests.clear()
     download(manifest, tmp_path)
@@ -166,7 +167,7 @@ def test_servers_that_know_no_ranges_send_all_of_it(server, manifest, tmp_path) 
 
 def test_a_part_that_the_server_no_longer_has_is_fetched_anew(manifest, tmp_path) -> None:
     (tmp_path / "experts").mkdir()
-    (tmp_path / "experts" / "c.dat.part").write_bytes(b"x" * 1001)
+    (tmp_path / "experts" / ".c.part.dat").write_bytes(b"x" * 1001)
     download(manifest, tmp_path)
     assert tree(tmp_path) == CONTENTS
 
@@ -352,7 +353,7 @@ def jclnf_models(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def of_contents(monkeypatch, manifest) -> None:
-    monkeypatch.setattr(install, "read_manifest", lambda: manifest)
+    monkeypatch.setattr(jclnf.cli._models, "read_manifest", lambda: manifest)
 
 
 @pytest.mark.usefixtures("of_contents")
@@ -418,6 +419,13 @@ def test_list_and_info(jclnf_models, tmp_path) -> None:
     assert (code, "no such file" in err) == (2, True)
     jclnf.save_model(jclnf.load_openface(write_model(tmp_path, made)), tmp_path / "m.safetensors")
     assert "experts            CCNF" in jclnf_models("info", tmp_path / "m.safetensors")[1]
+
+
+def test_the_name_of_the_bundled_model(jclnf_models) -> None:
+    assert jclnf_models("list")[1].startswith("default ")
+    code, out, err = jclnf_models("info", "default")
+    assert (code, err) == (0, "")
+    assert "landmarks          68" in out
 
 
 @pytest.mark.parametrize("name", ["nothing", "no/such/file.txt", "a.safetensors"])

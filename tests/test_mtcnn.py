@@ -13,11 +13,10 @@ from support.mtcnn_files import SHAPES, network_file, random_layers, run_in_nump
 from support.openface_files import little_memory
 from test_openface_hostile import mutate
 
-from jclnf import ModelFileError
 from jclnf.detect import MtcnnDetector, find_faces, make_detector
 from jclnf.detect import _mtcnn as mtcnn
 from jclnf.detect._mtcnn_networks import faces, make_network
-from jclnf.errors import DetectorError, ImageError
+from jclnf.errors import DetectorError, ImageError, ModelFileError
 from jclnf.openface import INPUT_SIDES, read_mtcnn
 from jclnf.openface._mtcnn import read_network
 

@@ -10,7 +10,8 @@ import pytest
 from support.expert_files import cen_file, random_cen, write_cen
 from support.openface_files import Writer, little_memory
 
-from jclnf import ModelFileError, load_openface
+from jclnf import load_openface
+from jclnf.errors import ModelFileError
 from jclnf.experts import CEN
 from jclnf.openface._cen import CENScale, read_cen, read_cen_scale
 from jclnf.openface._text import Entry

@@ -17,7 +17,7 @@ from support.openface_files import (
     write_model,
 )
 
-from jclnf import ModelFileError
+from jclnf.errors import ModelFileError
 from jclnf.openface._ccnf import CCNFScale, read_ccnf_scale
 from jclnf.openface._model import OpenFaceArrays, assemble, read_openface
 

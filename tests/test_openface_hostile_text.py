@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.openface_files import little_memory, pdm_text, tiny_model, write_model
 
-from jclnf import ModelFileError
+from jclnf.errors import ModelFileError
 from jclnf.openface._model import read_openface
 from jclnf.openface._pdm import read_pdm
 

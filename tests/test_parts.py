@@ -172,7 +172,7 @@ def test_settings_decide_whether_a_fit_refines_parts(face, one_part, box):
     assert np.abs(np.asarray(refined.landmarks - plain.landmarks)).max() > 1e-2
     assert FitParams.openface(one_part).parts
     assert not FitParams.openface(face.model).parts
-    with pytest.raises(jclnf.ParamsError, match="the model has none"):
+    with pytest.raises(jclnf.errors.ParamsError, match="the model has none"):
         jclnf.fit(face.model, face.image, box, default_params(parts=True))
 
 
@@ -199,7 +199,7 @@ def test_batches_refine_parts_as_single_fits_do(face, one_part, box):
     single = jclnf.fit(one_part, image, box, params)
     turns = np.array([[0.0, 0.0, 0.4], [0.0, 0.0, 0.0]], np.float32)
     boxes = jnp.stack([jnp.asarray(box)] * 2)
-    batch = jclnf.fit_batch(one_part, [face.image] * 2, boxes, params, rotations=turns)
+    batch = jclnf.fit_images(one_part, [face.image] * 2, boxes, params, init=turns)
     vmapped = jax.vmap(lambda box: jclnf.fit(one_part, image, box, params))(boxes)
     for many in (batch, vmapped):
         own, expected = many.parts["one"].landmarks[1], single.parts["one"].landmarks
@@ -243,11 +243,11 @@ def test_parts_that_do_not_fit_their_face(face, model):
         ((0, 1), (0, 7)),
         ((0, 1), (0, -1)),
     ):
-        with pytest.raises(jclnf.ModelFileError, match="part 'one'"):
+        with pytest.raises(jclnf.errors.ModelFileError, match="part 'one'"):
             Part(whole, of_face, of_part)
-    with pytest.raises(jclnf.ModelFileError, match="landmark 20, of 20"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="landmark 20, of 20"):
         dataclasses.replace(face.model, parts=(Part(whole, (3, 20), (0, 1)),))
-    with pytest.raises(jclnf.ModelFileError, match="two parts named 'one'"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="two parts named 'one'"):
         dataclasses.replace(face.model, parts=model.parts[:1] * 2)
 
 
@@ -257,7 +257,7 @@ def test_parts_and_validator_are_saved_with_their_model(model, tmp_path):
     rng = np.random.default_rng(5)
     for sides in ((9, 9), (9, 8)):
         validator = load(tmp_path, bytes(validator_file([network(rng, s) for s in sides]).data))
-        whole = dataclasses.replace(model, validator=validator)
+        whole = dataclasses.replace(model, confidence=validator)
         jclnf.save_model(whole, tmp_path / "model.safetensors")
         loaded = jclnf.load_model(tmp_path / "model.safetensors")
         assert jax.tree.structure(loaded) == jax.tree.structure(whole)
@@ -309,13 +309,13 @@ def test_loading_a_model_brings_its_parts(openface_files):
 def test_lines_that_name_no_part(openface_files, line, problem):
     openface_files.write_text(f"LandmarkDetector clnf_general.txt\nLandmarkDetector_part {line}\n")
     jclnf.load_openface(openface_files)
-    with pytest.raises(jclnf.ModelFileError) as error:
+    with pytest.raises(jclnf.errors.ModelFileError) as error:
         jclnf.load_openface(openface_files, parts=True)
     assert problem in str(error.value)
 
 
 def test_a_model_without_parts_says_so(openface_files):
-    with pytest.raises(jclnf.ModelFileError, match="names no parts"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="names no parts"):
         jclnf.load_openface(openface_files.parent / "clnf_general.txt", parts=True)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jclnf.draw import draw_overlay
+from jclnf import draw
 
 
 def face(size, n=68, seed=0):
@@ -21,7 +21,7 @@ def changed(before, after):
 def test_draws_at_the_points_and_not_elsewhere(size, n):
     image = np.full((3 * size, 3 * size), 100, np.uint8)
     points = face(size, n)
-    drawn = draw_overlay(image, points)
+    drawn = draw.landmarks(image, points)
     assert drawn.shape == (3 * size, 3 * size, 3)
     assert drawn.dtype == np.uint8
     touched = changed(image, drawn)
@@ -36,21 +36,21 @@ def test_draws_at_the_points_and_not_elsewhere(size, n):
 def test_the_picture_given_is_not_changed():
     for shape in ((200, 200), (200, 200, 3)):
         image = np.full(shape, 100, np.uint8)
-        drawn = draw_overlay(image, face(60), box=(60, 60, 60, 60), label="1")
+        drawn = draw.landmarks(image, face(60), box=(60, 60, 60, 60), label="1")
         assert np.all(image == 100)
         assert not np.shares_memory(image, drawn)
 
 
 def test_subpixel():
     image = np.zeros((60, 60), np.uint8)
-    one, other = (draw_overlay(image, np.array([[30 + d, 30.0]])) for d in (0.0, 0.5))
+    one, other = (draw.landmarks(image, np.array([[30 + d, 30.0]])) for d in (0.0, 0.5))
     assert np.any(one != other)
 
 
 def test_line_width_follows_the_face():
     def touched(size):
         image = np.zeros((3 * size, 3 * size), np.uint8)
-        return changed(image, draw_overlay(image, face(size))).mean()
+        return changed(image, draw.landmarks(image, face(size))).mean()
 
     assert touched(1600) == pytest.approx(touched(800), rel=0.2)
 
@@ -58,7 +58,7 @@ def test_line_width_follows_the_face():
 def test_invisible_points_are_hollow():
     image = np.zeros((900, 900), np.uint8)
     points = np.array([[300.0, 300.0], [600.0, 600.0]])
-    drawn = draw_overlay(image, points, visible=np.array([True, False]))
+    drawn = draw.landmarks(image, points, visible=np.array([True, False]))
     assert np.all(drawn[300, 300] == 255)
     assert np.all(drawn[600, 600] == 0)
     assert drawn[590:611, 590:611].max() > 150
@@ -66,15 +66,15 @@ def test_invisible_points_are_hollow():
 
 def test_box_and_label():
     image = np.zeros((400, 400), np.uint8)
-    plain = draw_overlay(image, face(100))
-    boxed = draw_overlay(image, face(100), box=(90, 80, 150, 160))
+    plain = draw.landmarks(image, face(100))
+    boxed = draw.landmarks(image, face(100), box=(90, 80, 150, 160))
     touched = changed(plain, boxed)
     for x, y in ((90, 150), (240, 150), (150, 80), (150, 240)):
         assert touched[y, x]
     # A label stays inside the picture, wherever the face is.
     for shift in (0, -95, 250):
-        labelled = draw_overlay(image, face(100) + shift, label="12")
-        assert changed(draw_overlay(image, face(100) + shift), labelled).sum() > 10
+        labelled = draw.landmarks(image, face(100) + shift, label="12")
+        assert changed(draw.landmarks(image, face(100) + shift), labelled).sum() > 10
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, -1e12])
@@ -82,13 +82,17 @@ def test_wild_numbers(bad):
     image = np.zeros((200, 200), np.uint8)
     points = face(60)
     points[40] = bad
-    drawn = draw_overlay(image, points, box=(0, bad, 10, 10))
+    drawn = draw.landmarks(image, points, box=(0, bad, 10, 10))
     assert np.any(drawn)
-    draw_overlay(image, np.full((68, 2), bad), label="1", box=(bad, bad, bad, bad))
+    draw.landmarks(image, np.full((68, 2), bad), label="1", box=(bad, bad, bad, bad))
 
 
 def test_one_pixel_picture():
-    assert draw_overlay(np.zeros((1, 1), np.uint8), np.zeros((68, 2)), label="1").shape == (1, 1, 3)
+    assert draw.landmarks(np.zeros((1, 1), np.uint8), np.zeros((68, 2)), label="1").shape == (
+        1,
+        1,
+        3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,10 +100,10 @@ def test_one_pixel_picture():
     [
         (np.zeros((9, 9), np.float32), np.zeros((5, 2)), {}, "image"),
         (np.zeros((9, 9, 4), np.uint8), np.zeros((5, 2)), {}, "image"),
-        (np.zeros((9, 9), np.uint8), np.zeros((2, 5)), {}, "landmarks"),
+        (np.zeros((9, 9), np.uint8), np.zeros((2, 5)), {}, "points"),
         (np.zeros((9, 9), np.uint8), np.zeros((5, 2)), {"visible": np.ones(4, bool)}, "visible"),
     ],
 )
 def test_bad_arguments(image, points, options, message):
     with pytest.raises(ValueError, match=message):
-        draw_overlay(image, points, **options)
+        draw.landmarks(image, points, **options)

@@ -10,7 +10,7 @@ from support.synthetic import Planted, planted
 
 import jclnf
 from jclnf.geometry import PDM, project, shape3d
-from jclnf.train._readout import moved
+from jclnf.train._readout import regressed
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_landmarks_are_of_the_readout_and_the_fit_is_the_same(case, tmp_path):
 def test_a_readout_of_another_shape_is_refused(case):
     pdm = case.model.pdm
     fewer = PDM(pdm.mean, pdm.components[..., :-1], pdm.eigenvalues[:-1])
-    with pytest.raises(jclnf.ModelFileError, match="readout"):
+    with pytest.raises(jclnf.errors.ModelFileError, match="readout"):
         dataclasses.replace(case.model, readout=fewer)
 
 
@@ -68,7 +68,7 @@ def test_the_regression_finds_what_was_put_in(rng):
         by_mode = np.asarray(truth.components - pdm.components) * deviations
         apart = np.asarray(truth.mean - pdm.mean) + np.einsum("ncm,fm->fnc", by_mode, latent)
         noise = rng.normal(0, 0.3, (count, 68, 2))
-        return moved(pdm, apart[..., :2] + noise, latent)
+        return regressed(pdm, apart[..., :2] + noise, latent)
 
     many, few = learned(5000), learned(10)
     asked = np.asarray(truth.mean - pdm.mean)[:, :2]

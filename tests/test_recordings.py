@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 import jclnf
+from jclnf import geometry
 from jclnf.experts._base import landmark_weights
 from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting import _rlms as rlms
 from jclnf.fitting._scales import reference_shape
 from jclnf.geometry import Pose, project, update
-from jclnf.geometry import _warp as warp
 
 STAGES = {
     "clnf_general": ("010", "070"),
@@ -77,23 +77,25 @@ def pair(matrix):
 def test_areas_and_responses(recording):
     _, record = recording
     model = record.model.prepare(record.params)
-    sample = jax.jit(partial(warp.sample_areas, fixed_point=True), static_argnums=3)
+    sample = jax.jit(partial(geometry.sample_areas, fixed_point=True), static_argnums=3)
     different = total = 0
     for key, scale, get in scales(recording):
         pose, shape = state(get("params_global_in"), get("params_local_in"))
         view, window = int(get("view").item()), int(get("window_size").item())
         assert int(model.experts.nearest_view(jnp.array(scale), pose.rotation)) == view
         landmarks = project(model.pdm, pose, shape)
-        to_reference = warp.align(landmarks, reference_shape(model, shape, jnp.array(scale)))
+        to_reference = geometry.similarity_between(
+            landmarks, reference_shape(model, shape, jnp.array(scale))
+        )
         np.testing.assert_allclose(to_reference, pair(get("sim_img_to_ref")), atol=1e-5)
         np.testing.assert_allclose(
-            warp.invert(to_reference), pair(get("sim_ref_to_img")), atol=1e-5
+            geometry.invert_similarity(to_reference), pair(get("sim_ref_to_img")), atol=1e-5
         )
 
         visible = np.asarray(model.experts.visible[scale, view])
         recorded = get("aoi").reshape(68, window + 10, window + 10)
         image = jnp.asarray(record.image(key))
-        areas = sample(image, landmarks, warp.invert(to_reference), window + 10)
+        areas = sample(image, landmarks, geometry.invert_similarity(to_reference), window + 10)
         different += np.count_nonzero(np.abs(areas - recorded)[visible] > 0.01)
         total += recorded[visible].size
 
@@ -115,7 +117,9 @@ def test_each_iteration(recording):
     @jax.jit
     def stages(pose, shape, base, to_reference, to_image, maps, offsets, scale, shifts, weights):
         window = maps.shape[-1]
-        own_offsets = warp.apply(to_reference, project(model.pdm, pose, shape) - base)
+        own_offsets = geometry.apply_similarity(
+            to_reference, project(model.pdm, pose, shape) - base
+        )
         own_shifts = meanshift.mean_shift(maps, offsets, params.kernel_width[scale], tabulated=True)
         products = rlms.mode_products(model.pdm, weights)
         flexible = rlms.nonrigid_step(
@@ -125,7 +129,7 @@ def test_each_iteration(recording):
         return (
             own_offsets + (window - 1) / 2,
             own_shifts,
-            warp.apply(to_image, own_shifts),
+            geometry.apply_similarity(to_image, own_shifts),
             rigid,
             flexible,
         )

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from support.expert_files import SVRFile, random_svr, svr_text, write_svr
 from support.openface_files import little_memory
-from support.parity import check_fits, recorded_scales
+from support.recordings import check_fits, recording, scales
 
 import jclnf
-from jclnf import ModelFileError, load_openface
+from jclnf import load_openface
+from jclnf.errors import ModelFileError
 from jclnf.experts import SVR
 from jclnf.experts._svr import gradient_energy, svr_responses
 from jclnf.openface._svr import read_svr_scale
@@ -213,11 +214,12 @@ def test_random_damage(tmp_path: Path) -> None:
     assert 50 < read_well < 450
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 def test_arrays_that_do_not_go_together() -> None:
     good = arrays_of(TINY)
     for change, match in (
         ({"slope": np.zeros((1, 3, 2, 1))}, "slope"),
-        ({"scalings": (1.0, 2.0)}, "2 scalings for 1 scales"),
+        ({"scalings": (1.0, 2.0)}, "scalings has 2 numbers for 1 scales"),
         ({"modalities": ("raw", "colour")}, "modalities"),
     ):
         with pytest.raises(ModelFileError, match=match):
@@ -232,15 +234,16 @@ def model(shared: Path) -> jclnf.Model:
 def test_responses_are_openfaces(shared: Path, model: jclnf.Model) -> None:
     respond = eqx.filter_jit(lambda experts, *at: experts.responses(*at))
     views = set()
-    for scale in recorded_scales(shared, "stages_clm_svr_rotated"):
+    for scale in scales(recording(shared / "openface", "stages_clm_svr_rotated")):
         seen = np.asarray(model.experts.visible[scale.index, scale.view])
-        found = respond(model.experts, scale.areas, *scale.at)
-        error = np.abs(found - scale.responses)[seen].max((1, 2))
-        assert (error / scale.responses[seen].max((1, 2))).max() <= 1e-4
+        found = respond(model.experts, jnp.asarray(scale.maps("aoi")), *scale.position)
+        wanted = scale.maps("responses")[seen]
+        error = np.abs(found[seen] - wanted).max((1, 2))
+        assert (error / wanted.max((1, 2))).max() <= 1e-4
         views.add(scale.view)
     assert views == {1, 2, 3, 4, 5, 6}
 
 
 def test_fits_are_openfaces(shared: Path, model: jclnf.Model) -> None:
     starts = [(f"svr/{name}", name) for name in ("000", "001", "010", "020", "030")]
-    check_fits(shared, model, "final_fits", starts, median=0.02, worst=0.1)
+    check_fits(shared / "openface", model, "final_fits", starts, median=0.02, worst=0.1)

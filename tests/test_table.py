@@ -46,7 +46,9 @@ def test_row_holds_the_result(tmp_path):
         assert (numbers[f"x_{i}"], numbers[f"y_{i}"]) == pytest.approx(face.landmarks[i], abs=1e-4)
     assert [numbers[f"p_{i}"] for i in range(2)] == pytest.approx(face.shape, abs=1e-6)
     pose = face.pose
-    assert [numbers[k] for k in ("rx", "ry", "rz")] == pytest.approx(pose.rotation, abs=1e-6)
+    assert [numbers[k] for k in ("weak_pitch", "weak_yaw", "weak_roll")] == pytest.approx(
+        pose.rotation, abs=1e-6
+    )
     assert [numbers[k] for k in ("tx", "ty")] == pytest.approx(pose.translation, abs=1e-4)
     assert (numbers["scale"], numbers["likelihood"]) == (1.25, -1.5)
     assert (numbers["confidence"], row["success"]) == (0.875, "1")
@@ -54,7 +56,6 @@ def test_row_holds_the_result(tmp_path):
 
 def test_every_row_is_on_disk_at_once(tmp_path):
     table = FaceTable(tmp_path / "a.csv", 3, 2)
-    assert len((tmp_path / "a.csv").read_text().splitlines()) == 1
     for face in range(3):
         table.write("a.jpg", face, (1, 2, 3, 4), result(seed=face))
         text = (tmp_path / "a.csv").read_text()

@@ -7,8 +7,9 @@ import pytest
 from support.synthetic import Planted, planted
 
 import jclnf
-from jclnf import FitParams, ParamsError, TrackParams, TrackState
-from jclnf.errors import ImageError
+from jclnf import FitParams, TrackParams
+from jclnf.errors import ImageError, ParamsError
+from jclnf.tracking import TrackState
 
 MOTION = np.array([[0, 0], [3, -2], [6, -3], [8, -6]])
 """Whole pixels by which the planted face is moved in each frame."""
@@ -66,8 +67,10 @@ def test_a_frame_is_fitted_with_the_windows_that_its_state_asks_for(case, params
     state = jax.tree.map(jnp.asarray, course[0])
     lost = TrackState(state.pose, state.shape, jnp.array(False), jnp.int32(3))
     for start, settings in ((state, params.tracking), (lost, params.detection)):
-        after, result = jax.jit(jclnf.track_frame)(case.model, frames[-1], start, params)
-        alone = jax.jit(jclnf.fit_from)(case.model, frames[-1], state.pose, state.shape, settings)
+        after, result = jax.jit(jclnf.tracking.track_frame)(case.model, frames[-1], start, params)
+        alone = jax.jit(jclnf.fitting.fit_from)(
+            case.model, frames[-1], state.pose, state.shape, settings
+        )
         np.testing.assert_allclose(result.landmarks, alone.landmarks, atol=1e-4)
         assert int(after.failures) == 0
         assert result.trace.performed.size == 0
@@ -118,14 +121,14 @@ def test_settings_of_openface(shared):
         == params.detection.arithmetic
         == FitParams.openface(model).arithmetic
     )
-    assert params.rotations.shape == (11, 3)
+    assert params.detection.rotations.shape == (11, 3)
 
 
 def test_a_model_of_one_scale_keeps_it():
     model = jclnf.load_model()
     params = TrackParams.of(model)
     assert params.tracking.windows == params.detection.windows
-    assert params.rotations is None  # it has a learned start
+    assert params.detection.rotations is None  # it has a learned start
 
 
 def test_settings_that_do_not_agree_are_refused(case):

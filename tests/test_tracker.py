@@ -1,16 +1,20 @@
 """Faces over frames: numbers that stay, the schedule of searches, resuming, and the reference."""
 
 import csv
+import dataclasses
+from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.synthetic import Planted, planted
 
 import jclnf
-from jclnf import BoxError, ImageError, ParamsError, Tracker, TrackParams
-from jclnf.tracking import assign, overlap
+from jclnf import Tracker, TrackParams
+from jclnf.errors import BoxError, ImageError, ParamsError
+from jclnf.tracking import TrackState, assign, overlap
 from jclnf.tracking._overlap import nearness, shows
 
 WIDTH, SECOND = 520, 270
@@ -53,7 +57,7 @@ class Recorded:
         return self.boxes
 
 
-def off(face: jclnf.TrackedFace, case: Planted, x: int) -> float:
+def off(face: jclnf.tracking.TrackedFace, case: Planted, x: int) -> float:
     return float(np.linalg.norm(face.result.landmarks - case.landmarks - [x, 0], axis=1).mean())
 
 
@@ -202,6 +206,47 @@ def test_bad_input_changes_nothing(case, params):
         Tracker(case.model, params, single=True, max_faces=3)
 
 
+def test_no_boxes_are_no_faces(case, params):
+    tracker = Tracker(case.model, params, detector=Recorded(box(case)))
+    for nothing in ([], np.zeros((0, 4)), np.zeros(0)):
+        assert tracker.step(frame(case), nothing) == []
+    assert tracker.detector.asked == []
+
+
+class Everywhere:
+    """Fits that find a face in each box, and none where it was in the frame before."""
+
+    def __init__(self, face: jclnf.tracking.TrackedFace) -> None:
+        self.face, self.result = face, jax.tree.map(jnp.asarray, face.result)
+
+    def find(self, _: np.ndarray, box: np.ndarray) -> tuple[TrackState, jclnf.FitResult]:
+        result = self.result.shifted(box[:2] - self.face.box[:2])
+        return TrackState.after(result), result
+
+    def follow(self, _: np.ndarray, state: TrackState, __: np.ndarray) -> Any:
+        lost = dataclasses.replace(self.result, status=jnp.int32(jclnf.FitStatus.NOTHING_SEEN))
+        return state.next(lost), lost
+
+
+def test_faces_that_cross_keep_their_numbers(case, params):
+    """The first face moves to where the second one was, which moves on: the nearest pair of all is
+    the second face and the first one's box, and would leave the other two."""
+    tracker = Tracker(case.model, params, redetect_every=0)
+    (face,) = tracker.step(frame(case), box(case))
+    tracker.reset()
+    tracker._fits = Everywhere(face)
+    side = max(face.box[2:])
+
+    def moved(*by: float) -> list[np.ndarray]:
+        return [face.box + [part * side, 0, 0, 0] for part in by]
+
+    tracker.step(frame(case), moved(0, 0.7))
+    faces = tracker.step(frame(case), moved(0.5, 1.25))
+    assert [face.id for face in faces] == [0, 1]
+    for found, expected in zip(faces, moved(0.5, 1.25), strict=True):
+        np.testing.assert_allclose(found.box, expected, atol=1e-3)
+
+
 def test_boxes():
     a, b = np.array([0.0, 0, 10, 10]), np.array([5.0, 0, 10, 10])
     assert overlap(a, b) == pytest.approx(50 / 150)
@@ -212,6 +257,9 @@ def test_boxes():
     assert not shows(a, np.array([[1.0, 1], [20, 1], [30, 1]]))
     assert list(assign(np.array([[0.5, 0.9], [0.8, 0.85]]))) == [(0, 1), (1, 0)]
     assert list(assign(np.array([[0.5, 0.0], [0.8, 0.0]]))) == [(1, 0)]
+    # The best pair of all would leave two that do not go together.
+    assert assign(np.array([[0.6, 0.0], [0.9, 0.7]])) == [(0, 0), (1, 1)]
+    assert assign(np.zeros((0, 3))) == assign(np.zeros((2, 2))) == []
 
 
 def test_frames_of_a_clip_as_openface_has_them(shared):

@@ -12,24 +12,34 @@ import pytest
 from support.training import drawn, shapes
 
 import jclnf
-from jclnf.cli._main import main
+from jclnf import geometry
+from jclnf.cli import main
 from jclnf.errors import TrainingError
-from jclnf.experts import SAMPLING, trunk_shapes
-from jclnf.fitting._scales import reference_shape
-from jclnf.geometry import PDM, Pose, project
-from jclnf.geometry import _warp as warp
+from jclnf.experts import TRUNK_SAMPLING, trunk_shapes
+from jclnf.geometry import Pose, project
+from jclnf.train import (
+    MIRROR_68,
+    BoxExamples,
+    Faces,
+    PipelineConfig,
+    Progress,
+    ShapeModel,
+    TrainConfig,
+    cut_out,
+    fine_tune,
+    fit_errors,
+    learn_shape_model,
+    one_of_each,
+    train_model,
+)
 from jclnf.train._augment import augment
-from jclnf.train._batches import COARSE, BoxExamples, Disturbance, TrunkExamples, batches, disturbed
-from jclnf.train._ccnf import experts_of, response_loss, train_ccnf
-from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out
-from jclnf.train._loop import Course, run_course
-from jclnf.train._measure import fit_errors
+from jclnf.train._examples import COARSE, Perturbation, TrunkExamples, perturbed, similarity, warped
+from jclnf.train._faces import Posed
+from jclnf.train._loop import batches, train
 from jclnf.train._networks import map_loss
-from jclnf.train._pipeline import Plan, fine_tune, train_model
-from jclnf.train._shape_model import ShapeModel, learn_shape_model
 
-NOT_AT_ALL = Disturbance((0.0, 0.0, 0.0), 0.0, 0.0, (1.0, 1.0), 0.0)
-SMALL = Plan(
+NOT_AT_ALL = Perturbation((0.0, 0.0, 0.0), 0.0, 0.0, (1.0, 1.0), 0.0)
+SMALL = PipelineConfig(
     modes=4,
     channels=(4, 8, 8, 8, 8),
     grid=24,
@@ -37,10 +47,10 @@ SMALL = Plan(
     middle=(0.0, 0.0),
     windows=(7, 5),
     iterations=2,
-    start=Course(2, batch=8),
-    coarse=Course(2, batch=8),
-    fine=Course(1, batch=8),
-    fit=Course(2, batch=8, rate=1e-3),
+    start=TrainConfig(2, batch_size=8),
+    coarse=TrainConfig(2, batch_size=8),
+    fine=TrainConfig(1, batch_size=8),
+    fit=TrainConfig(2, batch_size=8, learning_rate=1e-3),
     fits=2,
 )
 
@@ -60,19 +70,13 @@ def posed(faces, model) -> Posed:
     return Posed.of(faces, model)
 
 
-def pdm_of(model: ShapeModel) -> PDM:
-    return PDM(
-        *(jnp.asarray(a, jnp.float32) for a in (model.mean, model.components, model.eigenvalues))
-    )
-
-
 class TestFaces:
     def test_mirrored_faces_show_mirrored_pictures(self, faces):
         both = faces.with_mirrored(MIRROR_68)
         assert len(both) == 2 * len(faces)
         for i in (0, 3):
-            mirrored = both.pictures[len(faces) + i]
-            assert (mirrored == faces.pictures[i][:, ::-1]).all()
+            mirrored = both.images[len(faces) + i]
+            assert (mirrored == faces.images[i][:, ::-1]).all()
             x, y = both.points[len(faces) + i, 0]
             np.testing.assert_allclose([159 - x, y], faces.points[i, 16])
 
@@ -93,10 +97,10 @@ class TestFaces:
 
 
 class TestExamples:
-    def test_undisturbed_maps_are_where_a_fit_at_the_truth_puts_them(self, posed, model):
+    def test_unperturbed_maps_are_where_a_fit_at_the_truth_puts_them(self, posed, model):
         """The host's geometry is that of the fit."""
         examples = TrunkExamples(posed, 0.2, 24, (0.0, 6.0), NOT_AT_ALL)
-        pdm = pdm_of(model)
+        pdm = model.pdm
         for face in range(3):
             found = examples(face, np.random.default_rng(0))
             shape = jnp.asarray(posed.latent[face] * np.sqrt(model.eigenvalues), jnp.float32)
@@ -107,23 +111,23 @@ class TestExamples:
             )
             base = project(pdm, pose, shape)
             frame = 0.2 * (pdm.mean + pdm.components @ shape)[:, :2]
-            to_cells = warp.align(base, frame)
+            to_cells = geometry.similarity_between(base, frame)
             truth = jnp.asarray(posed.faces.points[face] - base.mean(0), jnp.float32)
-            expected = warp.apply(to_cells, truth) - 0.2 * np.array([0.0, 6.0]) + 11.5
+            expected = (
+                geometry.apply_similarity(to_cells, truth) - 0.2 * np.array([0.0, 6.0]) + 11.5
+            )
             np.testing.assert_allclose(found["points"], expected, atol=2e-3)
 
     def test_pictures_show_what_the_experts_will_sample(self, posed):
-        from jclnf.train._batches import similarity, warped
-
         rng = np.random.default_rng(1)
-        state = disturbed(posed, 2, COARSE, rng)
+        state = perturbed(posed, 2, COARSE, rng)
         to_image = np.linalg.inv(similarity(state.landmarks, 0.2 * state.shape[:, :2]))
         for zoom in (1.0, 2.0):
-            linear = zoom * to_image / SAMPLING
+            linear = zoom * to_image / TRUNK_SAMPLING
             centre = state.landmarks.mean(0)
-            found = warped(posed.faces.pictures[2], centre, linear, 40)
-            expected = warp.sample_square(
-                jnp.asarray(posed.faces.pictures[2], jnp.float32),
+            found = warped(posed.faces.images[2], centre, linear, 40)
+            expected = geometry.sample_square(
+                jnp.asarray(posed.faces.images[2], jnp.float32),
                 jnp.asarray(centre, jnp.float32),
                 jnp.asarray([linear[0, 0], linear[1, 0]], jnp.float32),
                 40,
@@ -140,14 +144,14 @@ class TestExamples:
             extent = np.ptp(points, axis=0)
             np.testing.assert_allclose(box[2:], extent, rtol=1e-4)
             np.testing.assert_allclose(box[:2] - points.min(0), 0.008 * extent.mean(), atol=0.05)
-            dark = [made["picture"][round(float(y)), round(float(x))] for x, y in points]
+            dark = [made["image"][round(float(y)), round(float(x))] for x, y in points]
             assert np.median(dark) < 210  # the dots, not the background
 
     def test_they_follow_from_seed_and_epoch_alone(self, posed):
         examples = TrunkExamples(posed, 0.2, 24, (0.0, 0.0), COARSE)
 
         def epoch(number: int, threads: int) -> list:
-            made = batches(examples, len(posed.faces), 4, seed=3, epoch=number, threads=threads)
+            made = batches(examples, 4, seed=3, epoch=number, threads=threads)
             return list(made)
 
         one, two, other = epoch(0, 1), epoch(0, 3), epoch(1, 2)
@@ -164,49 +168,73 @@ class TestExamples:
         np.testing.assert_array_equal(made[3], augment(picture, np.random.default_rng(3)))
 
 
-class TestLoop:
-    def train(self, checkpoint, epochs: int, report=None, count: int = 64):
-        """A line through points: the loss is a mean of squares."""
+class Line:
+    """Points on a line."""
 
-        def make(face, rng):
-            x = rng.normal()
-            return {"x": np.float32(x), "y": np.float32(3 * x + 1 + 0 * face)}
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __call__(self, face, rng):
+        x = rng.normal()
+        return {"x": np.float32(x), "y": np.float32(3 * x + 1 + 0 * face)}
+
+
+class TestLoop:
+    def train(self, checkpoint, epochs: int, on_epoch=None, validate=None, count: int = 64):
+        """A line through points: the loss is a mean of squares."""
 
         def objective(w, batch):
             return jnp.mean((w[0] * batch["x"] + w[1] - batch["y"]) ** 2), batch["x"].mean()
 
-        return run_course(
+        return train(
             jnp.zeros(2),
-            jnp.zeros(()),
             objective,
             optax.sgd(0.05),
-            make,
-            count,
-            Course(epochs, batch=8),
-            name="line",
-            checkpoint=checkpoint,
-            report=report,
-            quiet=True,
+            Line(count),
+            TrainConfig(epochs, batch_size=8),
+            Progress("line", checkpoint, on_epoch, quiet=True),
+            averages=jnp.zeros(()),
+            validate=validate,
         )
 
     def test_it_learns(self):
-        learned, _ = self.train(None, 12)
-        np.testing.assert_allclose(learned, [3, 1], atol=0.05)
+        np.testing.assert_allclose(self.train(None, 12).learned, [3, 1], atol=0.05)
 
-    def test_an_interrupted_training_goes_on_as_if_it_had_not_been(self, tmp_path):
-        whole, _ = self.train(tmp_path / "a.eqx", 5)
+    @pytest.mark.parametrize("where", ["on_epoch", "validate"])
+    def test_an_interrupted_training_goes_on_as_if_it_had_not_been(self, tmp_path, where):
+        def far(w, _):
+            return float(abs(w[0] - 2))  # least before the end
 
-        def interrupt(epoch, *_):
-            if epoch == 2:
+        whole = self.train(tmp_path / "a.eqx", 5, validate=far)
+        assert [line["epoch"] for line in whole.history] == [0, 1, 2, 3, 4, 5]
+        calls = 0
+
+        def interrupt(*_):
+            nonlocal calls
+            calls += 1
+            if calls == 4:
                 raise KeyboardInterrupt
+            return far(*_) if where == "validate" else None
 
         with pytest.raises(KeyboardInterrupt):
-            self.train(tmp_path / "b.eqx", 5, interrupt)
-        again, _ = self.train(tmp_path / "b.eqx", 5)
-        np.testing.assert_array_equal(whole, again)
-        epochs: list[int] = []
-        self.train(tmp_path / "b.eqx", 5, lambda epoch, *_: epochs.append(epoch))
-        assert epochs == []  # what is finished is not done again
+            self.train(tmp_path / "b.eqx", 5, **({"validate": far} | {where: interrupt}))
+        epochs: list[float] = []
+
+        def on_epoch(history):
+            epochs.append(history[-1]["epoch"])
+
+        again = self.train(tmp_path / "b.eqx", 5, on_epoch, far)
+        assert epochs == [3, 4, 5]  # the steps of epoch 3 are not done again
+        assert again.history[1:] == whole.history[1:]
+        for a, b in zip(jax.tree.leaves(whole[:3]), jax.tree.leaves(again[:3]), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert (again.best != again.learned).any()
+        epochs.clear()
+        self.train(tmp_path / "b.eqx", 5, on_epoch, far)
+        assert epochs == [5]  # what is finished is not done again
 
     def test_a_damaged_checkpoint(self, tmp_path):
         (tmp_path / "c.eqx").write_bytes(b"nothing")
@@ -234,61 +262,8 @@ def test_map_loss_against_numpy():
             target /= target.sum()
             logs = maps[b, ..., n] - np.log(np.exp(maps[b, ..., n]).sum())
             total -= (target * logs).sum()
-    found = map_loss(1.3)(jnp.asarray(maps), {"points": jnp.asarray(points)})
+    found = jax.vmap(map_loss(1.3))(jnp.asarray(maps), {"points": jnp.asarray(points)}).mean()
     assert float(found) == pytest.approx(total / 6, rel=1e-4)
-
-
-def test_response_loss_is_least_at_the_truth():
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:9, :9]
-    points = rng.uniform(2, 6, (4, 2))
-    right = np.exp(-((x - points[:, :1, None]) ** 2 + (y - points[:, 1:, None]) ** 2) / 2)
-    losses = [
-        float(response_loss(jnp.asarray(np.roll(right, shift, 2)), jnp.asarray(points)))
-        for shift in (-1, 0, 1)
-    ]
-    assert losses[1] < min(losses[0], losses[2]) - 0.1
-
-
-@pytest.mark.slow
-def test_ccnf_experts_learn(posed):
-    """Trained experts put their peaks nearer to the truth than untrained ones."""
-    mirrored = Posed.of(posed.faces.with_mirrored(MIRROR_68), posed.model)
-    slight = Disturbance((0.02, 0.02, 0.02), 3.0, 0.01, (1.0, 1.0), 0.1)
-    course = Course(8, batch=8, rate=3e-2)
-    untrained = train_ccnf(mirrored, 0.3, 7, slight, Course(0, batch=8), quiet=True)
-    trained = train_ccnf(mirrored, 0.3, 7, slight, course, quiet=True)
-    errors = []
-    for learned in (untrained, trained):
-        experts = experts_of([learned], (0.3,), (7,))
-        fitted = jclnf.Model(
-            pdm_of(posed.model),
-            experts,
-            jclnf.FitParams([1.0], [1.0], [0.0], (7,), 3),
-        )
-        total = 0.0
-        for face in range(8):
-            rng = np.random.default_rng(face)
-            state = disturbed(posed, face, slight, rng)
-            base = jnp.asarray(state.landmarks, jnp.float32)
-            shape = jnp.asarray(posed.latent[face] * np.sqrt(posed.model.eigenvalues), jnp.float32)
-            to_reference = warp.align(base, reference_shape(fitted, shape, jnp.int32(0)))
-            responses = experts.respond(
-                jnp.asarray(posed.faces.pictures[face], jnp.float32),
-                base,
-                warp.invert(to_reference),
-                jnp.int32(0),
-                jnp.int32(1),
-                7,
-                arithmetic=jclnf.Arithmetic(),
-            )
-            truth = warp.apply(
-                to_reference, jnp.asarray(posed.faces.points[face], jnp.float32) - base
-            )
-            peaks = jclnf.fitting._meanshift.peak(responses) - 3.0
-            total += float(jnp.linalg.norm(peaks - truth, axis=1).mean())
-        errors.append(total / 8)
-    assert errors[1] < 0.6 * errors[0]
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +272,7 @@ def small(faces, tmp_path_factory):
     said: list[str] = []
     work = tmp_path_factory.mktemp("small") / "work"
     arguments = (faces, drawn(4, seed=9), shapes(40, seed=5), MIRROR_68, work, SMALL)
-    return train_model(*arguments, name="small", quiet=True, say=said.append), arguments, said
+    return train_model(*arguments, name="small", quiet=True, log=said.append), arguments, said
 
 
 @pytest.mark.slow
@@ -306,8 +281,8 @@ def test_from_faces_to_a_model_and_further(tmp_path, faces, small):
     trained, arguments, said = small
     work = arguments[4]
     assert len(said) == 3
-    stages = [line.split(",")[0] for line in (work / "course.csv").read_text().split()]
-    expected = ["start"] * 2 + ["trunk0"] * 2 + ["trunk1"] + ["fit0"] * 2 + ["fit1"] * 2
+    stages = [line.split(",")[0] for line in (work / "curves.csv").read_text().split()]
+    expected = ["start"] * 3 + ["trunk0"] * 3 + ["trunk1"] * 2 + ["fit0"] * 3 + ["fit1"] * 3
     assert stages == ["stage", *expected]
 
     again = train_model(*arguments, name="small", quiet=True)
@@ -319,21 +294,16 @@ def test_from_faces_to_a_model_and_further(tmp_path, faces, small):
     jclnf.save_model(trained, tmp_path / "small.safetensors")
     loaded = jclnf.load_model(tmp_path / "small.safetensors")
     box = np.array([40, 40, 80, 80], np.float32)
-    image = faces.pictures[0].astype(np.float32)
+    image = faces.images[0].astype(np.float32)
     np.testing.assert_allclose(
         jclnf.fit(loaded, image, box).landmarks, jclnf.fit(trained, image, box).landmarks
     )
 
-    course = Course(3, batch=8, rate=1e-3)
+    config = TrainConfig(3, batch_size=8, learning_rate=1e-3)
     tuned = fine_tune(
-        loaded, faces, drawn(4, seed=9), MIRROR_68, tmp_path / "t", course, quiet=True
+        loaded, faces, drawn(4, seed=9), MIRROR_68, tmp_path / "t", config, quiet=True
     )
-    posed = Posed.of(faces, learn_shape_model(faces.points, shapes(40), MIRROR_68, modes=6))
-    made = [
-        BoxExamples(posed.faces, 160, (2.0, 2.0), False)(i, np.random.default_rng(i))
-        for i in range(8)
-    ]
-    examples = {key: np.stack([example[key] for example in made]) for key in made[0]}
+    examples = one_of_each(BoxExamples(faces, 160, (2.0, 2.0), changed=False))
     assert fit_errors(tuned, examples).mean() < fit_errors(loaded, examples).mean()
 
 
@@ -343,7 +313,7 @@ def write_data(folder, faces: Faces):
     (folder / "images").mkdir()
     names = [f"{axis}_{i}" for i in range(68) for axis in "xy"]
     lines = [",".join(["image", "identity", *names])]
-    for i, (picture, points) in enumerate(zip(faces.pictures, faces.points, strict=True)):
+    for i, (picture, points) in enumerate(zip(faces.images, faces.points, strict=True)):
         cv2.imwrite(str(folder / "images" / f"{i}.png"), picture)
         lines.append(
             ",".join([f"{i}.png", f"person{i // 2}", *(f"{v:.3f}" for v in points.ravel())])
@@ -390,8 +360,8 @@ class TestCommand:
         before, after = trained.experts.kernels, tuned.experts.kernels
         assert any((np.asarray(before[k]) != np.asarray(after[k])).any() for k in before)
         folder = tmp_path / "tuned.safetensors.training"
-        assert (folder / "course.csv").read_text().count("\n") > 1
-        assert (folder / "course.png").stat().st_size > 2000
+        assert (folder / "curves.csv").read_text().count("\n") > 1
+        assert (folder / "curves.png").stat().st_size > 2000
         assert json.loads((folder / "training.json").read_text())["faces"] > 10
 
 

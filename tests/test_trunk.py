@@ -13,12 +13,12 @@ from jclnf.experts import (
     initial_weights,
     normalised,
     plain_layer,
-    trunk,
+    trunk_network,
     trunk_shapes,
 )
-from jclnf.experts._layers import AROUND, evened, standardised
+from jclnf.experts._layers import SURROUND, self_quotient, standardised
 from jclnf.experts._trunk import responses_in_windows, variance
-from jclnf.fitting import LearnedStart, decode, start_shapes
+from jclnf.fitting import LearnedStart, decode_start, start_shapes
 from jclnf.geometry import PDM, pose_from_box, project, sample_square
 from jclnf.params import EXACT
 from jclnf.train._networks import _normalised_layer, folded
@@ -170,9 +170,9 @@ def test_folding_gives_what_normalisation_with_the_averages_gave():
         weights[f"{name}.bias"] = jnp.asarray(rng.normal(size=width), jnp.float32)
     x = jnp.asarray(rng.standard_normal((3, 32, 32, 1)), jnp.float32)
     seen: dict = {}
-    in_training = trunk(x, _normalised_layer(weights, seen, ("maps",)))
+    in_training = trunk_network(x, _normalised_layer(weights, seen, ("maps",)))
     assert set(seen) == set(shapes) - {"maps"}
-    plain = trunk(x, plain_layer(folded(weights, seen)))
+    plain = trunk_network(x, plain_layer(folded(weights, seen)))
     np.testing.assert_allclose(plain, in_training, atol=2e-3 * float(jnp.abs(plain).max()))
 
 
@@ -191,11 +191,11 @@ class TestEvened:
 
         def blurred(x: np.ndarray) -> np.ndarray:
             border = cv2.BORDER_CONSTANT
-            return cv2.GaussianBlur(x, (97, 97), AROUND * 48, borderType=border)
+            return cv2.GaussianBlur(x, (97, 97), SURROUND * 48, borderType=border)
 
         around = blurred(picture) / blurred(np.ones_like(picture))
         expected = (picture - around) / (around + 0.1 * picture.mean())
-        np.testing.assert_allclose(evened(jnp.asarray(picture)), expected, atol=1e-5)
+        np.testing.assert_allclose(self_quotient(jnp.asarray(picture)), expected, atol=1e-5)
 
     def test_light_from_one_side_matters_little(self):
         picture = 1.5 * (texture(96) - 127) + 100
@@ -220,14 +220,14 @@ class TestStart:
 
     def test_saying_nothing_is_the_frontal_mean_shape_in_the_box(self):
         pdm, box = self.pdm(), jnp.array([20.0, 30.0, 80.0, 90.0])
-        pose, shape = decode(pdm, box, jnp.zeros(9))
+        pose, shape = decode_start(pdm, box, jnp.zeros(9))
         frontal = pose_from_box(pdm, box, jnp.zeros(3))
         np.testing.assert_allclose(
             project(pdm, pose, shape), project(pdm, frontal, pdm.mean_shape()), rtol=1e-5
         )
 
     def test_shapes_stay_within_their_limits(self):
-        _, shape = decode(self.pdm(), jnp.array([0.0, 0, 50, 50]), jnp.full(9, 100.0))
+        _, shape = decode_start(self.pdm(), jnp.array([0.0, 0, 50, 50]), jnp.full(9, 100.0))
         np.testing.assert_allclose(shape, 3 * np.sqrt([90.0, 50.0, 20.0]), rtol=1e-5)
 
     def test_the_same_face_at_another_size_starts_the_same(self):

@@ -1,7 +1,6 @@
 """Tuning by gradient descent through the fit."""
 
 import dataclasses
-import json
 
 import cv2
 import jax
@@ -12,12 +11,13 @@ from support.synthetic import default_params, planted
 
 import jclnf
 from jclnf.errors import TrainingError
+from jclnf.experts import initial_weights
 from jclnf.fitting import LearnedStart, start_shapes
-from jclnf.train._end_to_end import distance
-from jclnf.train._leaves import Leaves
-from jclnf.train._networks import initial_weights
+from jclnf.train import TrainConfig, distance, tune
+from jclnf.train._parametrisation import Parametrisation
+from jclnf.train._validation import map_chunks
 
-COURSE = jclnf.Course(epochs=3, batch=4, rate=5e-3)
+CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -42,51 +42,52 @@ def spoilt(**changes):
 
 
 def test_leaves_are_chosen_by_their_names(face):
-    tree = {"params": default_params(), "model": face.model}
-    assert set(Leaves(tree, "params").names) == {
+    model = dataclasses.replace(face.model, defaults=default_params())
+    assert set(Parametrisation(model, "params").names) == {
         "params.regularisation",
         "params.kernel_width",
         "params.weight_factor",
         "model.experts.confidence",
     }
-    experts = Leaves(tree, "experts").names
+    experts = Parametrisation(model, "experts").names
     assert {"model.experts.weights", "model.experts.bias", "model.experts.beta"} <= set(experts)
     left_out = ("centres", "components", "confidence", "visible")
     assert not any(part in name for name in experts for part in left_out)
     pdm = {"model.pdm.mean", "model.pdm.components", "model.pdm.eigenvalues"}
-    assert set(Leaves(tree, "pdm").names) == pdm
-    everything = set(Leaves(tree, "all").names)
-    assert everything == pdm | set(experts) | set(Leaves(tree, "params").names)
-    assert Leaves(tree, ["model.pdm.mean"]).names == ("model.pdm.mean",)
-    with pytest.raises(jclnf.ParamsError, match=r"'model\.start'; there are .*model\.pdm\.mean"):
-        Leaves(tree, "model.start")
-    prepared = {"params": default_params(), "model": face.model.prepare()}
-    with pytest.raises(jclnf.ParamsError, match="as it was loaded"):
-        Leaves(prepared, "params")
+    assert set(Parametrisation(model, "pdm").names) == pdm
+    everything = set(Parametrisation(model, "all").names)
+    assert everything == pdm | set(experts) | set(Parametrisation(model, "params").names)
+    assert Parametrisation(model, ["model.pdm.mean"]).names == ("model.pdm.mean",)
+    with pytest.raises(
+        jclnf.errors.ParamsError, match=r"'model\.start'; there are .*model\.pdm\.mean"
+    ):
+        Parametrisation(model, "model.start")
+    with pytest.raises(jclnf.errors.ParamsError, match="as it was loaded"):
+        Parametrisation(model.prepare(), "params")
 
 
 def test_bounds_are_held_and_nothing_changes_by_itself(face):
     params = default_params(weight_factor=jnp.array([0.0, 0.7]))
-    tree = {"params": params, "model": face.model}
-    leaves = Leaves(tree, "all", {"params.kernel_width": (0.5, 4.0)})
+    model = dataclasses.replace(face.model, defaults=params)
+    leaves = Parametrisation(model, "all", {"params.kernel_width": (0.5, 4.0)})
     free = leaves.free()
     assert all(np.isfinite(array).all() for array in free.values())
-    same = leaves.put_into(tree, free)
-    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(same), strict=True):
+    same = leaves.model(free)
+    for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(same), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     for far in (-50.0, 50.0):
-        moved = leaves.put_into(tree, {name: array + far for name, array in free.items()})
-        width, factor = moved["params"].kernel_width, moved["params"].weight_factor
+        moved = leaves.model({name: array + far for name, array in free.items()})
+        width, factor = moved.defaults.kernel_width, moved.defaults.weight_factor
         assert (width >= 0.5).all()
         assert (width <= 4.0).all()
-        assert (moved["params"].regularisation > 0).all()
+        assert (moved.defaults.regularisation > 0).all()
         assert factor[0] == 0
         assert factor[1] > 0
-        assert (moved["model"].pdm.eigenvalues > 0).all()
-    with pytest.raises(jclnf.ParamsError, match="outside its bounds"):
-        Leaves(tree, "params", {"params.kernel_width": (2.0, 4.0)})
-    with pytest.raises(jclnf.ParamsError, match="not tuned"):
-        Leaves(tree, "pdm", {"params.kernel_width": (0.5, 4.0)})
+        assert (moved.pdm.eigenvalues > 0).all()
+    with pytest.raises(jclnf.errors.ParamsError, match="outside its bounds"):
+        Parametrisation(model, "params", {"params.kernel_width": (2.0, 4.0)})
+    with pytest.raises(jclnf.errors.ParamsError, match="not tuned"):
+        Parametrisation(model, "pdm", {"params.kernel_width": (0.5, 4.0)})
 
 
 def test_unknown_landmarks_do_not_count():
@@ -105,8 +106,8 @@ def test_unknown_landmarks_do_not_count():
 @pytest.mark.slow
 def test_spoilt_settings_are_found_again(face, faces):
     images, boxes, truth = faces
-    tuned = jclnf.tune(
-        face.model, images, boxes, truth, spoilt(), validation=0.25, course=COURSE, quiet=True
+    tuned = tune(
+        face.model, images, boxes, truth, spoilt(), validation=0.25, config=CONFIG, quiet=True
     )
     good = default_params(iterations=3)
     errors = [
@@ -119,7 +120,7 @@ def test_spoilt_settings_are_found_again(face, faces):
         for p in (spoilt(), good, tuned.params)
     ]
     assert tuned.epoch > 0
-    assert tuned.course[tuned.epoch]["validation"] < 0.7 * tuned.course[0]["validation"]
+    assert tuned.history[tuned.epoch]["validation"] < 0.7 * tuned.history[0]["validation"]
     assert errors[2] < 0.65 * errors[0]
     # Nothing that was not chosen has moved; a weight factor of 0 keeps the landmarks alike.
     for name in ("weights", "bias", "alpha", "beta", "visible"):
@@ -134,62 +135,75 @@ def test_spoilt_settings_are_found_again(face, faces):
 
 
 @pytest.mark.slow
-def test_an_interrupted_tuning_goes_on_and_a_finished_one_stays(face, faces, tmp_path):
-    def run(file, epochs=3, stop_after=None, **changes):
-        class Stopped(Exception):
-            pass
+@pytest.mark.parametrize("where", ["on_epoch", "validation"])
+def test_an_interrupted_tuning_is_resumed_and_a_finished_one_stays(
+    face, faces, tmp_path, monkeypatch, where
+):
+    def run(file, on_epoch=None):
+        return tune(
+            face.model,
+            *faces,
+            spoilt(),
+            what=["params.kernel_width"],
+            validation=0.25,
+            config=CONFIG,
+            checkpoint=tmp_path / file,
+            on_epoch=on_epoch,
+            quiet=True,
+        )
 
-        def report(epoch, *_):
-            if epoch == stop_after:
-                raise Stopped
-
-        try:
-            return jclnf.tune(
-                face.model,
-                *faces,
-                spoilt(),
-                what=["params.kernel_width"],
-                validation=0.25,
-                course=dataclasses.replace(COURSE, epochs=epochs),
-                checkpoint=tmp_path / file,
-                report=report,
-                quiet=True,
-                **changes,
-            )
-        except Stopped:
-            return None
+    def interrupt(epoch, *_):
+        if epoch == 1:
+            raise KeyboardInterrupt
 
     whole = run("whole.eqx")
-    assert run("parts.eqx", stop_after=1) is None
-    parts = run("parts.eqx")
-    assert [line["epoch"] for line in parts.course] == [0, 1, 2, 3]
+    validations = 0
+
+    def interrupted(*arguments):
+        nonlocal validations
+        validations += 1
+        if validations == 2:
+            raise KeyboardInterrupt
+        return map_chunks(*arguments)
+
+    with monkeypatch.context() as patch:
+        if where == "validation":
+            patch.setattr("jclnf.train._tune.map_chunks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("parts.eqx", interrupt)
+    seen: list[int] = []
+    parts = run("parts.eqx", lambda epoch, *_: seen.append(epoch))
+    assert seen == [1, 2, 3]
+    assert [line["epoch"] for line in parts.history] == [0, 1, 2, 3]
     np.testing.assert_array_equal(parts.params.kernel_width, whole.params.kernel_width)
-    assert parts.course[1:] == whole.course[1:]
+    assert parts.history[1:] == whole.history[1:]
     again = run("parts.eqx")
-    assert again.course[1:] == parts.course[1:]
+    assert again.history[1:] == parts.history[1:]
     np.testing.assert_array_equal(again.params.kernel_width, parts.params.kernel_width)
-    (tmp_path / "parts.json").write_text("{")
-    with pytest.raises(TrainingError, match="remove it"):
-        run("parts.eqx")
+    data = (tmp_path / "parts.eqx").read_bytes()
+    for damaged in (data[: len(data) // 2], data[:10], b""):
+        (tmp_path / "parts.eqx").write_bytes(damaged)
+        with pytest.raises(TrainingError, match=r"parts\.eqx.*remove it"):
+            run("parts.eqx")
 
 
 @pytest.mark.slow
 def test_it_ends_without_progress_and_gives_back_the_best(face, faces):
     """Steps that are far too large make it worse: the model is as it was."""
-    course = dataclasses.replace(COURSE, epochs=20, rate=1.0)
-    tuned = jclnf.tune(
+    config = dataclasses.replace(CONFIG, epochs=20, learning_rate=1.0)
+    tuned = tune(
         face.model,
         *faces,
         default_params(iterations=3),
         what=["model.pdm.mean"],
         validation=0.25,
-        course=course,
+        config=config,
         patience=2,
         quiet=True,
     )
-    assert len(tuned.course) < 20
-    best = min(tuned.course, key=lambda line: line["validation"])
-    assert tuned.epoch == best["epoch"] == len(tuned.course) - 3
+    assert len(tuned.history) < 20
+    best = min(tuned.history, key=lambda line: line["validation"])
+    assert tuned.epoch == best["epoch"] == len(tuned.history) - 3
     if tuned.epoch == 0:
         np.testing.assert_allclose(tuned.model.pdm.mean, face.model.pdm.mean, rtol=1e-6)
 
@@ -199,13 +213,12 @@ def test_a_learned_start_moves_if_it_is_chosen_and_nothing_else_does(face, faces
     images, boxes, truth = faces
     weights = initial_weights(start_shapes(face.model.pdm.eigenvalues.size), jax.random.key(0))
     model = dataclasses.replace(face.model, start=LearnedStart(weights))
-    tree = {"params": default_params(), "model": model}
-    assert set(Leaves(tree, ["experts", "start"]).names) == {
-        *Leaves(tree, "experts").names,
+    assert set(Parametrisation(model, ["experts", "start"]).names) == {
+        *Parametrisation(model, "experts").names,
         *(f"model.start.kernels.{name}" for name in weights),
     }
-    assert not any(name.startswith("model.start") for name in Leaves(tree, "all").names)
-    tuned = jclnf.tune(
+    assert not any(name.startswith("model.start") for name in Parametrisation(model, "all").names)
+    tuned = tune(
         model,
         images,
         boxes,
@@ -213,10 +226,10 @@ def test_a_learned_start_moves_if_it_is_chosen_and_nothing_else_does(face, faces
         default_params(iterations=2),
         what="start",
         validation=0.25,
-        course=jclnf.Course(epochs=2, batch=3, rate=1e-2),
+        config=TrainConfig(epochs=2, batch_size=3, learning_rate=1e-2),
         quiet=True,
     )
-    errors = [line["validation"] for line in tuned.course]
+    errors = [line["validation"] for line in tuned.history]
     assert min(errors) < 0.9 * errors[0]
     assert not np.array_equal(tuned.model.start.kernels["out.kernel"], weights["out.kernel"])
     for a, b in zip(
@@ -233,7 +246,7 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
     size = float(np.sqrt(np.prod(np.ptp(truth[0], axis=0))))
     shift = np.zeros((20, 2))
     shift[:5] = [0.02, -0.015]
-    tuned = jclnf.tune(
+    tuned = tune(
         face.model,
         images,
         boxes,
@@ -242,7 +255,7 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
         what=["params.kernel_width"],
         validation=0.25,
         offset=True,
-        course=jclnf.Course(epochs=12, batch=4, rate=2e-3),
+        config=TrainConfig(epochs=12, batch_size=4, learning_rate=2e-3),
         quiet=True,
     )
     np.testing.assert_allclose(tuned.offset[:5], shift[:5], atol=0.006)
@@ -251,22 +264,22 @@ def test_a_constant_offset_of_the_data_is_learned_apart(face, faces):
 
 def test_unusable_input_is_named(face, faces):
     images, boxes, truth = faces
-    with pytest.raises(jclnf.BoxError, match="12 images need as many boxes"):
-        jclnf.tune(face.model, images, boxes[:3], truth)
-    with pytest.raises(jclnf.AnnotationError, match=r"\(12, 20, 2\) for this model"):
-        jclnf.tune(face.model, images, boxes, truth[:, :5])
+    with pytest.raises(jclnf.errors.BoxError, match="12 images need as many boxes"):
+        tune(face.model, images, boxes[:3], truth)
+    with pytest.raises(jclnf.errors.AnnotationError, match=r"\(12, 20, 2\) for this model"):
+        tune(face.model, images, boxes, truth[:, :5])
     unknown = truth.copy()
     unknown[4] = np.nan
-    with pytest.raises(jclnf.AnnotationError, match="face 4: fewer than two"):
-        jclnf.tune(face.model, images, boxes, unknown)
+    with pytest.raises(jclnf.errors.AnnotationError, match="face 4: fewer than two"):
+        tune(face.model, images, boxes, unknown)
     outside = boxes.copy()
     outside[7, 0] = 5000
-    with pytest.raises(jclnf.BoxError, match="face 7: "):
-        jclnf.tune(face.model, images, outside, truth)
+    with pytest.raises(jclnf.errors.BoxError, match="face 7: "):
+        tune(face.model, images, outside, truth)
     with pytest.raises(TrainingError, match="a part lies between"):
-        jclnf.tune(face.model, images, boxes, truth, validation=1.5)
+        tune(face.model, images, boxes, truth, validation=1.5)
     with pytest.raises(TrainingError, match="fewer than a batch"):
-        jclnf.tune(face.model, images, boxes, truth, course=jclnf.Course(1, batch=64), quiet=True)
+        tune(face.model, images, boxes, truth, config=TrainConfig(1, batch_size=64), quiet=True)
 
 
 @pytest.mark.slow
@@ -293,7 +306,7 @@ class TestCommand:
         return data
 
     def run(self, folder, *more):
-        from jclnf.cli._main import main
+        from jclnf.cli import main
 
         return main(
             [
@@ -316,19 +329,17 @@ class TestCommand:
         assert self.run(folder, "--out", str(out), "--what", "params", "--offset") == 0
         text = capsys.readouterr().out
         assert "held out:" in text
-        assert "course.csv" in text
+        assert "curves.csv" in text
         tuned = jclnf.load_model(out)
         assert tuned.name == "tuned"
         assert (np.asarray(tuned.defaults.regularisation) < 3000).all()
-        lines = (tmp_path / "tuned.safetensors.tuning" / "course.csv").read_text().split()
+        lines = (tmp_path / "tuned.safetensors.tuning" / "curves.csv").read_text().split()
         errors = [float(line.split(",")[2]) for line in lines[1:]]
         assert len(errors) == 3
         assert min(errors[1:]) < errors[0]
         assert np.loadtxt(
             tmp_path / "tuned.safetensors.tuning" / "offset.csv", delimiter=","
         ).shape == (20, 2)
-        history = tmp_path / "tuned.safetensors.tuning" / "tuning.json"
-        assert len(json.loads(history.read_text())) == 3
 
     def test_wrong_usage_is_one_line(self, folder, tmp_path, capsys):
         assert self.run(folder, "--out", "model.npz") == 2

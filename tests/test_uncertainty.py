@@ -111,7 +111,7 @@ def test_ellipses_turn_with_the_picture(face):
     x, y, w, h = face.box + np.float32([3, -2, 0, 0])
     box = np.float32([y, 240 - 1 - x - w, h, w])
     params = default_params(uncertainty=True, iterations=20)
-    found = jclnf.fit(face.model, turned, box, params, rotation=[0, 0, -np.pi / 2])
+    found = jclnf.fit(face.model, turned, box, params, init=[0, 0, -np.pi / 2])
     back = np.array([[0.0, -1.0], [1.0, 0.0]])
     straight = jclnf.fit(
         face.model,
@@ -142,7 +142,7 @@ def test_a_calibration_is_stored_with_the_model(face, fitted, tmp_path):
 def test_a_batch_has_the_covariances_of_its_faces(face, fitted):
     params = default_params(uncertainty=True)
     boxes = np.stack([face.box + np.float32([3, -2, 0, 0]), face.box])
-    batch = jclnf.fit_batch(face.model, [face.image, face.image], boxes, params)
+    batch = jclnf.fit_images(face.model, [face.image, face.image], boxes, params)
     assert batch.covariance.shape == (2, 20, 2, 2)
     np.testing.assert_allclose(batch.covariance[0], fitted.covariance, rtol=0.02, atol=0.02)
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from support.openface_files import Writer, little_memory
 
-from jclnf import ModelFileError, load_openface
-from jclnf.fitting import View
-from jclnf.fitting._validator import MaxPool, confidence
-from jclnf.openface._validator import make_validator, read_validator
+from jclnf import load_openface
+from jclnf.errors import ModelFileError
+from jclnf.openface import Validator, View
+from jclnf.openface._read_validator import make_validator, read_validator
+from jclnf.openface._validator import MaxPool
 
 N = 5
 BINS = 6
@@ -190,7 +191,7 @@ def test_it_is_that_of_the_plain_version(tmp_path, image, rng, sides):
     nets = [network(rng, side) for side in sides]
     validator = load(tmp_path, bytes(validator_file(nets).data))
     assert isinstance(validator.views, View) == (len(set(sides)) == 1)
-    compiled = jax.jit(confidence)
+    compiled = jax.jit(Validator.__call__)
     shown = set()
     for i, landmarks in enumerate(faces(60, rng)):
         rotation = np.radians(np.array(CENTRES[i % 3]) + rng.uniform(-15, 15, 3))
@@ -210,9 +211,9 @@ def test_vmap_gives_the_same(tmp_path, image, rng, sides):
     validator = load(tmp_path, bytes(validator_file([network(rng, s) for s in sides]).data))
     landmarks = jnp.asarray(faces(9, rng), jnp.float32)
     rotations = jnp.radians(jnp.array(CENTRES * 3))
-    together = jax.jit(jax.vmap(confidence, in_axes=(None, None, 0, 0)))
+    together = jax.jit(jax.vmap(Validator.__call__, in_axes=(None, None, 0, 0)))
     found = together(validator, image, landmarks, rotations)
-    one = jax.jit(confidence)
+    one = jax.jit(Validator.__call__)
     each = [one(validator, image, x, r) for x, r in zip(landmarks, rotations, strict=True)]
     np.testing.assert_allclose(found, each, atol=1e-6)
 
@@ -220,11 +221,11 @@ def test_vmap_gives_the_same(tmp_path, image, rng, sides):
 def test_nothing_to_see_gives_none(tmp_path, nets, image):
     validator = load(tmp_path, bytes(validator_file(nets).data))
     landmarks, front = jnp.asarray(20 + nets[0].landmarks, jnp.float32), jnp.zeros(3)
-    assert confidence(validator, image, landmarks, front) > 0
+    assert validator(image, landmarks, front) > 0
     for level in (0.0, 90.7, 254.9):
-        assert confidence(validator, np.full_like(image, level), landmarks, front) == 0
-    assert confidence(validator, image, landmarks + 500, front) == 0
-    assert confidence(validator, image, landmarks * np.nan, front) == 0
+        assert validator(np.full_like(image, level), landmarks, front) == 0
+    assert validator(image, landmarks + 500, front) == 0
+    assert validator(image, landmarks * np.nan, front) == 0
 
 
 def test_pooling_keeps_the_last_of_an_odd_row():
@@ -236,8 +237,8 @@ def test_bytes_of_grey_levels_will_do(tmp_path, nets, image, rng):
     validator = load(tmp_path, bytes(validator_file(nets).data))
     landmarks, front = jnp.asarray(faces(1, rng)[0], jnp.float32), jnp.zeros(3)
     grey = image.astype(np.uint8)
-    expected = confidence(validator, grey.astype(np.float32), landmarks, front)
-    assert confidence(validator, grey, landmarks, front) == expected
+    expected = validator(grey.astype(np.float32), landmarks, front)
+    assert validator(grey, landmarks, front) == expected
 
 
 @pytest.fixture
@@ -353,12 +354,12 @@ def test_loading_a_model_brings_its_validator(tmp_path, nets):
     from support.openface_files import random_model, write_model
 
     main = write_model(tmp_path, random_model(landmarks=N))
-    assert load_openface(main).validator is None
+    assert load_openface(main).confidence is None
     with pytest.raises(ModelFileError, match=r"validator\.txt: no such file; main_clnf_general"):
         load_openface(main, validator=True)
     (tmp_path / "validator.txt").write_bytes(validator_file(nets).data)
-    assert load_openface(main, validator=True).validator is not None
-    assert load_openface(main).validator is None
+    assert isinstance(load_openface(main, validator=True).confidence, Validator)
+    assert load_openface(main).confidence is None
     with pytest.raises(ModelFileError, match="names 0 validators"):
         load_openface(tmp_path / "clnf_general.txt", validator=True)
     (tmp_path / "validator.txt").write_bytes(b"\3\0\0\0")
@@ -380,7 +381,7 @@ def test_recorded_confidences(shared):
     path = folder / "model" / "detection_validation" / "validator_cnn.txt"
     validator = make_validator(read_validator(path, 68))
     recorded = np.load(folder / "reference" / "final_fits.npz")
-    compiled, found, expected = jax.jit(confidence), [], []
+    compiled, found, expected = jax.jit(Validator.__call__), [], []
     for number in [*range(0, 40, 4), 7, 23, 38]:
         prefix = f"hier/{number:03d}"
         if not recorded[f"{prefix}/certainty"].item():

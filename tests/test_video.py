@@ -17,9 +17,11 @@ from support.videos import SIZE, frames, write_video
 
 import jclnf
 from jclnf.annotations._pts import Stems, read_pts
-from jclnf.cli._main import main
+from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
+from jclnf.outputs import locked
 from jclnf.tracking import OneEuro
+from jclnf.video import Settings, find_videos, process_videos
 from jclnf.video import _source as source
 from jclnf.video._aligned import MILLIMETRES, aligned_face
 from jclnf.video._checkpoint import Checkpoint
@@ -81,7 +83,7 @@ class TestWhatIsMadeOfIt:
         assert data["size"] == list(SIZE)
         assert data["source"] == str(clip)
         assert data["problems"] == []
-        assert data["camera"] == jclnf.Camera.assumed(*SIZE).numbers
+        assert data["camera"] == jclnf.space.Camera.assumed(*SIZE).numbers
         assert not (whole / "face.checkpoint").exists()
 
     def test_parquet_is_the_table(self, whole):
@@ -210,24 +212,23 @@ class TestResume:
             return True
 
         with pytest.raises(Stopped):
-            run().perform(resume=False, every=0.0, told=stop)
+            run().perform(resume=False, every=0.0, on_frame=stop)
         assert len(read(tmp_path / "face.csv")) == CHUNK
         with (tmp_path / "face.csv").open("a") as file:
             file.write("half a line")
         seen = []
-        record = run().perform(resume=True, told=lambda frame, _: seen.append(frame.number) or True)
+        counts = run().perform(
+            resume=True, on_frame=lambda frame, _: seen.append(frame.number) or True
+        )
         assert seen == list(range(CHUNK + 1, COUNT + 1))
-        assert record.frames == COUNT
+        assert counts.frames == COUNT
         assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
 
     def test_a_table_that_another_run_is_writing_is_left_alone(self, clip, tmp_path, capsys):
-        fcntl = pytest.importorskip("fcntl")
-        with (tmp_path / "face.csv").open("wb") as file:
-            file.write(b"another's")
-            file.flush()
-            fcntl.flock(file, fcntl.LOCK_EX)
+        (tmp_path / "face.csv").write_bytes(b"another's")
+        with locked(tmp_path / "face.csv"):
             assert main(["video", str(clip), "--out", str(tmp_path), "--quiet"]) == 1
-        assert "another run is writing it" in capsys.readouterr().err
+        assert f"face.csv: is being written by process {os.getpid()}" in capsys.readouterr().err
         assert (tmp_path / "face.csv").read_bytes() == b"another's"
 
     @pytest.mark.slow
@@ -285,16 +286,16 @@ class TestResume:
             Checkpoint(file, "one").load()
 
     def test_nothing_is_left_of_files_that_a_killed_run_was_writing(self, clip, whole, capsys):
-        left = [".face.png.77.part", ".face.json.77.part", "face_aligned/.000003_0.png.77.part"]
-        left += ["face.checkpoint", "face.checkpoint.part"]
+        left = [".face.part.png", ".face.png.lock", "face_aligned/.000003_0.part.png"]
+        left += ["face.checkpoint", ".face.part.checkpoint", ".face_overlay.part.mp4"]
         for name in left:
             (whole / name).write_bytes(b"half")
-        (whole / ".other.png.77.part").write_bytes(b"half")
+        (whole / ".other.part.png").write_bytes(b"half")
         asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
         assert main(["video", str(clip), "--out", str(whole), "--resume", *asked]) == 0
         assert "complete already" in capsys.readouterr().out
         assert [name for name in left if (whole / name).exists()] == []
-        (whole / ".other.png.77.part").unlink()
+        (whole / ".other.part.png").unlink()
 
     def test_what_another_run_left_does_not_mix_with_this_ones(self, clip, tmp_path, capsys):
         """Pictures of frames that are not used now; boxes that have changed since."""
@@ -412,6 +413,23 @@ class TestCommand:
             apart = np.linalg.norm(np.subtract(*points), axis=1)
             assert apart.mean() < 3.0  # of a face of 110 px
 
+    def test_from_python(self, clip, whole, tmp_path):
+        """The same table, by the name of the same model; and what is seen on the way."""
+        seen = []
+        paths, problems = find_videos([str(clip), str(clip.parent), str(tmp_path)])
+        assert paths == [str(clip)]
+        assert problems == [f"{tmp_path}: no videos and no images in this folder"]
+        (result,) = process_videos(
+            Settings(model="default", plot=False),
+            paths,
+            tmp_path,
+            on_start=lambda source, done: seen.append((source.count, done)),
+            on_frame=lambda frame, _: seen.append(frame.number) or True,
+        )
+        assert result.problems == []
+        assert seen == [(COUNT, 0), *range(1, COUNT + 1)]
+        assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
+
     @pytest.mark.parametrize(
         ("options", "says"),
         [
@@ -421,6 +439,9 @@ class TestCommand:
             (["--focal=-5"], "focal lengths"),
             (["--boxes", "missing.csv"], "missing.csv"),
             (["--faces", "0"], "at least 1"),
+            (["--aligned", "7"], "8 to 4096"),
+            (["--independent", "--boxes", "b.csv"], "use a detector"),
+            (["--workers", "0"], "at least 1"),
         ],
     )
     def test_wrong_options_are_said_in_a_line(self, clip, tmp_path, capsys, options, says):
@@ -480,7 +501,7 @@ class TestOneEuro:
         assert face.step(0.3, np.array([9.0, 9.0])).tolist() == [9.0, 9.0]
 
     def test_numbers_that_cannot_be(self):
-        with pytest.raises(jclnf.ParamsError, match="one-euro"):
+        with pytest.raises(jclnf.errors.ParamsError, match="one-euro"):
             OneEuro(-1.0)
 
 

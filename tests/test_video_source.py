@@ -10,7 +10,7 @@ import pytest
 from support.videos import SIZE, frames, rotated, write_video
 
 from jclnf.errors import VideoError
-from jclnf.video._source import Ahead, Frame, PictureFolder, VideoFile, open_source
+from jclnf.video._source import Frame, ImageFolder, Prefetcher, VideoFile, open_source
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_frames_are_those_that_were_written(clip):
     assert [frame.number for frame in read] == list(range(1, 21))
     np.testing.assert_allclose([frame.time for frame in read], np.arange(20) / 25, atol=1e-6)
     for frame, written in zip(read, frames(20), strict=True):
-        assert np.abs(frame.picture.astype(int) - written).mean() < 6  # JPEG
+        assert np.abs(frame.image.astype(int) - written).mean() < 6  # JPEG
     assert source.problems == []
 
 
@@ -33,14 +33,14 @@ def test_reading_goes_on_at_a_frame(clip):
     whole = list(open_source(clip).frames())
     rest = list(open_source(clip).frames(start=14))
     assert [(f.number, f.time) for f in rest] == [(f.number, f.time) for f in whole[13:]]
-    np.testing.assert_array_equal(rest[0].picture, whole[13].picture)
+    np.testing.assert_array_equal(rest[0].image, whole[13].image)
 
 
 def test_rotation_in_the_metadata_is_followed(tmp_path):
     plain = write_video(tmp_path / "plain.mp4", frames(3))
     turned = open_source(rotated(plain, tmp_path / "turned.mp4"))
     assert turned.size == SIZE[::-1]
-    first, upright = next(turned.frames()).picture, next(open_source(plain).frames()).picture
+    first, upright = next(turned.frames()).image, next(open_source(plain).frames()).image
     assert np.abs(first.astype(int) - np.rot90(upright, -1)).mean() < 2
 
 
@@ -123,14 +123,14 @@ def test_a_name_with_a_pattern_is_one_file(tmp_path):
         VideoFile(tmp_path / "frame%d.png")
 
 
-class TestPictureFolder:
+class TestImageFolder:
     def test_pictures_are_in_the_order_of_their_numbers(self, tmp_path):
         for number in (10, 9, 1, 2):
             cv2.imwrite(str(tmp_path / f"frame{number}.png"), np.full((8, 9, 3), number, np.uint8))
         (tmp_path / "notes.txt").write_text("no picture")
         source = open_source(tmp_path, rate=10.0)
         read = list(source.frames())
-        assert [int(frame.picture[0, 0, 0]) for frame in read] == [1, 2, 9, 10]
+        assert [int(frame.image[0, 0, 0]) for frame in read] == [1, 2, 9, 10]
         assert [frame.time for frame in read] == [0.0, 0.1, 0.2, 0.3]
         assert [f.number for f in source.frames(3)] == [3, 4]
 
@@ -139,21 +139,21 @@ class TestPictureFolder:
             cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((8, 9, 3), np.uint8))
         (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n")
         cv2.imwrite(str(tmp_path / "3.png"), np.zeros((8, 10, 3), np.uint8))
-        source = PictureFolder(tmp_path, 25.0)
-        assert [f.picture is None for f in source.frames()] == [False, True, False, True]
+        source = ImageFolder(tmp_path, 25.0)
+        assert [f.image is None for f in source.frames()] == [False, True, False, True]
         assert "1.png" in source.problems[0]
         assert "3.png is not 9 x 8" in source.problems[1]
 
     def test_a_folder_without_pictures_is_refused(self, tmp_path):
-        with pytest.raises(VideoError, match="none of its 0 pictures"):
+        with pytest.raises(VideoError, match="none of its 0 images"):
             open_source(tmp_path)
 
 
-class TestAhead:
+class TestPrefetcher:
     def test_it_is_the_same_frames_and_its_thread_ends(self):
         made = [Frame(k, k / 25, None) for k in range(1, 50)]
         before = threading.active_count()
-        with Ahead(iter(made), 4) as read:
+        with Prefetcher(iter(made), 4) as read:
             assert list(read) == made
         assert threading.active_count() == before
 
@@ -165,7 +165,7 @@ class TestAhead:
                 asked.append(k)
                 yield Frame(k, 0.0, None)
 
-        with Ahead(endless(), 4) as read:
+        with Prefetcher(endless(), 4) as read:
             next(read)
             time.sleep(0.3)
             assert len(asked) <= 7
@@ -176,7 +176,7 @@ class TestAhead:
             yield Frame(1, 0.0, None)
             raise VideoError("it broke")
 
-        with Ahead(broken()) as read:
+        with Prefetcher(broken()) as read:
             assert next(read).number == 1
             with pytest.raises(VideoError, match="it broke"):
                 next(read)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from jclnf.geometry import _warp as warp
+from jclnf import geometry
 
 
 def similarity_matrix(pair):
@@ -21,42 +21,70 @@ def scene(rng):
     return image, np.array(centres, np.float32)
 
 
-def test_align_is_the_kabsch_rotation_with_the_ratio_of_sizes(rng):
+def test_similarity_is_the_kabsch_rotation_with_the_ratio_of_sizes(rng):
     for _ in range(10):
         source, target = rng.standard_normal((2, 30, 2)) * [[[5.0]], [[2.0]]] + 40
         a, b = source - source.mean(0), target - target.mean(0)
         u, _, vt = np.linalg.svd(a.T @ b)
         rotation = (u @ np.diag([1, np.linalg.det(u @ vt)]) @ vt).T
         scale = np.sqrt((b**2).sum() / (a**2).sum())
-        pair = warp.align(jnp.asarray(source), jnp.asarray(target))
+        pair = geometry.similarity_between(jnp.asarray(source), jnp.asarray(target))
         np.testing.assert_allclose(similarity_matrix(pair), scale * rotation, atol=1e-5)
 
 
-def test_align_does_not_reflect(rng):
+def test_similarity_does_not_reflect(rng):
     points = rng.standard_normal((30, 2)) * [3, 1]
-    pair = warp.align(jnp.asarray(points), jnp.asarray(points * [-1, 1]))
+    pair = geometry.similarity_between(jnp.asarray(points), jnp.asarray(points * [-1, 1]))
     assert np.linalg.det(similarity_matrix(pair)) > 0
 
 
-def test_align_of_a_point_has_a_finite_derivative():
+def test_similarity_of_a_point_has_a_finite_derivative():
     source = jnp.ones((5, 2))
-    gradient = jax.grad(lambda s: warp.align(s, jnp.arange(10.0).reshape(5, 2)).sum())(source)
+    gradient = jax.grad(
+        lambda s: geometry.similarity_between(s, jnp.arange(10.0).reshape(5, 2)).sum()
+    )(source)
     assert jnp.isfinite(gradient).all()
 
 
-def test_invert_and_apply(rng):
+def test_similarities_invert_and_apply(rng):
     pair = jnp.array([1.3, -0.4])
     points = rng.standard_normal((7, 2)).astype(np.float32)
-    forth = warp.apply(pair, jnp.asarray(points))
+    forth = geometry.apply_similarity(pair, jnp.asarray(points))
     np.testing.assert_allclose(forth, points @ similarity_matrix(pair).T, atol=1e-5)
-    np.testing.assert_allclose(warp.apply(warp.invert(pair), forth), points, atol=1e-5)
+    np.testing.assert_allclose(
+        geometry.apply_similarity(geometry.invert_similarity(pair), forth), points, atol=1e-5
+    )
+
+
+def test_least_squares_similarity_leaves_the_smallest_distances(rng):
+    source, target = rng.standard_normal((2, 30, 2))
+    pair = geometry.similarity_between(source, target, least_squares=True)
+    x, y = (source - source.mean(0)).T
+    design = np.concatenate([np.stack([x, -y], 1), np.stack([y, x], 1)])
+    expected = np.linalg.lstsq(design, (target - target.mean(0)).T.ravel())[0]
+    np.testing.assert_allclose(pair, expected, rtol=1e-12)
+
+
+def test_similarities_and_boxes_are_the_same_in_numpy(rng):
+    """And in double precision there, whatever JAX computes in."""
+    source, target = rng.standard_normal((2, 9, 2))
+    pair = geometry.similarity_between(source, target)
+    assert isinstance(pair, np.ndarray)
+    assert pair.dtype == np.float64
+    matrix = geometry.similarity_matrix(pair)
+    np.testing.assert_allclose(geometry.apply_similarity(pair, source), source @ matrix.T)
+    in_jax = geometry.similarity_between(jnp.asarray(source), jnp.asarray(target))
+    np.testing.assert_allclose(pair, in_jax, atol=1e-5)
+    points = np.array([(3.0, 9), (1, 4), (2, 20)])
+    np.testing.assert_array_equal(geometry.tight_box(points), (1, 4, 2, 16))
+    np.testing.assert_array_equal(geometry.tight_box(jnp.asarray(points)), (1, 4, 2, 16))
 
 
 @pytest.mark.parametrize("pair", [(1.0, 0.0), (2.3, 0.7), (0.6, -0.5)])
 def test_exact_sampling_is_bilinear_interpolation(scene, pair):
     image, centres = scene
     size = 15
-    areas = warp.sample_areas(jnp.asarray(image), jnp.asarray(centres), jnp.array(pair), size)
+    areas = geometry.sample_areas(jnp.asarray(image), jnp.asarray(centres), jnp.array(pair), size)
     v, u = np.mgrid[:size, :size] - (size - 1) / 2
     offsets = np.stack([u, v], -1) @ similarity_matrix(pair).T
     # Padding lets the oracle blend towards the zeros outside, as sampling is specified to.
@@ -72,7 +100,7 @@ def test_fixed_point_sampling_is_opencv_warp_affine(scene, pair):
     image, centres = scene
     size, (a, b) = 17, np.float32(pair)
     half = np.float32((size - 1) / 2)
-    areas = warp.sample_areas(
+    areas = geometry.sample_areas(
         jnp.asarray(image), jnp.asarray(centres), jnp.array(pair), size, fixed_point=True
     )
     different = 0
@@ -90,7 +118,7 @@ def test_sampling_gradients_are_those_of_finite_differences(scene):
     image, centres = scene
 
     def total(image, centres, pair):
-        areas = warp.sample_areas(image, centres, pair, 5)
+        areas = geometry.sample_areas(image, centres, pair, 5)
         return jnp.sum(jnp.sin(areas / 50))
 
     with jax.enable_x64(True):
@@ -113,7 +141,7 @@ def test_sampling_gradients_are_those_of_finite_differences(scene):
 def test_positions_far_outside_are_zero_and_safe():
     image = jnp.ones((20, 20))
     for fixed_point in (False, True):
-        areas = warp.sample_areas(
+        areas = geometry.sample_areas(
             image,
             jnp.array([[1e9, -1e9], [-1e30, 0.0]]),
             jnp.array([1.0, 0.0]),

@@ -3,11 +3,10 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jclnf
-from experiments.common import DATA, Row, model_file, pivot, table, write_results
-from jclnf.annotations import BoxTable
+from experiments.common import Row, model_file, pivot, table, validation, write_results
 from jclnf.evaluation import (
     CHUNK,
     MEASURES,
@@ -19,6 +18,7 @@ from jclnf.evaluation import (
 from jclnf.evaluation._metrics import summarise
 from jclnf.files import bundled_models
 from jclnf.files._serialise import DEFAULT_MODEL
+from jclnf.openface import ROTATIONS
 from jclnf.runtime import use_all_cores
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +31,7 @@ PUBLISHED = {
     "OpenFace 2.2 C++, 11 starts": (6.12, 5.62, 8.6, 4.4, 5.03, 5.12, 4.67),
     "MediaPipe Face Mesh 0.10.21": (6.56, 6.20, 8.8, 4.0, 4.74, 5.04, 4.63),
 }
-"""What those programs make of the same faces from the same boxes, columns as in `HEADER`."""
+"""Figures of those programs for the same faces from the same boxes, columns as in `HEADER`."""
 
 ROUNDING, FACES = 0.06, 1.5
 """By how much the same fits may differ from the published figures: a tenth in percent, as the
@@ -42,18 +42,17 @@ class Method(NamedTuple):
     name: str
     model: jclnf.Model
     params: jclnf.FitParams
-    rotations: Any
 
 
 def methods(paths: list[str]) -> list[Method]:
-    """What is measured: OpenFace's model and the bundled one, or those at the given paths."""
+    """The methods to measure: OpenFace's model and the bundled one, or those at the given paths."""
     if paths:
         return [method for path in paths for method in of_model(Path(path).name, load(path))]
     model = jclnf.load_openface(model_file("general"))
     params = jclnf.FitParams.openface(model)
     found = [
-        Method(f"{OPENFACE}, 1 start", model, params, None),
-        Method(f"{OPENFACE}, 11 starts", model, params, jclnf.OPENFACE_ROTATIONS),
+        Method(f"{OPENFACE}, 1 start", model, params),
+        Method(f"{OPENFACE}, 11 starts", model, params.replace(rotations=ROTATIONS)),
     ]
     if any(path.name == DEFAULT_MODEL for path in bundled_models()):
         found += of_model("bundled model", jclnf.load_model())
@@ -61,16 +60,16 @@ def methods(paths: list[str]) -> list[Method]:
 
 
 def load(path: str) -> jclnf.Model:
-    return jclnf.load_model(None if path == "default" else path)
+    return jclnf.load_model(path)
 
 
 def of_model(name: str, model: jclnf.Model) -> list[Method]:
     """With the model's own settings: from its own start, or from one rotation and from eleven."""
     if model.start is not None:
-        return [Method(f"{name}, its own start", model, model.defaults, None)]
+        return [Method(f"{name}, its own start", model, model.defaults)]
     return [
-        Method(f"{name}, 1 start", model, model.defaults, None),
-        Method(f"{name}, 11 starts", model, model.defaults, jclnf.OPENFACE_ROTATIONS),
+        Method(f"{name}, 1 start", model, model.defaults.replace(rotations=None)),
+        Method(f"{name}, 11 starts", model, model.defaults.replace(rotations=ROTATIONS)),
     ]
 
 
@@ -119,12 +118,10 @@ def main() -> None:
     args = parser.parse_args()
     use_all_cores(CHUNK)
 
-    faces = jclnf.read_annotations(DATA / "faces", split="val")
-    table_of_boxes = BoxTable(DATA / "faces" / "val_boxes.csv")
-    boxes = [table_of_boxes.boxes(face.image)[0] for face in faces]
-    evaluations: dict[str, jclnf.Evaluation] = {}
-    for name, model, params, rotations in methods(args.models):
-        fits = jclnf.evaluate(model, faces, params, boxes=boxes, rotations=rotations)
+    faces, boxes = validation()
+    evaluations: dict[str, jclnf.evaluation.Evaluation] = {}
+    for name, model, params in methods(args.models):
+        fits = jclnf.evaluation.evaluate(model, faces, params, boxes=boxes)
         if fits.problems:
             raise SystemExit("\n".join(fits.problems.values()))
         evaluations[name] = fits
@@ -145,7 +142,7 @@ def main() -> None:
     }
     people = len({face.identity for face in faces})
     body = f"""{len(faces)} faces of {people} people that no model of ours was trained on, from
-disturbed boxes. Errors in % of the outer eye distance. Scatter is what is left when the median
+perturbed boxes. Errors in % of the outer eye distance. Scatter is what is left when the median
 offset of each landmark from the annotation is taken away.
 
 {table(["", *HEADER], lines)}

@@ -1,12 +1,12 @@
-"""What does tuning a model to bad pictures bring? A night camera, far away.
+"""Does tuning a model to bad images help? A night camera, far away.
 
     python -m experiments.adaptation
 
-The experts and the learned start of the bundled model are tuned by `jclnf.tune` on faces of the
+The experts and the learned start of the bundled model are tuned by `tune` on faces of the
 training split, each once as it is and once as such a camera would show it. What is kept is on the
 way from the old weights to the tuned ones, as far as held-out faces of that split allow. The
-figures are on the validation split, of other people: the degraded pictures that the model is to
-become better at, and the pictures as they are, at which it must not become worse. Needs the
+figures are on the validation split, of other people: the degraded images that the model is to
+become better at, and the images as they are, at which it must not become worse. Needs the
 development data.
 """
 
@@ -21,24 +21,31 @@ import equinox as eqx
 import jax
 
 import jclnf
-from experiments.common import DATA, table, write_results
-from jclnf.draw import draw_overlay
+from experiments.common import (
+    HOPPER_BOX,
+    annotated,
+    disturbed_box,
+    hopper,
+    table,
+    validation,
+    write_results,
+)
+from jclnf import draw
 from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
+from jclnf.train import TrainConfig, tune
 
 HERE = Path(__file__).resolve().parent
 
 FACE = 24.0
 """Mean side of a face's box in pixels of the camera."""
 LIGHT = 0.1
-"""What is left of the light."""
+"""Share of the light that is left."""
 NOISE = 6.0
 """Standard deviation of the camera's noise, in grey levels."""
 LEARNED, WATCHED = 1500, 120
 """Faces to learn from, and to choose the epoch by; both count twice, by night and by day."""
-COURSE = jclnf.Course(epochs=2, batch=16, rate=3e-3)
-HOPPER_BOX = (180.0, 170.0, 170.0, 165.0)
-"""The face in matplotlib's sample photograph of Grace Hopper (US Navy, public domain)."""
+CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=3e-3)
 LIGHTS = ("by night", "as they are")
 PARTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Parts of what was tuned that are mixed with what was there."""
@@ -47,7 +54,7 @@ ASKED, ALLOWED = -15.0, 2.0
 
 
 def by_night(image: Any, box: Any, seed: int) -> Any:
-    """A grey picture as a far camera in the dark shows it, back at its own size.
+    """A grey image as a far camera in the dark shows it, back at its own size.
 
     Args:
         image: `(h, w)` uint8.
@@ -67,7 +74,7 @@ def by_night(image: Any, box: Any, seed: int) -> Any:
 
 
 def by_night_of(boxes: Any) -> Callable[[Path], Any]:
-    """Reads pictures by night, given their boxes; the noise is the same whenever one is read."""
+    """Reads images by night, given their boxes; the noise is the same whenever one is read."""
     return lambda path: by_night(read_image(path), boxes[path], seed_of(path.name))
 
 
@@ -86,7 +93,7 @@ def mixed(model: jclnf.Model, tuned: jclnf.Model, part: float) -> jclnf.Model:
 
 
 def seed_of(name: str) -> int:
-    """The same noise for a picture whenever it is read."""
+    """The same noise for an image whenever it is read."""
     return zlib.crc32(name.encode())
 
 
@@ -95,23 +102,13 @@ def main() -> None:
     import numpy as np
 
     jclnf.enable_compilation_cache()
-    from jclnf.annotations import BoxTable
-    from jclnf.evaluation import start_box
-
     rng = np.random.default_rng(0)
-    annotated = jclnf.read_annotations(DATA / "faces", split="train")
-    parts = jclnf.split_by_identity(annotated, 0.2, 0)
+    parts = jclnf.annotations.split_by_identity(annotated("train"), 0.2, 0)
 
     def pick(faces: Any, count: int) -> tuple[Any, Any]:
-        """Some faces, and disturbed boxes by their pictures."""
+        """Some faces, and perturbed boxes by their images."""
         picked = [faces[index] for index in rng.permutation(len(faces))[:count]]
-        boxes = {}
-        for face in picked:
-            x, y, w, h = start_box(face)
-            x, y = np.array([x, y]) + rng.normal(0, 0.03, 2) * [w, h]
-            sides = np.array([w, h]) * np.exp(rng.normal(0, 0.05))
-            boxes[face.image] = np.array([x, y, *sides])
-        return picked, boxes
+        return picked, {face.image: disturbed_box(face, rng) for face in picked}
 
     def both(faces: Any, boxes: Any) -> tuple[list[Any], list[Any], list[Any]]:
         """Images, boxes and landmarks by day and by night."""
@@ -123,23 +120,26 @@ def main() -> None:
     learned, watched = both(picked, boxes), both(chosen_by, their_boxes)
     model = jclnf.load_model()
     began = time.perf_counter()
-    tuned = jclnf.tune(
+    tuned = tune(
         model,
         *learned,
         what=("experts", "start"),
         validation=watched,
-        course=COURSE,
+        config=CONFIG,
         quiet=True,
-        report=print,
+        on_epoch=print,
     )
     seconds = time.perf_counter() - began
-    print(tuned.course, flush=True)
+    print(tuned.history, flush=True)
 
     def errors(used: jclnf.Model, faces: Any, boxes: Any) -> list[Any]:
         """By night, offsets left and removed; the same by day."""
         at = [boxes[face.image] for face in faces]
         readers = by_night_of(boxes), read_image
-        found = [jclnf.evaluate(used, faces, boxes=at, read=read).summary() for read in readers]
+        found = [
+            jclnf.evaluation.evaluate(used, faces, boxes=at, read=read).summary()
+            for read in readers
+        ]
         return [s.measures[key] for s in found for key in ("all_eye", "all_eye_corrected")]
 
     mixtures = {
@@ -152,9 +152,8 @@ def main() -> None:
     )
     print(mixtures, kept, flush=True)
 
-    val = jclnf.read_annotations(DATA / "faces", split="val")
-    rows = BoxTable(DATA / "faces" / "val_boxes.csv")
-    val_boxes = {face.image: rows.boxes(face.image)[0] for face in val}
+    val, boxes_of_val = validation()
+    val_boxes = {face.image: box for face, box in zip(val, boxes_of_val, strict=True)}
     adapted = mixed(model, tuned.model, kept)
     lines, figures = [], {}
     for name, used in (("bundled", model), ("tuned", tuned.model), ("mixed", adapted)):
@@ -182,9 +181,9 @@ def main() -> None:
         "Change of its mean without offsets: "
         + f"{changes[LIGHTS[0]]:+.1f} % by night (asked: at most {ASKED:g} %), "
         + f"{changes[LIGHTS[1]]:+.1f} % as they are (asked: at most {ALLOWED:+g} %).\n\n"
-        + f"Tuning took {seconds:.0f} s ({LEARNED} faces twice, {COURSE.epochs} epochs; with other "
+        + f"Tuning took {seconds:.0f} s ({LEARNED} faces twice, {CONFIG.epochs} epochs; with other "
         "work on the machine). Error on the faces that chose the epoch: "
-        + ", ".join(f"{line['validation']:.2f}" for line in tuned.course)
+        + ", ".join(f"{line['validation']:.2f}" for line in tuned.history)
         + ". On the same faces, by night and as they are, offsets removed:\n\n"
         + table(
             ["part of what was tuned", *LIGHTS],
@@ -202,7 +201,7 @@ def main() -> None:
             "kept": kept,
             "mixtures": mixtures,
             "seconds": seconds,
-            "course": tuned.course,
+            "course": tuned.history,
         },
     )
 
@@ -210,17 +209,15 @@ def main() -> None:
 def picture(*models: jclnf.Model) -> None:
     """The same face by night, fitted by each model."""
     import cv2
-    import matplotlib.cbook
     import numpy as np
 
-    image = read_image(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
-    dark = by_night(image, HOPPER_BOX, seed_of("grace_hopper.jpg"))
+    dark = by_night(read_image(hopper()), HOPPER_BOX, seed_of("grace_hopper.jpg"))
     x, y, w, h = (int(v) for v in HOPPER_BOX)
     # Drawn brighter than it is, or nothing could be seen.
     bright = np.clip(dark / LIGHT, 0, 255).astype(np.uint8)
     shown = []
     for model in models:
-        drawn = draw_overlay(bright, jclnf.fit(model, dark, HOPPER_BOX).landmarks)
+        drawn = draw.landmarks(bright, jclnf.fit(model, dark, HOPPER_BOX).landmarks)
         shown.append(drawn[y - h // 4 : y + 5 * h // 4, x - w // 4 : x + 5 * w // 4])
     cv2.imwrite(str(HERE / "grace_hopper.png"), np.hstack(shown))
 

@@ -19,7 +19,7 @@ import jclnf
 from experiments.common import OPENFACE, Row, model_file, pivot, write_results
 from experiments.timing import cpp_fit
 from jclnf.video import Settings, load
-from jclnf.video._run import Record, Run
+from jclnf.video._run import Counts, Run
 from jclnf.video._source import Frame, VideoFile
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +44,7 @@ class Looped(VideoFile):
                 if number > (self.count or 0):
                     return
                 if number >= start:
-                    yield Frame(number, last, frame.picture)
+                    yield Frame(number, last, frame.image)
             begun = last + 1 / self.rate
 
 
@@ -54,7 +54,7 @@ def settings(kind: str) -> Settings:
     return Settings(model=model, one=True, plot=False)
 
 
-def performed(kind: str, count: int, told=None) -> tuple[Record, float]:
+def performed(kind: str, count: int, on_frame=None) -> tuple[Counts, float]:
     """A run, and its seconds."""
     chosen = settings(kind)
     model = load(chosen)
@@ -63,8 +63,8 @@ def performed(kind: str, count: int, told=None) -> tuple[Record, float]:
         Run(chosen, model, VideoFile(CLIP), Path(folder), "warm").perform(resume=False)
         run = Run(chosen, model, Looped(CLIP, count), Path(folder), "run")
         begun = time.perf_counter()
-        record = run.perform(resume=False, told=told)
-        return record, time.perf_counter() - begun
+        counts = run.perform(resume=False, on_frame=on_frame)
+        return counts, time.perf_counter() - begun
 
 
 def speed(count: int) -> None:
@@ -72,11 +72,13 @@ def speed(count: int) -> None:
     rows = []
     for kind, asked in (("OpenFace's general model", 100.0), ("bundled model", None)):
         cpp = 1e3 * cpp_fit()
-        record, seconds = performed(kind, count)
-        assert record.frames == count
+        counts, seconds = performed(kind, count)
+        assert counts.frames == count
         rows += [
             Row("frames a second", kind, count, count / seconds, at_least=asked),
-            Row("frames with success", kind, count, 100 * record.seen / count, unit="%"),
+            Row(
+                "frames with success", kind, count, 100 * counts.rows_with_success / count, unit="%"
+            ),
             Row("a C++ fit of an image, estimated before it", kind, 1, cpp, unit="ms"),
         ]
         print(rows[-3], flush=True)
@@ -85,7 +87,6 @@ def speed(count: int) -> None:
         + pivot(rows)
     )
     folder = HERE / "video_pipeline"
-    folder.mkdir(exist_ok=True)
     write_results(folder, "The whole of jclnf video", body, {"load": load_before, "rows": rows})
 
 
@@ -94,27 +95,26 @@ def memory(minutes: float) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     seen: list[tuple[int, float]] = []
 
-    def told(frame: Frame, _: object) -> bool:
+    def on_frame(frame: Frame, _: object) -> bool:
         if frame.number % 300 == 0:
             resident = int(Path("/proc/self/statm").read_text().split()[1])
             seen.append((frame.number, resident * page / 2**20))
         return True
 
-    record, seconds = performed(kind, count, told)
+    counts, seconds = performed(kind, count, on_frame)
     first = next(size for number, size in seen if number >= 1800)
     growth = max(size for number, size in seen if number >= 1800) - first
     rows = [
         Row("growth after the first minute", kind, len(seen), growth, 50.0, unit="MB"),
         Row("memory after the first minute", kind, 1, first, unit="MB"),
-        Row("video", kind, 1, record.frames / 1800, unit="minutes"),
-        Row("frames a second", kind, 1, record.frames / seconds),
+        Row("video", kind, 1, counts.frames / 1800, unit="minutes"),
+        Row("frames a second", kind, 1, counts.frames / seconds),
     ]
     folder = HERE / "video_memory"
-    folder.mkdir(exist_ok=True)
     write_results(
         folder,
         "Memory of a long run",
-        f"{CLIP.name} over and over, {record.frames} frames (at 30 a second).\n\n{pivot(rows)}",
+        f"{CLIP.name} over and over, {counts.frames} frames (at 30 a second).\n\n{pivot(rows)}",
         {"rows": rows, "megabytes": seen},
     )
 

@@ -6,21 +6,20 @@ load before it began is recorded.
 """
 
 import argparse
+import itertools
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 
 import jclnf
-from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from experiments.common import Row, grey_frames, model_file, pivot, write_results
 from experiments.timing import cpp_fit, timed
 from jclnf.fitting import fit_from
 from jclnf.fitting._parts import fit_parts
-from jclnf.fitting._validator import confidence
 from jclnf.tracking._track import without_trace
 
 HERE = Path(__file__).resolve().parent
@@ -31,17 +30,9 @@ ALTERNATIONS = 5
 FRAMES_A_SECOND = 100
 
 
-def decoded() -> list[np.ndarray]:
-    """The clip's frames in grey levels."""
-    video, frames = cv2.VideoCapture(str(OPENFACE / "samples" / CLIP)), []
-    while True:
-        there, frame = video.read()
-        if not there:
-            return frames
-        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
-
-
-def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> dict[str, Any]:
+def stages(
+    model: jclnf.Model, frame: np.ndarray, face: jclnf.tracking.TrackedFace
+) -> dict[str, Any]:
     """Each stage of a frame as a compiled function of its own, on the whole frame."""
     settings = jclnf.TrackParams.openface(model).tracking
     result = face.result
@@ -52,9 +43,7 @@ def stages(model: jclnf.Model, frame: np.ndarray, face: jclnf.TrackedFace) -> di
     )
     parts = jax.jit(lambda model, image, result: fit_parts(model, image, result, settings))
     trust = jax.jit(
-        lambda model, image, result: confidence(
-            model.validator, image, result.landmarks, result.pose.rotation
-        )
+        lambda model, image, result: model.confidence(image, result.landmarks, result.pose.rotation)
     )
     return {
         "face": lambda: whole(model, frame, result.pose, result.shape),
@@ -71,7 +60,7 @@ def main() -> None:
     model = jclnf.load_openface(model_file("general"), parts=True, validator=True)
     params = jclnf.TrackParams.openface(model)
     tracker = jclnf.Tracker(model, params, single=True)
-    frames = decoded()[:count]
+    frames = list(itertools.islice(grey_frames(CLIP), count))
     (face,) = tracker.step(frames[0], START)
     tracker.step(frames[1])
     prepared = jax.device_put(model.prepare(params.detection))
@@ -110,7 +99,6 @@ def main() -> None:
         f"{len(frames)} frames. Load before it began: {load:.1f}.\n\n" + pivot(rows)
     )
     folder = HERE / "video_speed"
-    folder.mkdir(exist_ok=True)
     write_results(folder, "A tracker's step", body, {"load": load, "rows": rows})
 
 

@@ -2,11 +2,10 @@
 
     python -m experiments.confidence
 
-On the validation split: from its boxes, from boxes and starts that are disturbed up to failure, and
-in boxes and pictures without a face.
+On the validation split: from its boxes, from boxes and starts that are perturbed up to failure, and
+in boxes and images without a face.
 """
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
@@ -18,13 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import DATA, Row, pivot, table, write_results
+from experiments.common import Row, pivot, table, validation, write_results
 from jclnf.detect._haar import CASCADE, correct
 from jclnf.evaluation import OUTER_EYES
-from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, finish, place
-from jclnf.images import read_photo
+from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, initial_state, postprocess
+from jclnf.geometry import tight_box
+from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
-from jclnf.train._fit_examples import moved, no_face
+from jclnf.tracking import overlap
+from jclnf.train._fit_examples import no_face, perturbed_start
 
 HERE = Path(__file__).resolve().parent
 
@@ -33,7 +34,7 @@ BINS = 10
 
 
 class Case(NamedTuple):
-    """A box in a picture, and what is to be fitted from there."""
+    """A box in an image, and what is to be fitted from there."""
 
     kind: str
     grey: np.ndarray
@@ -41,7 +42,7 @@ class Case(NamedTuple):
     truth: np.ndarray
     """NaN without a face."""
     far: float = 0.0
-    """How far the start is moved, see `jclnf.train._fit_examples.moved`."""
+    """How far the start is moved, see `jclnf.train._fit_examples.perturbed_start`."""
 
 
 class Outcome(NamedTuple):
@@ -55,18 +56,14 @@ class Outcome(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """What is tried on the validation faces."""
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        boxes = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
+    """The boxes that are tried on the validation faces."""
     cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / CASCADE))
     found = []
     nothing = np.full((68, 2), np.nan)
-    for number, face in enumerate(
-        jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    ):
+    for number, (face, given) in enumerate(zip(*validation(), strict=True)):
         rng = np.random.default_rng(number)
-        grey, truth = read_photo(face.image).grey, face.landmarks
-        box = np.array(boxes[face.image.name])
+        grey, truth = read_image(face.image), face.landmarks
+        box = np.array(given)
         side = box[2:].mean()
         tried = [("as given", box, 0.0), ("start moved", box, rng.uniform())]
         for far in (0.25, 0.5, 0.75, 1.0):
@@ -79,9 +76,10 @@ def cases() -> list[Case]:
             ("twice the size", about(box, 2.0), 0.0),
         ]
         found += [Case(kind, grey, at, truth, far) for kind, at, far in tried]
-        found += [Case("background", grey, at, truth) for at in backgrounds(grey, truth, rng)]
+        there = tight_box(truth)
+        found += [Case("background", grey, at, truth) for at in backgrounds(grey, there, rng)]
         found += [
-            Case("detector's mistakes", grey, at, truth) for at in mistakes(cascade, grey, truth)
+            Case("detector's mistakes", grey, at, truth) for at in mistakes(cascade, grey, there)
         ]
         if number % 2 == 0:
             picture = no_face(grey.astype(np.uint8), rng).astype(np.float32)
@@ -96,7 +94,7 @@ def cases() -> list[Case]:
 def usable(case: Case) -> bool:
     try:
         jclnf.crop(case.grey, case.box)
-    except jclnf.BoxError:  # its centre is outside the picture
+    except jclnf.errors.BoxError:  # its centre is outside the image
         return False
     return True
 
@@ -111,31 +109,24 @@ def disturbed(box: np.ndarray, far: float, rng: np.random.Generator) -> np.ndarr
     return about(moved, np.exp(0.3 * far * rng.normal()))
 
 
-def backgrounds(grey: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """A box of the picture that shows nothing of the face, if there is room."""
+def backgrounds(grey: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """A box of the image that shows nothing of the face, if there is room."""
     for _ in range(20):
-        side = np.ptp(truth, axis=0).mean() * rng.uniform(0.3, 1.2)
+        side = there[2:].mean() * rng.uniform(0.3, 1.2)
         rows, columns = grey.shape
         if side < 12 or side > min(rows, columns):
             continue
         at = np.array([*rng.uniform(0, [columns - side, rows - side]), side, side])
-        if overlap(at, truth) == 0:
+        if overlap(at, there) == 0:
             return [at]
     return []
 
 
-def mistakes(cascade: Any, grey: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
+def mistakes(cascade: Any, grey: np.ndarray, there: np.ndarray) -> list[np.ndarray]:
     """Boxes of what OpenCV's Haar cascade takes for a face, at its most tolerant, and is none."""
     found = cascade.detectMultiScale(grey.astype(np.uint8), scaleFactor=1.1, minNeighbors=1)
     boxes = [correct(np.asarray(box, float)) for box in found]
-    return [box for box in boxes if box[2] >= 12 and overlap(box, truth) < 0.1]
-
-
-def overlap(box: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of a box and the extent of landmarks."""
-    low, high = truth.min(0), truth.max(0)
-    shared = np.clip(np.minimum(box[:2] + box[2:], high) - np.maximum(box[:2], low), 0, None).prod()
-    return float(shared / (box[2:].prod() + (high - low).prod() - shared))
+    return [box for box in boxes if box[2] >= 12 and overlap(box, there) < 0.1]
 
 
 def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
@@ -145,10 +136,10 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
     def fits(model: jclnf.Model, batch: Any) -> Outcome:
         def one(case: Any) -> Outcome:
             image, box, truth, far, seed = case
-            pose, shape = place(model, image, box, None)
-            pose, shape = moved(model, pose, shape, far, jax.random.key(seed))
-            result = jclnf.fit_from(model, image, pose, shape, model.defaults)
-            result = finish(model, image, result, model.defaults)
+            pose, shape = initial_state(model, image, box)
+            pose, shape = perturbed_start(model, pose, shape, far, jax.random.key(seed))
+            result = jclnf.fitting.fit_from(model, image, pose, shape, model.defaults)
+            result = postprocess(model, image, result, model.defaults)
             eyes = jnp.linalg.norm(truth[OUTER_EYES[0]] - truth[OUTER_EYES[1]])
             errors = 100 * jnp.linalg.norm(result.landmarks - truth, axis=-1) / eyes
             trust = jnp.concatenate([result.confidence[None], result.landmark_confidence])
@@ -158,20 +149,20 @@ def outcomes(model: jclnf.Model, tried: list[Case]) -> Outcome:
 
     devices = jax.local_devices()
     models = [jax.device_put(model, device) for device in devices]
-    by_size: dict[int, list[tuple[int, jclnf.Crop]]] = {}
+    by_size: dict[int, list[tuple[int, jclnf.images.Crop]]] = {}
     for index, case in enumerate(tried):
-        piece = jclnf.crop(case.grey, case.box, sizes=(256, 512, 1024, 2048, 4096))
-        by_size.setdefault(len(piece.image), []).append((index, piece))
+        crop = jclnf.crop(case.grey, case.box, sizes=(256, 512, 1024, 2048, 4096))
+        by_size.setdefault(len(crop.image), []).append((index, crop))
     order, parts = [], []
-    for pieces in by_size.values():
-        for first in range(0, len(pieces), CHUNK):
-            part = pieces[first : first + CHUNK]
+    for crops in by_size.values():
+        for first in range(0, len(crops), CHUNK):
+            part = crops[first : first + CHUNK]
             order += [index for index, _ in part]
             filled = part + part[-1:] * (CHUNK - len(part))
             batch = (
-                np.stack([piece.image for _, piece in filled]),
-                np.stack([piece.box for _, piece in filled]),
-                np.stack([tried[index].truth - piece.offset for index, piece in filled]).astype(
+                np.stack([crop.image for _, crop in filled]),
+                np.stack([crop.box for _, crop in filled]),
+                np.stack([tried[index].truth - crop.offset for index, crop in filled]).astype(
                     np.float32
                 ),
                 np.array([tried[index].far for index, _ in filled], np.float32),
@@ -223,9 +214,9 @@ def cost(model: jclnf.Model) -> tuple[float, float]:
     @jax.jit
     def fits(model: jclnf.Model, images: Any, boxes: Any) -> Any:
         def one(face: Any) -> Any:
-            pose, shape = place(model, *face, None)
-            result = jclnf.fit_from(model, face[0], pose, shape, model.defaults)
-            return finish(model, face[0], result, model.defaults)
+            pose, shape = initial_state(model, *face)
+            result = jclnf.fitting.fit_from(model, face[0], pose, shape, model.defaults)
+            return postprocess(model, face[0], result, model.defaults)
 
         return jax.lax.map(one, (images, boxes))
 

@@ -3,10 +3,10 @@
     python -m experiments.gradients [checks|costs] [--model NAME]
 
 `checks`: double precision; every kind of leaf against central differences, forward against reverse
-mode, implicit against unrolled. `costs`: single precision; time and memory of value and gradient by
-all experts' parameters. Both with OpenFace's CCNF model (from the development data) and with the
-bundled one, or with the named one alone. Each writes its part of results.json, and results.md from
-all.
+mode, implicit against unrolled. `costs`: single precision; time and memory of value and gradient
+with respect to all experts' parameters. Both with OpenFace's CCNF model (from the development data)
+and with the bundled one, or with the named one alone. Each writes its part of results.json, and
+results.md from all.
 """
 
 import argparse
@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import Face, faces, model_file, table, write_results
+from experiments.common import faces, model_file, table, write_results
 from jclnf.experts import CCNF
-from jclnf.fitting import crops_of_one_size, fit_from, map_faces, place
+from jclnf.fitting import crops_of_one_size, fit_from, initial_state, map_faces
 from jclnf.params import DERIVATIVES, as_dtype
+from tests.support.recordings import Face
 
 HERE = Path(__file__).resolve().parent
 
@@ -53,12 +54,12 @@ MODELS = {"OpenFace CCNF": openface_ccnf, "bundled": jclnf.load_model}
 def some_faces(count: int) -> list[Face]:
     """Recorded faces in crops of one size."""
     picked = faces()[:: 120 // count][:count]
-    pieces = crops_of_one_size([face.image for face in picked], [face.box for face in picked])
-    return [Face(f.name, p.image, p.box) for f, p in zip(picked, pieces, strict=True)]
+    crops = crops_of_one_size([face.image for face in picked], [face.box for face in picked])
+    return [Face(f.name, p.image, p.box) for f, p in zip(picked, crops, strict=True)]
 
 
 def leaves_of(model: jclnf.Model, face: Face) -> dict[str, Any]:
-    """All that derivatives are taken by, in double precision."""
+    """All that derivatives are taken with respect to, in double precision."""
     return as_dtype(
         {
             "params": model.defaults,
@@ -76,7 +77,7 @@ def outputs(at: dict[str, Any], **changes: Any) -> tuple[Any, jclnf.FitResult]:
     """A number of the landmarks, one of the pose, and the likelihood."""
     model = jclnf.Model(at["pdm"], at["experts"], at["params"])
     params = at["params"].replace(**changes)
-    result = jclnf.fit(model, at["image"], at["box"], params, rotation=at["rotation"])
+    result = jclnf.fit(model, at["image"], at["box"], params, init=at["rotation"])
     n = result.landmarks.size
     weights = jnp.cos(jnp.arange(n, dtype=result.landmarks.dtype)).reshape(-1, 2)
     pose = jnp.sum(result.pose.rotation * jnp.array([3.0, -2.0, 5.0])) + result.pose.scale
@@ -167,7 +168,7 @@ def spot(box: Any, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarr
 
 
 def check_implicit(model: jclnf.Model, picked: list[Face]) -> list[dict[str, Any]]:
-    """Cosine of implicit and unrolled derivatives by the leaves that act on the last scale."""
+    """Cosine of implicit and unrolled derivatives with respect to the last scale's leaves."""
     lines = []
     with jax.enable_x64(True):
 
@@ -216,7 +217,8 @@ def check_implicit(model: jclnf.Model, picked: list[Face]) -> list[dict[str, Any
 
 
 def costs(model: jclnf.Model, name: str) -> dict[str, Any]:
-    """Time and temporary memory of a batch: forward, and value and gradient by all experts."""
+    """Time and temporary memory of a batch: forward, and value and gradient with respect to all
+    experts."""
     picked = some_faces(BATCH)
     images = jnp.stack([jnp.asarray(face.image, jnp.float32) for face in picked])
     boxes = jnp.stack([jnp.asarray(face.box) for face in picked])
@@ -227,7 +229,7 @@ def costs(model: jclnf.Model, name: str) -> dict[str, Any]:
         changed = dataclasses.replace(model, experts=eqx.combine(floats, rest)).prepare(params)
 
         def one(face: Any) -> Any:
-            pose, shape = jax.lax.stop_gradient(place(changed, *face, None))
+            pose, shape = jax.lax.stop_gradient(initial_state(changed, *face))
             return fit_from(changed, face[0], pose, shape, params).landmarks
 
         side_by_side = not isinstance(model.experts, CCNF)
@@ -342,8 +344,8 @@ def text(numbers: dict[str, Any]) -> str:
         ]
         parts.append(
             f"## Cost, {name}\n\nA batch of {BATCH} faces, one after the other; value and "
-            "gradient by all of the experts' parameters (asked: at most 6 times the forward fit, "
-            "and rematerialised a third of the unrolled memory):\n\n"
+            "gradient with respect to all of the experts' parameters (asked: at most 6 times the "
+            "forward fit, and rematerialised a third of the unrolled memory):\n\n"
             + table(["", "ms a face", "times forward", "temporaries, MB"], rows)
         )
     return "\n\n".join(parts)

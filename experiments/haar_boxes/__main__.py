@@ -5,7 +5,6 @@ people, with the corrections that the package has: recall and box error, upright
 and without the cascade for turned faces; what is found where there is no face; and the time.
 """
 
-import csv
 import json
 import platform
 import time
@@ -15,13 +14,13 @@ import cv2
 import numpy as np
 
 import jclnf.detect._haar as haar
-from experiments.common import DATA
+from experiments.common import annotated, box_errors, grey_frames
 from jclnf.detect import make_detector
+from jclnf.geometry import tight_box
 from jclnf.images import read_image
+from jclnf.tracking import overlap
 
 HERE = Path(__file__).resolve().parent
-FACES = DATA / "faces"
-CLIP = DATA / "openface" / "samples" / "default.wmv"
 IDENTITY = (0.0, 0.0, 1.0, 1.0)
 TURNED = 0.4
 """How far the tip of the nose of a turned face is off the middle, in halves of the face's width."""
@@ -30,28 +29,10 @@ PROFILE_STEP = 3
 REPEATS = 5
 
 
-def faces(split):
-    with open(FACES / "landmarks.csv", newline="") as f:
-        for row in csv.DictReader(f):
-            if row["split"] == split:
-                points = [(float(row[f"x_{i}"]), float(row[f"y_{i}"])) for i in range(68)]
-                yield row["image"], np.array(points)
-
-
-def extent(points):
-    return np.concatenate([points.min(0), np.ptp(points, axis=0)])
-
-
 def turn(points):
     """The tip of the nose, from -1 at the left end of the face to 1 at the right."""
-    x, _, width, _ = extent(points)
+    x, _, width, _ = tight_box(points)
     return 2 * (points[30, 0] - x) / width - 1
-
-
-def iou(a, b):
-    size = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
-    common = np.prod(np.maximum(size, 0))
-    return common / (a[2] * a[3] + b[2] * b[3] - common)
 
 
 def tilted(image, points, degrees):
@@ -77,17 +58,17 @@ class Setting:
 
 
 class Search:
-    """The detections in all pictures of a split, each face's best one told from the others."""
+    """The detections in all images of a split, each face's best one told from the others."""
 
     def __init__(self, split, degrees=0.0, profiles="if none"):
         detector = haar.HaarDetector(profiles=profiles)
         self.truth, self.boxes, self.scores, self.turns = [], [], [], []
-        for name, points in faces(split):
-            image = read_image(FACES / "images" / name)
+        for face in annotated(split):
+            image, points = read_image(face.image), face.landmarks
             if degrees:
                 image, points = tilted(image, points, degrees)
             boxes, scores = detector.detect(image)
-            self.truth.append(extent(points))
+            self.truth.append(tight_box(points))
             self.turns.append(abs(turn(points)))
             self.boxes.append(boxes)
             self.scores.append(scores)
@@ -99,8 +80,8 @@ class Search:
             # The frontal cascade's scores are far above those of the other one.
             use = scores >= (-np.inf if profiles else 20)
             boxes, scores = boxes[use], scores[use]
-            overlap = [iou(box, truth) for box in boxes]
-            best = int(np.argmax(overlap)) if overlap and max(overlap) > 0.3 else None
+            shared = [overlap(box, truth) for box in boxes]
+            best = int(np.argmax(shared)) if shared and max(shared) > 0.3 else None
             found = (None, None) if best is None else (boxes[best], scores[best])
             matched.append((truth, *found))
             others += [s for i, s in enumerate(scores) if i != best]
@@ -121,14 +102,12 @@ class Search:
 
 
 def errors(truth, box):
-    side = truth[:, 2:].mean(axis=1)
-    centre = np.linalg.norm((box - truth)[:, :2] + (box - truth)[:, 2:] / 2, axis=1) / side
-    size = np.log(np.sqrt(box[:, 2] * box[:, 3] / (truth[:, 2] * truth[:, 3])))
+    centre, size = box_errors(truth, box)
     return {
         "centre error, mean, in sides": rounded(centre.mean()),
         "size error, mean of |log|": rounded(np.abs(size).mean()),
         "size bias, median of log": rounded(np.median(size)),
-        "iou, mean": rounded(np.mean([iou(t, b) for t, b in zip(truth, box, strict=True)])),
+        "iou, mean": rounded(np.mean([overlap(t, b) for t, b in zip(truth, box, strict=True)])),
     }
 
 
@@ -143,7 +122,7 @@ def correction(truth, box):
 
 
 def frontal_rule():
-    """What the frontal cascade's boxes mean, on all training faces."""
+    """The correction of the frontal cascade's boxes, on all training faces."""
     with Setting(CORRECTION=IDENTITY, MIN_SCORE=-np.inf):
         search = Search("train", profiles="never")
     matched, others = search.matched()
@@ -160,17 +139,17 @@ def frontal_rule():
 
 
 def profile_rule():
-    """What the profile cascade's boxes mean, on training faces turned as it wants them."""
+    """The correction of the profile cascade's boxes, on training faces turned as it wants them."""
     cascade = haar._load_cascade(haar.PROFILE_CASCADE)
     truth, boxes, scores, others = [], [], [], []
-    for name, points in list(faces("train"))[::PROFILE_STEP]:
-        image = read_image(FACES / "images" / name)
+    for one in annotated("train")[::PROFILE_STEP]:
+        image, points = read_image(one.image), one.landmarks
         if turn(points) > 0:
             image = np.ascontiguousarray(image[:, ::-1])
             points = points * (-1, 1) + (image.shape[1] - 1, 0)
-        face = extent(points)
+        face = tight_box(points)
         for box, score in haar._search(cascade, image, haar._PROFILE_MIN_FACE * max(image.shape)):
-            if iou(box, face) <= 0.3:
+            if overlap(box, face) <= 0.3:
                 others.append(score)
             elif turn(points) < -TURNED:
                 truth.append(face)
@@ -197,12 +176,12 @@ def below(scores, least):
 
 
 def backgrounds():
-    """What is found in the parts of the validation pictures on the four sides of a face."""
+    """Detections in the parts of the validation images on the four sides of a face."""
     detector = haar.HaarDetector()
     areas, frontal, profile = 0, 0, 0
-    for name, points in faces("val"):
-        image = read_image(FACES / "images" / name)
-        x, y, w, h = extent(points)
+    for face in annotated("val"):
+        image = read_image(face.image)
+        x, y, w, h = tight_box(face.landmarks)
         left, right = max(0, int(x - 0.3 * w)), int(x + 1.3 * w)
         top, bottom = max(0, int(y - 0.5 * h)), int(y + 1.2 * h)
         for area in (image[:, :left], image[:, right:], image[:top], image[bottom:]):
@@ -220,10 +199,7 @@ def backgrounds():
 
 def times():
     """Processor time in ms, one thread, on a frame of a clip; a ratio is what to look at."""
-    if not CLIP.is_file():
-        return {}
-    _, frame = cv2.VideoCapture(str(CLIP)).read()
-    grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+    grey = next(grey_frames("default.wmv"))
     # Textured, and no face.
     empty = cv2.GaussianBlur(np.random.default_rng(0).normal(128, 300, grey.shape), (0, 0), 4)
     empty = np.clip(empty, 0, 255).astype(np.uint8)

@@ -23,11 +23,11 @@ import jclnf
 from experiments.common import OPENFACE, environment, table, write_results
 from jclnf.openface._ccnf import read_ccnf_scale
 from jclnf.openface._cen import read_cen_scale
-from jclnf.openface._early_termination import read_early_termination
 from jclnf.openface._model import read_openface
 from jclnf.openface._pdm import read_pdm
+from jclnf.openface._read_early_termination import read_early_termination
+from jclnf.openface._read_validator import make_validator, read_validator
 from jclnf.openface._svr import read_svr_scale
-from jclnf.openface._validator import make_validator, read_validator
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 1.0

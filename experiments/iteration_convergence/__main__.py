@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import OPENFACE, Row, faces, landmarks_of, recording, table, write_results
+from experiments.common import OPENFACE, Row, faces, recording, table, write_results
 from experiments.iteration_convergence import courses, peaks
 from jclnf import CLNF
+from tests.support.recordings import landmarks_of
 
 HERE = Path(__file__).resolve().parent
 

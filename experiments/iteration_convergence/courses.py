@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import PASSES, Row, recording, scales, table
+from experiments.common import Row, recording, table
+from tests.support.recordings import PASSES, scales
 
 SHOWN = (0, 1, 2, 5, 10, 20, 49)
 """Iterations that the tables show."""
 
 
 class Course(NamedTuple):
-    """What a pass of iterations did: norms for each iteration, response px and parameters."""
+    """A pass of iterations: norms for each iteration, response px and parameters."""
 
     mean_shift: list[float]
     update: list[float]

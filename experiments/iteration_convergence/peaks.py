@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import PASSES, Row, recording, scales, table
+from experiments.common import Row, recording, table
+from tests.support.recordings import PASSES, scales
 
 LANDMARKS = (48, 1, 6)
 """Those whose peaks the report that started the project found to stay off-centre."""

@@ -1,19 +1,21 @@
 """Compare the boxes of `MtcnnDetector` with those of OpenFace's C++, and with annotated faces.
 
-Recorded are the boxes of ten pictures and of the first frames of three clips. On the validation
+Recorded are the boxes of ten images and of the first frames of three clips. On the validation
 people: recall, and what its boxes and those of `HaarDetector` are off the landmarks' extent.
 """
 
-import csv
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from experiments.common import DATA, OPENFACE, Row, pivot, write_results
+from experiments.common import OPENFACE, Row, annotated, box_errors, pivot, write_results
 from jclnf.detect import HaarDetector, MtcnnDetector, find_faces
 from jclnf.detect import _mtcnn as mtcnn
+from jclnf.geometry import tight_box
+from jclnf.tracking import overlap
+from tests.support.recordings import box_of, csv_rows
 
 HERE = Path(__file__).resolve().parent
 
@@ -21,17 +23,12 @@ REPEATS = 10
 AT_MOST_PX, AT_MOST_SCORE = 0.05, 1e-3
 
 
-def read(path):
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
-
-
 def recorded():
-    """Yield what was recorded, where, and the picture."""
-    for row in read(OPENFACE / "golden_csv" / "mtcnn_boxes.csv"):
+    """Yield what was recorded, where, and the image."""
+    for row in csv_rows(OPENFACE / "golden_csv" / "mtcnn_boxes.csv"):
         folder = "samples" if row["image"].startswith("sample") else "images"
         yield row, "pictures", cv2.imread(str(OPENFACE / folder / row["image"]))
-    rows = read(OPENFACE / "golden_csv" / "start_boxes.csv")
+    rows = csv_rows(OPENFACE / "golden_csv" / "start_boxes.csv")
     for video in dict.fromkeys(row["video"] for row in rows):
         capture = cv2.VideoCapture(str(OPENFACE / "samples" / video))
         frames = {int(row["frame"]): row for row in rows if row["video"] == video}
@@ -42,11 +39,11 @@ def recorded():
 
 
 def parity(detector):
-    """Rows of the largest differences, and the time of each size of picture."""
+    """Rows of the largest differences, and the time of each size of image."""
     box_off, score_off, times = {}, {}, {}
     for row, where, picture in recorded():
         boxes, scores = detector.detect(picture)
-        expected = [float(row[side]) for side in "xywh"]
+        expected = box_of(row)
         box_off.setdefault(where, []).append(np.abs(boxes[0] - expected).max())
         score_off.setdefault(where, []).append(abs(scores[0] - float(row["confidence"])))
         times.setdefault(picture.shape[:2], picture)
@@ -73,42 +70,28 @@ def spent(detector, picture):
 
 def on_annotated(name, detector):
     """Rows of recall and box error on the validation faces."""
-    found, others, faces = [], 0, 0
-    for row in read(DATA / "faces" / "landmarks.csv"):
-        if row["split"] != "val":
-            continue
-        faces += 1
-        points = np.array([(float(row[f"x_{i}"]), float(row[f"y_{i}"])) for i in range(68)])
-        truth = np.concatenate([points.min(0), np.ptp(points, axis=0)])
-        boxes = find_faces(detector, cv2.imread(str(DATA / "faces" / "images" / row["image"])))
-        overlap = [iou(box, truth) for box in boxes]
-        hit = bool(overlap) and max(overlap) > 0.3
+    found, others, faces = [], 0, annotated("val")
+    for face in faces:
+        truth = tight_box(face.landmarks)
+        boxes = find_faces(detector, cv2.imread(str(face.image)))
+        shared = [overlap(box, truth) for box in boxes]
+        hit = bool(shared) and max(shared) > 0.3
         others += len(boxes) - hit
         if hit:
-            found.append((truth, boxes[int(np.argmax(overlap))], max(overlap)))
-    truth, boxes, overlap = (np.array([f[i] for f in found]) for i in range(3))
-    centre = np.linalg.norm((boxes - truth) @ CENTRE, axis=1) / truth[:, 2:].mean(axis=1)
-    size = np.log(np.sqrt(boxes[:, 2:].prod(axis=1) / truth[:, 2:].prod(axis=1)))
+            found.append((truth, boxes[int(np.argmax(shared))], max(shared)))
+    truth, boxes, shared = (np.array([f[i] for f in found]) for i in range(3))
+    centre, size = box_errors(truth, boxes)
     return [
-        Row(quantity, name, faces, value, unit=unit)
+        Row(quantity, name, len(faces), value, unit=unit)
         for quantity, value, unit in (
-            ("recall", 100 * len(found) / faces, "%"),
-            ("other detections", 100 * others / faces, "% of pictures"),
+            ("recall", 100 * len(found) / len(faces), "%"),
+            ("other detections", 100 * others / len(faces), "% of pictures"),
             ("mean error of the centre", 100 * centre.mean(), "% of the side"),
             ("mean error of the size", 100 * np.abs(size).mean(), "%"),
             ("median of the size", 100 * np.median(size), "% too large"),
-            ("mean IoU", overlap.mean(), ""),
+            ("mean IoU", shared.mean(), ""),
         )
     ]
-
-
-CENTRE = np.array([[1, 0], [0, 1], [0.5, 0], [0, 0.5]])
-
-
-def iou(a, b):
-    sides = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
-    common = np.prod(np.maximum(sides, 0))
-    return common / (a[2] * a[3] + b[2] * b[3] - common)
 
 
 def noting_shapes():

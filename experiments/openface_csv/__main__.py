@@ -7,7 +7,6 @@ of its detector, against the tables that OpenFace 2.2's C++ wrote for them. Need
 the development data.
 """
 
-import csv
 from pathlib import Path
 
 import jax
@@ -15,15 +14,11 @@ import numpy as np
 
 import jclnf
 from experiments.common import OPENFACE, Row, model_file, pivot, write_results
-from jclnf.images import read_photo
-from jclnf.openface import OpenFaceTable, measure
+from jclnf.images import read_image_file
+from jclnf.openface import OpenFaceTable, measure_faces
+from tests.support.recordings import box_of, csv_rows
 
 HERE = Path(__file__).resolve().parent
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file, skipinitialspace=True))
 
 
 def block(row: dict[str, str], pattern: str, axes: str, count: int) -> np.ndarray:
@@ -34,21 +29,20 @@ def main() -> None:
     jclnf.enable_compilation_cache()
     model = jclnf.load_openface(model_file("general"), parts=True, validator=True)
     params = jclnf.FitParams.openface(model)
-    model = model.prepare(params)
-    boxes = {row["image"]: row for row in read(OPENFACE / "golden_csv" / "mtcnn_boxes.csv")}
+    boxes = {row["image"]: row for row in csv_rows(OPENFACE / "golden_csv" / "mtcnn_boxes.csv")}
     rows: list[Row] = []
     for number in (1, 3, 4, 5):
         name = f"sample{number}"
-        photo = read_photo(OPENFACE / "samples" / f"{name}.jpg")
-        box = [float(boxes[f"{name}.jpg"][side]) for side in "xywh"]
-        piece = jclnf.crop(photo.grey, box)
-        # Its program for pictures was run as it is by default: from one start.
-        fit = jclnf.fit(model, piece.image, piece.box, params)
-        result = jax.device_get(fit.shifted(piece.offset))
+        photo = read_image_file(OPENFACE / "samples" / f"{name}.jpg")
+        box = box_of(boxes[f"{name}.jpg"])
+        crop = jclnf.crop(photo.grey, box)
+        # Its program for images was run as it is by default: from one start.
+        fit = jclnf.fit(model, crop.image, crop.box, params)
+        result = jax.device_get(fit.shifted(crop.offset))
         height, width = photo.grey.shape
-        (ours,) = measure([result], jclnf.Camera.assumed(width, height), batch=1)
+        (ours,) = measure_faces([result], jclnf.space.Camera.assumed(width, height), batch=1)
         file = OPENFACE / "golden_csv" / f"{name}.clnf_general.csv"
-        (theirs,) = read(file)
+        (theirs,) = csv_rows(file)
         with file.open() as text:
             same_header = text.readline() == OpenFaceTable(68, 34, video=False, gaze=True).header
         eyes = ours.gaze

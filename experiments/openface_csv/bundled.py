@@ -6,7 +6,6 @@ Both models put their own shapes through the same landmarks, those of OpenFace's
 clips, so that nothing but the shapes differs. Needs `openface/` of the development data.
 """
 
-import csv
 from pathlib import Path
 
 import jax
@@ -17,6 +16,7 @@ import jclnf
 from experiments.common import OPENFACE, Row, pivot, write_results
 from jclnf.geometry import shape3d
 from jclnf.space._head_pose import pose_of_points
+from tests.support.recordings import csv_rows
 
 HERE = Path(__file__).resolve().parent
 
@@ -28,14 +28,13 @@ def main() -> None:
 
     @jax.jit
     @jax.vmap
-    def poses(points: jax.Array, camera: jclnf.Camera) -> jclnf.HeadPose:
+    def poses(points: jax.Array, camera: jclnf.space.Camera) -> jclnf.space.HeadPose:
         pose, shape = jclnf.fit_points(pdm, points, jnp.ones(pdm.n_landmarks, bool))
         return pose_of_points(shape3d(pdm, shape), points, pose, camera)
 
     rows: list[Row] = []
     for clip, size in SIZES.items():
-        with (OPENFACE / "golden_csv" / f"{clip}.clnf_general.csv").open(newline="") as file:
-            table = list(csv.DictReader(file, skipinitialspace=True))
+        table = csv_rows(OPENFACE / "golden_csv" / f"{clip}.clnf_general.csv")
 
         def column(pattern: str, axes: str) -> np.ndarray:
             return np.array([[float(row[pattern.format(a)]) for a in axes] for row in table])  # noqa: B023
@@ -43,7 +42,7 @@ def main() -> None:
         points = np.stack([column(f"{{}}_{i}", "xy") for i in range(68)], axis=1)
         camera = jax.tree.map(
             lambda v: jnp.full(len(table), v),  # noqa: B023
-            jclnf.Camera.assumed(*size),
+            jclnf.space.Camera.assumed(*size),
         )
         found = jax.device_get(poses(jnp.asarray(points, jnp.float32), camera))
         apart = np.rad2deg(found.rotation) - np.rad2deg(column("pose_R{}", "xyz"))
@@ -65,7 +64,6 @@ def main() -> None:
             quantity = f"position along {name}: mean difference, of the distance"
             rows.append(Row(quantity, clip, len(table), value, unit="%"))
     folder = HERE / "results_bundled"
-    folder.mkdir(exist_ok=True)
     title = "Head pose of the bundled model's shapes less OpenFace's"
     write_results(folder, title, pivot(rows), {"rows": rows})
 

@@ -2,8 +2,9 @@
 
     python -m experiments.openface_csv.frames
 
-The mean shape of the bundled model is placed in space and seen by `jclnf.Camera`. The numbers under
-the pictures are measured from what the camera sees, by `jclnf.head_pose` and `jclnf.gaze`.
+The mean shape of the bundled model is placed in space and seen by `jclnf.space.Camera`. The
+numbers under the images are measured from what the camera sees, by `jclnf.space.head_pose` and
+`jclnf.space.gaze`.
 """
 
 import io
@@ -31,7 +32,7 @@ from jclnf.space._gaze import CENTRE, CORNERS, RADIUS
 HERE = Path(__file__).resolve().parent
 
 WIDTH, HEIGHT = 640, 480
-CAMERA = jclnf.Camera.assumed(WIDTH, HEIGHT)
+CAMERA = jclnf.space.Camera.assumed(WIDTH, HEIGHT)
 PDM = jclnf.load_model().pdm
 MEAN = np.asarray(shape3d(PDM, jnp.zeros(PDM.n_modes)))
 RUNS = [
@@ -55,7 +56,7 @@ def look(points: Any) -> np.ndarray:
 
 
 def fitted(translation: Any, rotation: Any) -> SimpleNamespace:
-    """What a perfect fit finds of the mean face at a place in space."""
+    """The result of a perfect fit of the mean face at a place in space."""
     turned = MEAN @ matrix(rotation).T
     centre = look([translation])[0]
     return SimpleNamespace(
@@ -70,7 +71,7 @@ def fitted(translation: Any, rotation: Any) -> SimpleNamespace:
 def with_eyes(face: SimpleNamespace, target: Any) -> tuple[SimpleNamespace, np.ndarray, np.ndarray]:
     """The face with eyes turned to `target` (a direction, or a point in space for "at"), the
     centres of its eyeballs and its irises, `(2, 28, 3)`."""
-    space = np.asarray(jclnf.landmarks_in_space(face, CAMERA))
+    space = np.asarray(jclnf.space.landmarks_in_space(face, CAMERA))
     rotation = np.asarray(face.pose.matrix)
     centres, irises = [], []
     for name, corners in zip(EYES, CORNERS, strict=True):
@@ -175,7 +176,9 @@ def space(axes: Any) -> None:
     axes.text(
         *(at + [-110, 170]), "head: the shape model's\naxes and origin (at pose_T)", fontsize=8
     )
-    where = np.asarray(jclnf.head_pose(PDM, fitted(place, (0.0, 0.0, 0.0)), CAMERA).translation)
+    where = np.asarray(
+        jclnf.space.head_pose(PDM, fitted(place, (0.0, 0.0, 0.0)), CAMERA).translation
+    )
     axes.set_title(
         "Space, seen from beside, above and behind the camera:\n"
         "millimetres; x right, y down, z into the scene",
@@ -201,7 +204,7 @@ def from_above(axes: Any) -> None:
     place = np.array([260.0, 0.0, 520.0])
     rotation = (0.0, float(np.arctan2(place[0], place[2])), 0.0)
     face = fitted(place, rotation)
-    pose = jclnf.head_pose(PDM, face, CAMERA)
+    pose = jclnf.space.head_pose(PDM, face, CAMERA)
     points = np.asarray(face.landmarks3d) + place
     for run in RUNS[:1] + RUNS[3:4]:
         axes.plot(points[run, 0], points[run, 2], color=FACE, lw=1.2)
@@ -244,7 +247,7 @@ def rotation(axes: Any, title: str, turn: Any) -> None:
         arrow(axes, start, end, NOSE, 2.2)
     else:
         axes.plot(*start, "o", color=NOSE, ms=6)
-    found = np.rad2deg(np.asarray(jclnf.head_pose(PDM, face, CAMERA).rotation))
+    found = np.rad2deg(np.asarray(jclnf.space.head_pose(PDM, face, CAMERA).rotation))
     axes.set_xlabel(degrees(found), fontsize=9)
 
 
@@ -253,7 +256,7 @@ def eyes(axes: Any, title: str, turn: Any, target: Any) -> None:
     face, centres, irises = with_eyes(fitted([0.0, 0.0, 500.0] - middle, turn), target)
     picture(axes, title, 230, 410, 185, 295)
     wire(axes, np.asarray(face.landmarks))
-    found = jclnf.gaze(face, CAMERA, jclnf.head_pose(PDM, face, CAMERA))
+    found = jclnf.space.gaze(face, CAMERA, jclnf.space.head_pose(PDM, face, CAMERA))
     around = np.linspace(0, 2 * np.pi, 60)
     ball = RADIUS * np.stack([np.cos(around), np.sin(around), 0 * around], -1)
     for centre, iris, direction in zip(centres, irises, np.asarray(found.directions), strict=True):
@@ -313,7 +316,7 @@ def main() -> None:
         0.5,
         0.045,
         "Rows 2 and 3 are what the camera sees. Orange: where nose or eyes point, a dot if at the "
-        "camera.\nNumbers are measured by jclnf.head_pose and jclnf.gaze from these views.",
+        "camera.\nNumbers are measured by jclnf.space.head_pose and .gaze from these views.",
         ha="center",
         fontsize=9,
     )

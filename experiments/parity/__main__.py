@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import jclnf
-from experiments.common import Row, faces, model_file, pivot, table, write_results
+from experiments.common import Row, faces, missed, model_file, pivot, table, write_results
 from experiments.parity import fits, stages
 
 HERE = Path(__file__).resolve().parent
@@ -37,9 +37,8 @@ def main() -> None:
     far = [*far_single, *far_rotated, *far_multi]
 
     rows = [row for part in parts.values() for row in part]
-    asked = [row for row in rows if row.met is not None]
-    missed = [row for row in asked if not row.met]
-    body = [f"{len(asked)} figures are asked for; not met: {len(missed)}."]
+    sentence, wrong = missed(rows)
+    body = [sentence]
     body += [f"## {name}\n\n{pivot(part)}" for name, part in parts.items()]
     if far:
         lines = [[f"{v:.4g}" if isinstance(v, float) else v for v in one.values()] for one in far]
@@ -47,7 +46,7 @@ def main() -> None:
     else:
         listed = "None."
     body += [f"## Fits with a landmark more than {fits.FAR} px from the recorded one\n\n{listed}"]
-    numbers = {"rows": rows, "not met": missed, "far": far}
+    numbers = {"rows": rows, "not met": wrong, "far": far}
     write_results(HERE, TITLE, "\n\n".join(body), numbers)
 
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import Face, Row, faces, landmarks_of, recording
+from experiments.common import Row, faces, recording
 from jclnf import Arithmetic, FitParams, FitResult, Model
+from jclnf.openface import FRONTAL, ROTATIONS
+from tests.support.recordings import Face, landmarks_of, rotation_of
 
 SIDE = 512
 """Side of the crops: one for all faces, so that a fit is compiled once."""
@@ -27,7 +29,7 @@ PARTS = {
 }
 """OpenFace's short cuts one by one: which of them make last bits matter."""
 
-Fit = Callable[[jclnf.Crop], FitResult]
+Fit = Callable[[jclnf.images.Crop], FitResult]
 
 
 class Fits(NamedTuple):
@@ -42,8 +44,8 @@ class Fits(NamedTuple):
 def fit_all(cases: list[Face], fit: Fit) -> Fits:
     results = []
     for face in cases:
-        piece = jclnf.crop(face.image, face.box, sizes=(SIDE,))
-        found = jax.device_get(fit(piece).shifted(piece.offset))
+        crop = jclnf.crop(face.image, face.box, sizes=(SIDE,))
+        found = jax.device_get(fit(crop).shifted(crop.offset))
         results.append([getattr(found, name) for name in Fits._fields])
     return Fits(*(np.stack(column) for column in zip(*results, strict=True)))
 
@@ -102,16 +104,15 @@ def single_rows(models: dict[str, Model]) -> tuple[list[Row], list[dict[str, Any
         ("wild", "wild", FitParams.openface_wild, (0.02, 0.1)),
     ):
         params = settings(models[kind])
-        prepared = models[kind].prepare(params)
-        found = fit_all(cases, fitter(jclnf.fit, prepared, params))
+        found = fit_all(cases, fitter(jclnf.fit, models[kind], params))
         prefixes = [f"{group}/{face.name}" for face in cases]
         more = against_recorded(group, prefixes, recorded, found, asked)
         by_name = {f"{group}/{face.name}": face for face in cases}
         for entry in more[1]:
             target = landmarks_of(recorded, entry["fit"])
-            entry |= neighbours(by_name[entry["fit"]], prepared, params, target)
+            entry |= neighbours(by_name[entry["fit"]], models[kind], params, target)
         rows, far = rows + more[0], far + more[1]
-        exact = fit_all(cases, fitter(jclnf.fit, prepared, params.replace(arithmetic="exact")))
+        exact = fit_all(cases, fitter(jclnf.fit, models[kind], params.replace(arithmetic="exact")))
         rows += exact_rows(group, exact, found)
     return rows, far
 
@@ -121,11 +122,11 @@ def neighbours(face: Face, model: Model, params: FitParams, target: np.ndarray) 
 
     If some come close to the recorded landmarks and others do not, it is rounding that decides.
     """
-    piece = jclnf.crop(face.image, face.box, sizes=(SIDE,))
+    crop = jclnf.crop(face.image, face.box, sizes=(SIDE,))
     moves = np.random.default_rng(0).uniform(-NUDGE, NUDGE, (NEIGHBOURS, 4))
-    image, boxes = jnp.asarray(piece.image), jnp.asarray(piece.box + moves, jnp.float32)
+    image, boxes = jnp.asarray(crop.image), jnp.asarray(crop.box + moves, jnp.float32)
     fit_one = jax.jit(lambda box: jclnf.fit(model, image, box, params).landmarks)
-    ends = np.stack([fit_one(box) for box in boxes]) + piece.offset
+    ends = np.stack([fit_one(box) for box in boxes]) + crop.offset
     worst = distances(ends, target).max(1)
     name = f"{NEIGHBOURS} starts moved by {NUDGE} px"
     return {
@@ -140,13 +141,10 @@ def rotated_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
     recorded = recording("stages_clnf_general_rotated")
     prefixes = sorted({key.removesuffix("/success") for key in recorded if "success" in key})
     params = FitParams.openface(model)
-    prepared = model.prepare(params)
     found = []
     for prefix in prefixes:
-        start, name = prefix.split("/")
-        rotation = np.array(start.removeprefix("rotation(").rstrip(")").split(","), np.float32)
-        fit = fitter(jclnf.fit, prepared, params, rotation=rotation)
-        found.append(fit_all(faces([name]), fit))
+        fit = fitter(jclnf.fit, model, params, init=rotation_of(prefix))
+        found.append(fit_all(faces([prefix.split("/")[1]]), fit))
     fits = Fits(*(np.concatenate(column) for column in zip(*found, strict=True)))
     return against_recorded("rotated starts", prefixes, recorded, fits, (None, None))
 
@@ -154,9 +152,8 @@ def rotated_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
 def multi_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
     """Eleven start rotations, of which the likeliest fit is kept."""
     recorded, cases = recording("final_fits"), faces()
-    params = FitParams.openface(model)
-    prepared = model.prepare(params)
-    found = fit_all(cases, fitter(jclnf.fit_hypotheses, prepared, params))
+    params = FitParams.openface(model).replace(rotations=ROTATIONS)
+    found = fit_all(cases, fitter(jclnf.fit, model, params))
     prefixes = [f"multi/{face.name}" for face in cases]
     error = distances(found.landmarks, np.stack([landmarks_of(recorded, p) for p in prefixes]))
     near = error.max(1) <= FAR
@@ -172,9 +169,7 @@ def multi_rows(model: Model) -> tuple[list[Row], list[dict[str, Any]]]:
     of_near = Fits(*(column[near] for column in found))
     rows, _ = against_recorded("multi", chosen, recorded, of_near, (0.005, 0.05))
     _, far = against_recorded("multi", prefixes, recorded, found, (None, None))
-    exact = fit_all(
-        cases, fitter(jclnf.fit_hypotheses, prepared, params.replace(arithmetic="exact"))
-    )
+    exact = fit_all(cases, fitter(jclnf.fit, model, params.replace(arithmetic="exact")))
     return [share, *rows, *exact_rows("multi", exact, found)], far
 
 
@@ -192,25 +187,23 @@ def exact_rows(group: str, exact: Fits, openface: Fits) -> list[Row]:
 def transformed_rows(model: Model) -> Iterator[Row]:
     """The same fits vmapped, and without compilation."""
     cases = faces()[:VMAPPED]
-    pieces = [jclnf.crop(face.image, face.box, sizes=(SIDE,)) for face in cases]
-    images = jnp.stack([piece.image for piece in pieces])
-    boxes = jnp.stack([piece.box for piece in pieces])
-    prepared = model.prepare()
+    crops = [jclnf.crop(face.image, face.box, sizes=(SIDE,)) for face in cases]
+    images = jnp.stack([crop.image for crop in crops])
+    boxes = jnp.stack([crop.box for crop in crops])
+    frontal = model.defaults.replace(rotations=FRONTAL)
     for arithmetic, which in (*WHOLE.items(), *PARTS.items()):
-        params = model.defaults.replace(arithmetic=which)
-        single = [jclnf.fit(prepared, p.image, p.box, params).landmarks for p in pieces]
-        at_once = jax.vmap(lambda image, box, p=params: jclnf.fit(prepared, image, box, p))
+        params = frontal.replace(arithmetic=which)
+        single = [jclnf.fit(model, p.image, p.box, params).landmarks for p in crops]
+        at_once = jax.vmap(lambda image, box, p=params: jclnf.fit(model, image, box, p))
         error = distances(np.asarray(at_once(images, boxes).landmarks), np.stack(single))
         name = f"vmap against single fits, {VMAPPED} faces"
         yield from same_rows(name, arithmetic, error)
     for arithmetic, which in WHOLE.items():
-        params = model.defaults.replace(arithmetic=which)
-        some = pieces[:EAGER_FACES]
-        compiled = [jclnf.fit(prepared, p.image, p.box, params).landmarks for p in some]
+        params = frontal.replace(arithmetic=which)
+        some = crops[:EAGER_FACES]
+        compiled = [jclnf.fit(model, p.image, p.box, params).landmarks for p in some]
         with jax.disable_jit():
-            eager = [
-                jclnf.fit(prepared, jnp.asarray(p.image), p.box, params).landmarks for p in some
-            ]
+            eager = [jclnf.fit(model, jnp.asarray(p.image), p.box, params).landmarks for p in some]
         error = distances(np.stack(eager), np.stack(compiled))
         name = f"jit against eager, {EAGER_FACES} faces"
         yield from same_rows(name, arithmetic, error)
@@ -225,4 +218,4 @@ def same_rows(name: str, arithmetic: str, error: np.ndarray) -> Iterator[Row]:
 
 
 def fitter(function: Callable[..., FitResult], model: Model, params: FitParams, **more: Any) -> Fit:
-    return lambda piece: function(model, piece.image, piece.box, params, **more)
+    return lambda crop: function(model, crop.image, crop.box, params, **more)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import Row, Scale, recording, scales
+from experiments.common import Row, recording
+from jclnf import geometry
 from jclnf.experts._base import landmark_weights
 from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting import _rlms as rlms
 from jclnf.fitting._scales import model_likelihood, reference_shape
 from jclnf.geometry import Pose, project, update
-from jclnf.geometry import _warp as warp
+from tests.support.recordings import Scale, scales
 
 STAGES = 1e-3
 RESPONSES = 1e-4
@@ -29,7 +30,7 @@ TRACE = "trace_50_iterations"
 NO_LIKELIHOOD = -10.0
 """Recorded as the model likelihood of a scale at which OpenFace computes none."""
 
-sample_areas = eqx.filter_jit(warp.sample_areas)
+sample_areas = eqx.filter_jit(geometry.sample_areas)
 project_jit = eqx.filter_jit(project)
 update_jit = eqx.filter_jit(update)
 rigid_step = eqx.filter_jit(rlms.rigid_step)
@@ -47,7 +48,7 @@ def responses(model: jclnf.Model, areas: Any, scale: Any, view: Any, window: int
 def alignment(model: jclnf.Model, pose: Pose, shape: Any, scale: Any) -> tuple[Any, Any]:
     """The landmarks, and the similarity that takes them to the reference frame."""
     landmarks = project(model.pdm, pose, shape)
-    return landmarks, warp.align(landmarks, reference_shape(model, shape, scale))
+    return landmarks, geometry.similarity_between(landmarks, reference_shape(model, shape, scale))
 
 
 def areas_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) -> Iterator[Row]:
@@ -63,7 +64,11 @@ def areas_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) ->
                 size = scale.window + model.experts.support - 1
                 image = images[scale.face]
                 areas = sample_areas(
-                    image, landmarks, warp.invert(to_reference), size, fixed_point=True
+                    image,
+                    landmarks,
+                    geometry.invert_similarity(to_reference),
+                    size,
+                    fixed_point=True,
                 )
                 seen = np.asarray(model.experts.visible[scale.index, scale.view])
                 error = np.abs(np.asarray(areas) - scale.maps("aoi"))[seen]
@@ -86,9 +91,8 @@ def responses_rows(models: dict[str, jclnf.Model]) -> Iterator[Row]:
                 seen = np.asarray(model.experts.visible[scale.index, scale.view])
                 wanted = scale.maps("responses")[seen]
                 areas = jnp.asarray(scale.maps("aoi"))
-                at = jnp.array(scale.index), jnp.array(scale.view), scale.window
                 for form, of_model in forms.items():
-                    found = np.asarray(responses(of_model, areas, *at))[seen]
+                    found = np.asarray(responses(of_model, areas, *scale.position))[seen]
                     error = np.abs(found - wanted).max((1, 2)) / wanted.max((1, 2))
                     worst[form, scale.window, scale.view].extend(error)
         for (form, window, view), errors in sorted(worst.items()):
@@ -125,11 +129,11 @@ def chain_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) ->
                 k = jnp.array(scale.index)
                 landmarks, to_reference = alignment(model, *scale.start, k)
                 size = scale.window + model.experts.support - 1
-                to_image = warp.invert(to_reference)
+                to_image = geometry.invert_similarity(to_reference)
                 areas = sample_areas(
                     images[scale.face], landmarks, to_image, size, fixed_point=True
                 )
-                maps = responses(prepared, areas, k, jnp.array(scale.view), scale.window)
+                maps = responses(prepared, areas, *scale.position)
                 seen = np.asarray(model.experts.visible[scale.index, scale.view])
                 groups = {"areas not recorded": seen}
                 if "aoi" in scale:
@@ -184,7 +188,7 @@ def _iterations(
     base, to_reference = alignment(model, *scale.start, jnp.array(k))
     to_image = jnp.asarray(scale.similarity("sim_ref_to_img"))
     errors.add("similarity to reference", to_reference, scale.similarity("sim_img_to_ref"))
-    errors.add("similarity to image", warp.invert(to_reference), to_image)
+    errors.add("similarity to image", geometry.invert_similarity(to_reference), to_image)
     for setting, ours in (
         ("reg_factor", params.regularisation),
         ("sigma", params.kernel_width),
@@ -199,7 +203,7 @@ def _iterations(
     flips = entries = 0
     for step in scale.iterations():
         offsets = jnp.asarray(scale.at(step, "offsets"))
-        moved = warp.apply(to_reference, project_jit(pdm, *step.before) - base)
+        moved = geometry.apply_similarity(to_reference, project_jit(pdm, *step.before) - base)
         found = moved + (scale.window - 1) / 2
         errors.add("offset in the map, px", found, offsets)
         flips += int(
@@ -214,7 +218,7 @@ def _iterations(
         in_image = jnp.asarray(scale.at(step, "mean_shift_img").T)
         errors.add(
             "mean shift in the image, px",
-            warp.apply(to_image, scale.at(step, "mean_shift_ref").T),
+            geometry.apply_similarity(to_image, scale.at(step, "mean_shift_ref").T),
             in_image,
         )
         wanted = scale.at(step, "param_update").ravel()

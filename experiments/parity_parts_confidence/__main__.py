@@ -1,6 +1,5 @@
 """How closely part models and confidence agree with OpenFace's C++."""
 
-import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +11,19 @@ import numpy as np
 
 import jclnf
 from experiments.common import (
-    OPENFACE,
-    Face,
     Row,
     faces,
-    landmarks_of,
+    missed,
     model_file,
     pivot,
-    read_image,
     recording,
     table,
     write_results,
 )
 from jclnf import FitParams, FitResult, Model
 from jclnf.fitting import _from_points as from_points
-from jclnf.fitting._validator import confidence
 from jclnf.geometry import project, update
+from tests.support.recordings import Face, landmarks_of, on_canvas
 
 HERE = Path(__file__).resolve().parent
 
@@ -43,27 +39,6 @@ TOO_SMALL = ("006", "078", "090")
 fit_points = jax.jit(jclnf.fit_points)
 
 
-def large_faces() -> list[Face]:
-    with open(OPENFACE / "images_large" / "boxes.csv", newline="") as f:
-        return [
-            Face(
-                row["image"].removesuffix(".png"),
-                read_image(OPENFACE / "images_large" / row["image"]),
-                np.array([float(row[side]) for side in "xywh"], np.float32),
-            )
-            for row in csv.DictReader(f)
-        ]
-
-
-def on_canvas(cases: list[Face]) -> list[Face]:
-    """The faces in images of one size, filled up with zeros, so that a fit is compiled once."""
-    shape = tuple(np.max([face.image.shape for face in cases], axis=0))
-    canvases = [np.zeros(shape, np.float32) for _ in cases]
-    for canvas, face in zip(canvases, cases, strict=True):
-        canvas[: face.image.shape[0], : face.image.shape[1]] = face.image
-    return [f._replace(image=canvas) for f, canvas in zip(cases, canvases, strict=True)]
-
-
 class Setup(NamedTuple):
     """A model with its parts and validator, and OpenFace's settings for it."""
 
@@ -75,7 +50,7 @@ class Setup(NamedTuple):
         model = jclnf.load_openface(model_file(kind), parts=True, validator=True)
         settings = FitParams.openface_wild if kind == "wild" else FitParams.openface
         params = settings(model)
-        return Setup(model.prepare(params), params)
+        return Setup(model, params)
 
     def fit(self, face: Face) -> FitResult:
         return jax.device_get(jclnf.fit(self.model, face.image, face.box, self.params))
@@ -105,7 +80,7 @@ def points_rows(setups: dict[str, Setup]) -> Iterator[Row]:
     yield Row("steps, most", at, len(taken), max(taken), from_points.MAX_STEPS - 1)
 
 
-def given(part: jclnf.Part, landmarks: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def given(part: jclnf.fitting.Part, landmarks: np.ndarray) -> tuple[jax.Array, jax.Array]:
     points = np.full((part.model.pdm.n_landmarks, 2), np.nan, np.float32)
     points[list(part.part_index)] = landmarks[list(part.main_index)]
     return jnp.asarray(points), jnp.asarray(~np.isnan(points[:, 0]))
@@ -143,7 +118,7 @@ def steps_taken(setups: dict[str, Setup]) -> list[int]:
 
 
 class Outcome(NamedTuple):
-    """What a fit and its recording say of a face's confidence."""
+    """A face's confidence, of a fit and of its recording."""
 
     name: str
     found: float
@@ -222,7 +197,7 @@ def confidence_rows(where: str, outcomes: list[Outcome]) -> Iterator[Row]:
 
 def validator_outcomes(setup: Setup, large: list[Face]) -> list[Outcome]:
     """The confidence alone, of the recorded landmarks."""
-    look = jax.jit(lambda *arguments: confidence(setup.model.validator, *arguments))
+    look = jax.jit(lambda *arguments: setup.model.confidence(*arguments))
     outcomes = []
     small = on_canvas(faces([f"{i:03d}" for i in range(40)]))
     groups = [(HIERARCHICAL, "hier", small), *((LARGE, f"clnf_{kind}", large) for kind in KINDS)]
@@ -242,7 +217,7 @@ def validator_outcomes(setup: Setup, large: list[Face]) -> list[Outcome]:
 
 def main() -> None:
     setups = {kind: Setup.load(kind) for kind in KINDS}
-    cases = on_canvas(large_faces())
+    cases = on_canvas(faces(images="images_large"))
     parts: dict[str, list[Row]] = {"Parameters from landmarks": list(points_rows(setups))}
     fits, trust = (
         [],
@@ -265,9 +240,8 @@ def main() -> None:
     parts["Confidence"] = trust
 
     every = [row for part in parts.values() for row in part]
-    asked = [row for row in every if row.met is not None]
-    missed = [row for row in asked if not row.met]
-    body = [f"{len(asked)} figures were asked for, {len(missed)} of them are not met."]
+    sentence, wrong = missed(every)
+    body = [sentence]
     body += [f"## {name}\n\n{pivot(part)}" for name, part in parts.items()]
     for kind, setup, lines in listed:
         header = ["fit", "px/mm", "face", *(part.name for part in setup.model.parts)]
@@ -278,9 +252,9 @@ def main() -> None:
         "## Confidences that differ\n\n"
         + (table(["fit", "found", "recorded"], shown) if shown else "None.")
     )
-    write_results(HERE, TITLE, "\n\n".join(body), {"rows": every, "not met": missed})
-    if missed:
-        sys.exit(f"{len(missed)} of {len(asked)} figures are not met")
+    write_results(HERE, TITLE, "\n\n".join(body), {"rows": every, "not met": wrong})
+    if wrong:
+        sys.exit(sentence)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """Tracking of faces over frames, beside what OpenFace's programs wrote for the same videos."""
 
 import argparse
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 import jclnf
-from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from experiments.common import OPENFACE, Row, grey_frames, model_file, pivot, write_results
 from experiments.timing import timed
 from jclnf.detect import HaarDetector
-from jclnf.images import check_grey
+from tests.support.recordings import box_of, csv_rows
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,27 +40,15 @@ class Course(NamedTuple):
     confidence: np.ndarray
 
 
-def frames_of(clip: str) -> list[np.ndarray]:
-    """All frames in grey levels."""
-    video, frames = cv2.VideoCapture(str(OPENFACE / "samples" / clip)), []
-    while True:
-        there, frame = video.read()
-        if not there:
-            return frames
-        frames.append(check_grey(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)))
-
-
 def start_box(clip: str) -> np.ndarray:
     """The box that OpenFace's detector found in the first frame."""
-    with open(OPENFACE / "golden_csv" / "start_boxes.csv", newline="") as f:
-        row = next(r for r in csv.DictReader(f) if r["video"] == clip and r["frame"] == "1")
-    return np.array([float(row[side]) for side in "xywh"])
+    rows = csv_rows(OPENFACE / "golden_csv" / "start_boxes.csv")
+    return box_of(next(row for row in rows if row["video"] == clip and row["frame"] == "1"))
 
 
 def written(name: str) -> Course:
-    """What OpenFace wrote, with landmarks to 0.1 px."""
-    with open(OPENFACE / "golden_csv" / f"{name}.csv", newline="") as f:
-        rows = list(csv.DictReader(f, skipinitialspace=True))
+    """The table that OpenFace wrote, with landmarks to 0.1 px."""
+    rows = csv_rows(OPENFACE / "golden_csv" / f"{name}.csv")
 
     def columns(*names: str) -> np.ndarray:
         return np.array([[float(row[name]) for name in names] for row in rows])
@@ -80,7 +66,7 @@ def followed(tracker: jclnf.Tracker, clip: str) -> Course:
     """The face of a video by a tracker, from OpenFace's box in the first frame."""
     tracker.reset()
     faces = []
-    for index, frame in enumerate(frames_of(clip)):
+    for index, frame in enumerate(grey_frames(clip)):
         (face,) = tracker.step(frame, start_box(clip) if index == 0 else None)
         faces.append(face)
     return Course(
@@ -167,7 +153,7 @@ def default_rows() -> list[Row]:
     """The bundled model beside OpenFace 2 with CE-CLM: followed, and each frame on its own."""
     reference = written(f"{Path(LONGEST).stem}.openface2_ceclm").landmarks
     cpp = written(f"{Path(LONGEST).stem}.clnf_general").landmarks
-    model, frames = jclnf.load_model(), frames_of(LONGEST)
+    model, frames = jclnf.load_model(), list(grey_frames(LONGEST))
     tracker = jclnf.Tracker(model, single=True)
     rows = accuracy_rows("bundled model, followed", followed(tracker, LONGEST).landmarks, reference)
     boxes = start_box(LONGEST)
@@ -182,11 +168,10 @@ def default_rows() -> list[Row]:
     found = [detector(frame) for frame in frames]
     kept = [i for i, boxes in enumerate(found) if len(boxes)]
     at = "bundled model, each frame on its own"
-    prepared = model.prepare()
     images, boxes = [frames[i] for i in kept], np.stack([found[i][0] for i in kept])
-    fits = jclnf.fit_batch(prepared, images, boxes)
+    fits = jclnf.fit_images(model, images, boxes)
     rows += accuracy_rows(at, fits.landmarks, reference[kept])
-    elapsed = 1e3 * timed(lambda: jclnf.fit_batch(prepared, images, boxes))
+    elapsed = 1e3 * timed(lambda: jclnf.fit_images(model, images, boxes))
     rows.append(Row("time of a frame", at, len(kept), elapsed / len(kept), unit="ms"))
 
     rows += accuracy_rows("OpenFace's general model, C++", cpp, reference)
@@ -219,7 +204,6 @@ def main() -> None:
         parts.append(f"## {LONGEST} against OpenFace 2 with CE-CLM\n\n" + pivot(default))
     suffix = f"_{only}" if only else ""
     folder = HERE if not only else HERE / f"results{suffix}"
-    folder.mkdir(exist_ok=True)
     write_results(folder, TITLE, "\n\n".join(parts), {"openface": parity, "default": default})
 
 

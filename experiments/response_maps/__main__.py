@@ -4,7 +4,7 @@
     ... --image face.jpg --box 60 40 200 190               any photograph
     ... --recorded 010                                     a face with C++'s maps beside jclnf's
 
-Pictures of recorded faces stay out of the repository, in `out/`.
+Images of recorded faces stay out of the repository, in `out/`.
 """
 
 import argparse
@@ -17,24 +17,22 @@ import numpy as np
 
 import jclnf
 from experiments.common import (
-    Face,
-    Scale,
+    HOPPER_BOX,
     faces,
+    hopper,
     model_file,
     recording,
-    scales,
     table,
     write_results,
 )
 from jclnf.fitting._scales import response_maps
 from jclnf.geometry import sample_areas
 from jclnf.images import read_image
+from tests.support.recordings import Face, Scale, scales
 
 HERE = Path(__file__).resolve().parent
 
 LANDMARKS = (36, 48, 30, 8, 1, 6)
-HOPPER_BOX = (180.0, 170.0, 170.0, 165.0)
-"""The face in matplotlib's sample photograph of Grace Hopper (US Navy, public domain)."""
 OUT = HERE / "out"
 
 maps_jit = eqx.filter_jit(response_maps)
@@ -219,11 +217,7 @@ def main() -> None:
 
 
 def photograph(path: Path | None, box: list[float] | None) -> Face:
-    if path is None:
-        import matplotlib.cbook
-
-        sample = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-        path = Path(str(sample))
+    path = path or hopper()
     return Face(path.stem, read_image(path), np.array(box or HOPPER_BOX, np.float32))
 
 

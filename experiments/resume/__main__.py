@@ -2,9 +2,9 @@
 
 A clip is followed with everything that `jclnf video` writes. The run of a process of its own is
 killed by the system (SIGKILL) at a random moment; a copy of what it left is completed by
-`do_video(..., resume=True)`, what the command calls for each video, and compared with the files of
-a run that nothing disturbed. What was left itself goes on in the next process, which is killed as
-well: so there are runs that were stopped twice.
+`process_video(..., resume=True)`, which the command calls for each video, and compared with the
+files of a run that nothing disturbed. What was left itself goes on in the next process, which is
+killed as well: so there are runs that were stopped twice.
 """
 
 import argparse
@@ -30,8 +30,8 @@ import jclnf
 from experiments.common import Row, pivot, write_results
 from jclnf.video import (
     Settings,
-    do_video,
     load,
+    process_video,
 )
 from jclnf.video._settings import CHUNK
 from tests.support.videos import frames, write_video
@@ -60,11 +60,11 @@ def child(clip: Path) -> None:
     model = load(SETTINGS)
     with tempfile.TemporaryDirectory() as name:
         short = dataclasses.replace(SETTINGS, end=0.05, plot=False)
-        do_video(short, model, str(clip), Path(name), STEM)
+        process_video(short, model, str(clip), Path(name), STEM)
     print("ready", flush=True)
     out = Path(sys.stdin.readline().strip())
     begun = time.monotonic()
-    done = do_video(SETTINGS, model, str(clip), out, STEM, resume=True, every=EVERY)
+    done = process_video(SETTINGS, model, str(clip), out, STEM, resume=True, every=EVERY)
     print(json.dumps([time.monotonic() - begun, done.problems]), flush=True)
 
 
@@ -108,7 +108,7 @@ def stage(folder: Path) -> str:
 
 
 def compared(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
-    """What differs from the files that there should be."""
+    """Differences from the files that there should be."""
     wrong = [f"missing {name}" for name in expected if name not in found]
     wrong += [f"left behind {name}" for name in found if name not in expected]
     return wrong + [f"other bytes {n}" for n in expected if n in found and found[n] != expected[n]]
@@ -131,7 +131,7 @@ class Trials:
         self.wrong: list[str] = []
         first = folder / "whole"
         first.mkdir()
-        done = do_video(SETTINGS, self.model, str(clip), first, STEM)
+        done = process_video(SETTINGS, self.model, str(clip), first, STEM)
         assert not done.problems, done.problems
         self.expected = contents(first)
         process = start(clip)
@@ -192,7 +192,7 @@ class Trials:
             self.stages[where] += 1
             copy = out.with_name(f"{out.name}_copy")
             shutil.copytree(out, copy)
-            done = do_video(SETTINGS, self.model, str(self.clip), copy, STEM, resume=True)
+            done = process_video(SETTINGS, self.model, str(self.clip), copy, STEM, resume=True)
             label = f"kill {self.kills}, after {delay:.3f} s, {where}"
             if done.problems:
                 self.wrong.append(f"{label}: {done.problems[0]}")

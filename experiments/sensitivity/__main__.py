@@ -1,11 +1,12 @@
-"""Which pixels move which landmarks? Derivatives of a fit by its picture.
+"""Which pixels move which landmarks? Derivatives of a fit with respect to its image.
 
     python -m experiments.sensitivity
 
-The Jacobian of all landmarks by all pixels of a photograph (Grace Hopper, US Navy, public domain;
-it comes with matplotlib), through the whole fit, in double precision: for the bundled model from
-its own start, and for OpenFace's CCNF model if the development data are there. Where the
-sensitivity lies, and whether pixels that are changed move landmarks as their derivatives say.
+The Jacobian of all landmarks with respect to all pixels of a photograph (Grace Hopper, US Navy,
+public domain; it comes with matplotlib), through the whole fit, in double precision: for the
+bundled model from its own start, and for OpenFace's CCNF model if the development data are there.
+Where the sensitivity lies, and whether pixels that are changed move landmarks as their derivatives
+say.
 """
 
 import dataclasses
@@ -15,11 +16,10 @@ from typing import Any
 import cv2
 import jax
 import jax.numpy as jnp
-import matplotlib.cbook
 import numpy as np
 
 import jclnf
-from experiments.common import model_file, table, write_results
+from experiments.common import HOPPER_BOX, hopper, model_file, table, write_results
 from jclnf.images import read_image
 from jclnf.params import as_dtype
 
@@ -33,7 +33,6 @@ LANDMARKS = {
     8: "chin",
     3: "jaw",
 }
-BOX = (180.0, 170.0, 170.0, 165.0)
 RADII = (10.0, 20.0, 40.0)
 """Millimetres on the face, as the fit has its scale."""
 STRONGEST = 200
@@ -135,7 +134,7 @@ def predictions(fitter: Fitter, image: np.ndarray, jacobian: np.ndarray) -> list
 
 def draw(file: Path, image: np.ndarray, jacobian: np.ndarray, landmarks: np.ndarray) -> None:
     """The maps of the chosen landmarks, each as bright as its strongest pixels."""
-    x, y, w, h = BOX
+    x, y, w, h = HOPPER_BOX
     low = np.floor([y - 0.25 * h, x - 0.25 * w]).astype(int)
     high = np.ceil([y + 1.25 * h, x + 1.25 * w]).astype(int)
     part = np.s_[low[0] : high[0], low[1] : high[1]]
@@ -162,12 +161,12 @@ def draw(file: Path, image: np.ndarray, jacobian: np.ndarray, landmarks: np.ndar
 
 def main() -> None:
     jclnf.enable_compilation_cache()
-    image = read_image(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    image = read_image(hopper())
     grey = image.astype(np.float64)
     shares_lines, line_lines, pictures, numbers = [], [], [], {}
     with jax.enable_x64(True):
         for name, model in models().items():
-            fitter = Fitter(model, BOX)
+            fitter = Fitter(model, HOPPER_BOX)
             result = fitter.fit(jnp.asarray(grey))
             landmarks, scale = np.asarray(result.landmarks), float(result.pose.scale)
             jacobian = fitter.jacobian(grey)
@@ -206,10 +205,10 @@ def main() -> None:
             }
             print(name, flush=True)
     body = (
-        f"Grace Hopper, box {BOX}; all landmarks by all pixels. Share of the sensitivity (length "
-        "of a landmark's derivative by each pixel, summed) within a distance of the landmark, the "
-        "distance within which half of it lies, and the movement for one grey level of the "
-        "strongest pixel:\n\n"
+        f"Grace Hopper, box {HOPPER_BOX}; all landmarks with respect to all pixels. Share of the "
+        "sensitivity (length of a landmark's derivative with respect to each pixel, summed) within "
+        "a distance of the landmark, the distance within which half of it lies, and the movement "
+        "for one grey level of the strongest pixel:\n\n"
         + table(
             ["model", "landmark", *(f"{r:g} mm" for r in RADII), "half, mm", "px a grey level"],
             shares_lines,

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import DATA, model_file, table, write_results
-from jclnf.annotations import read_annotations
+from experiments.common import annotated, model_file, table, write_results
 from jclnf.evaluation._metrics import outer_eye_distance
-from jclnf.train._faces import MIRROR_68
+from jclnf.train import MIRROR_68
 
 HERE = Path(__file__).resolve().parent
 
@@ -68,15 +67,13 @@ def draw(pdm: jclnf.PDM, path: Path) -> None:
             at.invert_yaxis()
             title = "mean" if column == 0 else f"mode {column}, {deviations[column - 1]:.0f} mm"
             at.set_title(f"{title}, {name}", fontsize=8)
-    path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=80)
 
 
 def main() -> None:
     model = jclnf.load_model(sys.argv[1] if len(sys.argv) > 1 else None)
     openface = jclnf.load_openface(model_file("general"))
-    faces = read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    points = np.array([face.landmarks for face in faces])
+    points = np.array([face.landmarks for face in annotated("val")])
     found = {name: fitted(m.pdm, points) for name, m in (("ours", model), ("OpenFace", openface))}
     lines = []
     for name, (landmarks, _) in found.items():

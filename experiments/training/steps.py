@@ -1,4 +1,4 @@
-"""What each step of the training brought, on the validation split.
+"""The accuracy after each step of the training, on the validation split.
 
     python -m experiments.training.steps FOLDER MODEL [CCNF_EPOCHS]
 
@@ -7,7 +7,6 @@ experts are trained here, by gradient descent, for as many epochs (default: 4), 
 of the trunk. Nothing is chosen by these figures.
 """
 
-import csv
 import dataclasses
 import os
 import sys
@@ -19,14 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import DATA, table, write_results
-from jclnf.annotations import AnnotatedFace
-from jclnf.images import read_photo
-from jclnf.train._batches import COARSE, FINE
-from jclnf.train._ccnf import experts_of, train_ccnf
-from jclnf.train._faces import MIRROR_68, Faces, Posed, cut_out
-from jclnf.train._loop import Course
-from jclnf.train._shape_model import ShapeModel
+from experiments.common import annotated, table, validation, write_results
+from experiments.training.ccnf import experts_of, train_ccnf
+from experiments.training.self_quotient import packed
+from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig
+from jclnf.train._examples import COARSE, FINE
+from jclnf.train._faces import Posed
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,25 +31,16 @@ CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 """Reference pixels per millimetre and windows, as OpenFace's CCNF experts have them."""
 
 
-def packed(faces: list[AnnotatedFace]) -> Faces:
-    pictures, points = zip(
-        *(cut_out(read_photo(face.image).grey, face.landmarks) for face in faces), strict=True
-    )
-    return Faces(list(pictures), np.array(points))
-
-
 def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jclnf.Model:
     """The model with CCNF experts trained by gradient descent in place of its trunk."""
-    pdm = jax.device_get(model.pdm)
-    shapes = ShapeModel(pdm.mean, pdm.components, pdm.eigenvalues, 1.4, [])
-    posed = Posed.of(faces.with_mirrored(MIRROR_68), shapes)
+    posed = Posed.of(faces.with_mirrored(MIRROR_68), ShapeModel.of(model.pdm, 1.4))
     scales = [
         train_ccnf(
             posed,
             scaling,
             window,
             FINE if scale else COARSE,
-            Course(epochs, batch=16, rate=2e-2),
+            TrainConfig(epochs, batch_size=16, learning_rate=2e-2),
             checkpoint=folder / f"ccnf{scale}_{epochs}.eqx",
         )
         for scale, (scaling, window) in enumerate(zip(CCNF_SCALINGS, CCNF_WINDOWS, strict=True))
@@ -69,11 +57,7 @@ def main() -> None:
     epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 4
     final = jclnf.load_model(sys.argv[2])
     before = jclnf.load_model(folder / "before_fit.safetensors")
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        rows = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    boxes = [rows[face.image.name] for face in val]
+    val, boxes = validation()
 
     def settings(model: jclnf.Model, **changes: object) -> jclnf.Model:
         return dataclasses.replace(model, defaults=model.defaults.replace(**changes))
@@ -82,7 +66,7 @@ def main() -> None:
     steps = {
         "learned start alone": settings(before, weight_factor=nowhere, regularisation=1 / nowhere),
         f"+ CCNF experts by gradient descent, {epochs} epochs": with_ccnf(
-            before, packed(annotated), folder, epochs
+            before, packed(annotated("train")), folder, epochs
         ),
         "+ trunk": before,
         "+ training through the fit": dataclasses.replace(final, readout=None),
@@ -93,8 +77,8 @@ def main() -> None:
     }
     lines = []
     for name, model in steps.items():
-        several = jclnf.OPENFACE_ROTATIONS if name.endswith("rotations") else None
-        found = jclnf.evaluate(model, val, boxes=boxes, rotations=several)
+        several = jclnf.openface.ROTATIONS if name.endswith("rotations") else None
+        found = jclnf.evaluation.evaluate(model, val, boxes=boxes, init=several)
         summary = found.summary()
         all68, inner = summary.measures["all_eye"], summary.measures["inner_eye"]
         lines.append(

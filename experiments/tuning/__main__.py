@@ -1,28 +1,35 @@
-"""What does tuning by gradients bring? OpenFace's CLNF model, its settings and landmark weights.
+"""Does tuning by gradients help? OpenFace's CLNF model, its settings and landmark weights.
 
     python -m experiments.tuning
 
 Regularisation and kernel width of each scale, and a weight for each landmark, scale and view, are
-tuned by `jclnf.tune` on faces of the training split; a random search over regularisation, kernel
+tuned by `tune` on faces of the training split; a random search over regularisation, kernel
 width and weight factor gets more than the same time. Both begin at OpenFace's settings. The figures
 are on the validation split, from eleven starts. Needs the development data.
 """
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
 
 import jclnf
-from experiments.common import DATA, model_file, table, write_results
+from experiments.common import (
+    annotated,
+    disturbed_box,
+    model_file,
+    table,
+    validation,
+    write_results,
+)
 from jclnf.runtime import use_all_cores
+from jclnf.train import TrainConfig, tune
 
 HERE = Path(__file__).resolve().parent
 
 LEARNED, WATCHED, SEARCHED = 2000, 250, 160
 """Faces to learn from, to choose the epoch by, and to compare random settings on."""
 CANDIDATES = 44
-COURSE = jclnf.Course(epochs=6, batch=16, rate=3e-3)
+CONFIG = TrainConfig(epochs=6, batch_size=16, learning_rate=3e-3)
 
 
 def main() -> None:
@@ -31,64 +38,53 @@ def main() -> None:
     import numpy as np
 
     jclnf.enable_compilation_cache()
-    from jclnf.annotations import AnnotatedFace
-    from jclnf.evaluation import Summary, start_box
+    from jclnf.evaluation import Summary
     from jclnf.images import read_image
 
     rng = np.random.default_rng(0)
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
-    people = jclnf.split_by_identity(annotated, 0.2, 0)
+    people = jclnf.annotations.split_by_identity(annotated("train"), 0.2, 0)
     picked = [
         [part[i] for i in rng.permutation(len(part))[:count]]
         for part, count in zip(people, (LEARNED, WATCHED), strict=True)
     ]
 
-    def disturbed(faces: list[AnnotatedFace]) -> list[np.ndarray]:
-        boxes = []
-        for face in faces:
-            x, y, w, h = start_box(face)
-            x, y = np.array([x, y]) + rng.normal(0, 0.03, 2) * [w, h]
-            boxes.append(np.array([x, y, *(np.array([w, h]) * np.exp(rng.normal(0, 0.05)))]))
-        return boxes
-
-    boxes = [disturbed(part) for part in picked]
+    boxes = [[disturbed_box(face, rng) for face in part] for part in picked]
     learned, watched = (
         ([read_image(face.image) for face in part], at, [face.landmarks for face in part])
         for part, at in zip(picked, boxes, strict=True)
     )
 
     plain = jclnf.load_openface(model_file("general"))
-    params = jclnf.FitParams.openface(plain, arithmetic="exact")
+    default = jclnf.FitParams.openface(plain, arithmetic="exact")
+    default = default.replace(rotations=jclnf.openface.ROTATIONS)
     # Weights of 1, as OpenFace has them with a weight factor of 0, but free to move.
     ones = jnp.ones_like(plain.experts.confidence)
     model = dataclasses.replace(plain, experts=dataclasses.replace(plain.experts, confidence=ones))
-    params = params.replace(weight_factor=jnp.ones_like(params.weight_factor))
+    params = default.replace(weight_factor=jnp.ones_like(default.weight_factor))
 
     began = time.perf_counter()
-    tuned = jclnf.tune(
+    tuned = tune(
         model,
         *learned,
         params.replace(derivatives="rematerialised"),
         what="params",
         validation=watched,
-        rotations=jclnf.OPENFACE_ROTATIONS,
+        rotations=jclnf.openface.ROTATIONS,
         offset=True,
-        course=COURSE,
+        config=CONFIG,
     )
     seconds = {"tuning": time.perf_counter() - began}
-    print(tuned.course, flush=True)
+    print(tuned.history, flush=True)
 
     def corrected(summary: Summary) -> float:
         return summary.measures["all_eye_corrected"].mean
 
     def tried(settings: jclnf.FitParams) -> float:
         on = picked[0][:SEARCHED]
-        rotations = jclnf.OPENFACE_ROTATIONS
-        found = jclnf.evaluate(plain, on, settings, boxes=boxes[0][:SEARCHED], rotations=rotations)
+        found = jclnf.evaluation.evaluate(plain, on, settings, boxes=boxes[0][:SEARCHED])
         return corrected(found.summary())
 
     began = time.perf_counter()
-    default = jclnf.FitParams.openface(plain, arithmetic="exact")
     best, score = default, tried(default)
     for number in range(CANDIDATES):
         candidate = default.replace(
@@ -102,21 +98,18 @@ def main() -> None:
             print(number, error, flush=True)
     seconds["random search"] = time.perf_counter() - began
 
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        rows = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
+    val, val_boxes = validation()
     lines, figures = [], {}
     for name, m, p in (
         ("OpenFace's settings", plain, default),
         ("random search", plain, best),
         ("tuned by gradients", tuned.model, tuned.params),
     ):
-        found = jclnf.evaluate(
+        found = jclnf.evaluation.evaluate(
             m,
             val,
             p,
-            boxes=[rows[face.image.name] for face in val],
-            rotations=jclnf.OPENFACE_ROTATIONS,
+            boxes=val_boxes,
         ).summary()
         measures = [found.measures[key] for key in ("all_eye", "all_eye_corrected")]
         figures[name] = [measures[1].mean, measures[1].median]
@@ -143,17 +136,17 @@ def main() -> None:
                 )
             ],
         )
-        + f"\n\nTuning took {seconds['tuning']:.0f} s ({LEARNED} faces, {COURSE.epochs} epochs, "
+        + f"\n\nTuning took {seconds['tuning']:.0f} s ({LEARNED} faces, {CONFIG.epochs} epochs, "
         f"with compilation), the search {seconds['random search']:.0f} s ({CANDIDATES} settings on "
         f"{SEARCHED} faces). Held-out error of the epochs: "
-        + ", ".join(f"{line['validation']:.2f}" for line in tuned.course)
+        + ", ".join(f"{line['validation']:.2f}" for line in tuned.history)
         + "."
     )
     write_results(
         HERE,
         "OpenFace's settings, tuned by gradients",
         body,
-        {"figures": figures, "seconds": seconds, "course": tuned.course},
+        {"figures": figures, "seconds": seconds, "course": tuned.history},
     )
 
 

@@ -8,7 +8,6 @@ hold as many of the truths; then the other way round. `--store` writes the numbe
 them into the bundled model.
 """
 
-import csv
 import dataclasses
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import DATA, REPOSITORY, table, write_results
+from experiments.common import REPOSITORY, table, validation, write_results
 from jclnf.fitting import crops_of_one_size
 from jclnf.images import read_image
 from jclnf.train._uncertainty import Measured, calibrated, limit, mahalanobis, with_pairs
@@ -35,26 +34,24 @@ GROUPS = {
 }
 
 
-def measured(model: jclnf.Model, pieces: list[jclnf.Crop]) -> tuple[jclnf.FitResult, jax.Array]:
-    """The fits of all faces in their pictures, and the covariances of `Measured`."""
-    images = jnp.stack([jnp.asarray(piece.image) for piece in pieces])
-    boxes = jnp.stack([jnp.asarray(piece.box) for piece in pieces])
+def measured(
+    model: jclnf.Model, crops: list[jclnf.images.Crop]
+) -> tuple[jclnf.FitResult, jax.Array]:
+    """The fits of all faces in their images, and the covariances of `Measured`."""
+    images = jnp.stack([jnp.asarray(crop.image) for crop in crops])
+    boxes = jnp.stack([jnp.asarray(crop.box) for crop in crops])
     each = jax.jit(lambda faces: jax.lax.map(lambda face: with_pairs(model, *face), faces))
     found, covariances = each((images, boxes))
-    offsets = jnp.stack([jnp.asarray(piece.offset) for piece in pieces])
+    offsets = jnp.stack([jnp.asarray(crop.offset) for crop in crops])
     return jax.vmap(jclnf.FitResult.shifted)(found, offsets), jnp.moveaxis(covariances, 1, 0)
 
 
 def main() -> None:
     model = jclnf.load_model()
-    with open(DATA / "faces" / "val_boxes.csv", newline="") as f:
-        boxes = {row["image"]: [float(row[side]) for side in "xywh"] for row in csv.DictReader(f)}
-    val = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="val")
-    pieces = crops_of_one_size(
-        [read_image(face.image) for face in val], [boxes[face.image.name] for face in val]
-    )
+    val, boxes = validation()
+    crops = crops_of_one_size([read_image(face.image) for face in val], boxes)
     truth = np.stack([face.landmarks for face in val])
-    found, covariances = measured(model, pieces)
+    found, covariances = measured(model, crops)
     faces = Measured(
         covariances, found.pose.scale, jnp.asarray(truth - np.asarray(found.landmarks), jnp.float32)
     )

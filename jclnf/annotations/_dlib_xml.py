@@ -15,7 +15,7 @@ from xml.parsers import expat
 import numpy as np
 
 from jclnf.annotations._face import AnnotatedFace
-from jclnf.annotations._files import Entries, contents, number
+from jclnf.annotations._text import Entries, contents, number
 from jclnf.errors import AnnotationError
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,9 +14,9 @@ class AnnotatedFace:
     """A face whose landmarks are known.
 
     Attributes:
-        image: The picture's file.
-        landmarks: `(n, 2)` float64 pixels of the picture as `read_photo` gives it, pixel centres
-            at integers from 0.
+        image: The image's file.
+        landmarks: `(n, 2)` float64 pixels of the image as `jclnf.images.read_image` gives it, pixel
+            centres at integers from 0.
         box: `(4,)` float64: x, y, w, h in pixels as annotated, or None.
         identity: Whose face it is; empty if that is not known.
         split: Name of the part of the data set that it belongs to; empty if there is none.
@@ -33,7 +32,7 @@ class AnnotatedFace:
 def split_by_identity(
     faces: Sequence[AnnotatedFace], fraction: float, seed: int
 ) -> tuple[list[AnnotatedFace], list[AnnotatedFace]]:
-    """Hold out some identities, with all their faces: pictures of one person are alike.
+    """Hold out some identities, with all their faces: images of one person are alike.
 
     Faces without an identity are one person if they are in the same image. Which identities are
     held out depends on which there are and on the seed, not on the order of the faces.
@@ -61,10 +60,3 @@ def split_by_identity(
     held = {identities[i] for i in chosen}
     train = [face for face, key in zip(faces, keys, strict=True) if key not in held]
     return train, [face for face, key in zip(faces, keys, strict=True) if key in held]
-
-
-def tight_box(landmarks: Any) -> np.ndarray:
-    """The extent of landmarks `(n, 2)`: x, y, w, h, `(4,)` float64."""
-    points = np.asarray(landmarks, np.float64)
-    low = points.min(axis=0)
-    return np.concatenate([low, points.max(axis=0) - low])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jclnf.annotations._face import AnnotatedFace
-from jclnf.annotations._files import Entries, number, text_of
+from jclnf.annotations._text import Entries, number, text_of
 from jclnf.errors import AnnotationError
 from jclnf.images import IMAGE_SUFFIXES
 

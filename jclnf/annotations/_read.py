@@ -5,17 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
+from jclnf.annotations._csv import read_table
 from jclnf.annotations._dlib_xml import read_xml
 from jclnf.annotations._face import AnnotatedFace
 from jclnf.annotations._pts import Stems, read_folder, read_pts
-from jclnf.annotations._table import read_table
 from jclnf.errors import AnnotationError
 
 MAX_LANDMARKS = 1000
 """Most landmarks of a face."""
 
 MAX_COORDINATE = 1e6
-"""No picture that is read is as wide; coordinates beyond are a mistake."""
+"""No image that is read is as wide; coordinates beyond are a mistake."""
 
 TABLE = "landmarks.csv"
 
@@ -86,7 +86,7 @@ def _check(place: str, face: AnnotatedFace) -> None:
     if not np.isfinite(numbers).all():
         raise AnnotationError(f"{place}: a number that is not finite: correct or remove the face")
     if np.abs(numbers).max() > MAX_COORDINATE:
-        raise AnnotationError(f"{place}: {np.abs(numbers).max():g} is beyond any picture's pixels")
+        raise AnnotationError(f"{place}: {np.abs(numbers).max():g} is beyond any image's pixels")
     if len(face.landmarks) > MAX_LANDMARKS:
         raise AnnotationError(f"{place}: more than {MAX_LANDMARKS} landmarks")
     if not np.all(np.ptp(face.landmarks, axis=0) > 0):

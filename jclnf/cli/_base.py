@@ -1,9 +1,4 @@
-"""What the commands of the command line share.
-
-A command is a module that has `add_parser(subparsers)`, which describes the command, and
-`run(args)`, which performs it and returns the exit code. Heavy modules are imported
-inside `run`, so that help comes at once.
-"""
+"""Shared by the commands: exit codes, and lines on the terminal."""
 
 import sys
 
@@ -14,7 +9,7 @@ OK, INCOMPLETE, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
 class CommandError(Exception):
-    """What ends a command at once, with the exit code `UNUSABLE`; the message is a sentence."""
+    """Ends a command at once, with the exit code `UNUSABLE`; the message is a sentence."""
 
 
 def complain(message: str) -> None:

@@ -1,6 +1,5 @@
 """`jclnf eval`: a model's errors on annotated faces."""
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -10,113 +9,55 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
-from jclnf.annotations import AnnotatedFace, read_annotations
+import jclnf
+from jclnf.annotations import AnnotatedFace, BoxTable, read_annotations
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
-from jclnf.cli._settings import add_settings, fit_params
-from jclnf.errors import AnnotationError, BoxError, ModelFileError, ParamsError
-from jclnf.evaluation import MEASURES, Statistics, Summary, face_errors
-from jclnf.outputs import write_bytes
-
-if TYPE_CHECKING:
-    from jclnf.evaluation import Evaluation
-
-_EPILOG = """\
-data:
-  a CSV file          columns image, x_0, y_0, x_1, y_1, ... and, if there are any, identity, split
-                      and the face's box x, y, w, h; pixels count from 0; images are beside it, or
-                      in the folder images beside it
-  a folder            with such a file called landmarks.csv, or with images and .pts files of the
-                      same names (as 300-W; pixels count from 1), in folders within it as well
-  dlib's XML          images are named from the file's folder on
-
-output:
-  DIR/errors.csv      one row a face: image, face (its number in the image), status, likelihood,
-                      start box, yaw in degrees, errors in % (columns nme_...)
-  DIR/summary.json    all figures of the tables, and what was run
-  DIR/curve.png       what part of the faces has at most which error (needs matplotlib)
-Errors are means over a face's landmarks in % of the distance of its outer eye corners, or of
-sqrt(width * height) of its landmarks' extent. "Offsets removed": without the median offset of each
-landmark, which tells scatter from another idea of where a point is. Yaw is that of the model's
-shape fitted to the annotation. Faces that were not fitted count as over every limit, and as the
-worst in medians and percentiles, but cannot be part of a mean.
-
-exit code:
-  0  every face was fitted, well or badly
-  1  some faces were not, because an image could not be read or a box not be used
-  2  nothing could be done: wrong usage, no model, no data, no place to write
-  130  interrupted, nothing is written
-
-examples:
-  jclnf eval default faces/ --split val --boxes faces/val_boxes.csv
-  jclnf eval OpenFace/model/main_clnf_general.txt 300W/ --arithmetic openface --starts 1
-"""
+from jclnf.cli._commands import Eval
+from jclnf.cli._settings import fit_params
+from jclnf.evaluation import (
+    CHUNK,
+    MEASURES,
+    NOT_READ,
+    Evaluation,
+    Statistics,
+    Summary,
+    draw_curves,
+    evaluate,
+    face_errors,
+    start_box,
+)
+from jclnf.fitting import FitStatus
+from jclnf.images import read_image
+from jclnf.outputs import make_folder, write_bytes
+from jclnf.runtime import silent_stderr, use_all_cores
 
 
-def add_parser(subparsers: Any) -> None:
-    """Describe the command to argparse."""
-    p = subparsers.add_parser(
-        "eval",
-        help="measure a model's errors on annotated faces",
-        description="Fit a model to annotated faces and measure its errors.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.set_defaults(run=run)
-    p.add_argument(
-        "model",
-        metavar="MODEL",
-        help="as `jclnf fit --model` takes it, or `default` for the model that comes with jclnf",
-    )
-    p.add_argument("data", metavar="DATA", help="annotated faces: a CSV or XML file, or a folder")
-    p.add_argument("--split", metavar="NAME", help="only the faces of this split")
-    p.add_argument(
-        "--boxes",
-        metavar="CSV",
-        help="start boxes: a file with the columns image, x, y, w, h (default: the boxes in the "
-        "data, and where there are none the extent of the true landmarks)",
-    )
-    p.add_argument("--out", metavar="DIR", default="eval", help="where to write (default: eval)")
-    p.add_argument("--quiet", action="store_true", help="print errors only")
-    settings = add_settings(p)
-    settings.add_argument(
-        "--starts",
-        type=int,
-        choices=(1, 11),
-        help="head rotations to start from, of which the likeliest fit is kept (default: 11, or "
-        "the model's own start alone if it has learned one)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: Eval) -> int:
     """Fit all faces and write their errors; return the exit code that the help describes."""
-    try:
-        faces = read_annotations(args.data, split=args.split)
-    except AnnotationError as e:
-        raise CommandError(str(e)) from e
-    boxes, source = start_boxes(args.boxes, faces)
-    out = Path(args.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise CommandError(f"{out}: cannot be written: {e.strerror or e}") from e
-    fits, about = _evaluate(args, faces, boxes)
+    faces = read_annotations(options.data, split=options.split)
+    boxes, source = start_boxes(options.boxes, faces)
+    out = options.out
+    make_folder(out)
+    fits, about = _evaluate(options, faces, boxes)
     about = {
-        "model": args.model,
-        "data": args.data,
-        "split": args.split,
+        "model": options.model,
+        "data": options.data,
+        "split": options.split,
         "start boxes": source,
         **about,
         "status": dict(Counter(map(_status, fits.status.tolist()))),
     }
     summary = fits.summary()
-    _write(out, "errors.csv", _table(faces, boxes, fits).encode(errors="surrogateescape"))
-    _write(out, "summary.json", _json({**about, **dataclasses.asdict(summary)}).encode())
+    write_bytes(out / "errors.csv", _table(faces, boxes, fits).encode(errors="surrogateescape"))
+    write_bytes(out / "summary.json", _json({**about, **dataclasses.asdict(summary)}).encode())
     _draw(out, fits)
-    if not args.quiet:
+    if not options.quiet:
         head = "\n".join(f"{name}: {value}" for name, value in about.items() if value is not None)
         print("\n".join(map(printable, head.splitlines())))
         print(f"\n{tables(summary)}\n\nerrors of each face in {printable(str(out))}/errors.csv")
@@ -126,19 +67,12 @@ def run(args: argparse.Namespace) -> int:
 def start_boxes(file: str | None, faces: Sequence[AnnotatedFace]) -> tuple[list[Any], str]:
     """The start boxes, None where there is none, and in words where they come from."""
     if file is None:
-        from jclnf.evaluation import start_box
-
         own = sum(face.box is not None for face in faces)
         counts = {"those of the data": own, "extent of the true landmarks": len(faces) - own}
         source = ", ".join(f"{name} ({count} faces)" for name, count in counts.items() if count)
         return [start_box(face) for face in faces], source
 
-    from jclnf.annotations import BoxTable
-
-    try:
-        table = BoxTable(file)
-    except BoxError as e:
-        raise CommandError(str(e)) from e
+    table = BoxTable(file)
     annotated = Counter(face.image for face in faces)
     left = {image: table.boxes(image) for image in annotated}
     for image, found in left.items():
@@ -166,17 +100,9 @@ def _numbers(faces: Sequence[AnnotatedFace]) -> list[int]:
 
 
 def _evaluate(
-    args: argparse.Namespace, faces: Sequence[AnnotatedFace], boxes: Sequence[Any]
-) -> "tuple[Evaluation, dict[str, Any]]":
+    options: Eval, faces: Sequence[AnnotatedFace], boxes: Sequence[Any]
+) -> tuple[Evaluation, dict[str, Any]]:
     """The fits, and what is to be known of how they were made."""
-    import jax
-    from tqdm import tqdm
-
-    import jclnf
-    from jclnf.evaluation import CHUNK, evaluate
-    from jclnf.images import read_image
-    from jclnf.runtime import silent_stderr, use_all_cores
-
     use_all_cores(CHUNK)
     jclnf.enable_compilation_cache()
 
@@ -191,28 +117,24 @@ def _evaluate(
         with tqdm.external_write_mode(file=sys.stderr):
             complain(text)
 
+    model = jclnf.load_model(options.model)
+    params = fit_params(options, model)
     try:
-        model = jclnf.load_model(None if args.model == "default" else args.model)
-        params = fit_params(args, model)
-        starts = args.starts or (1 if model.start is not None else len(jclnf.OPENFACE_ROTATIONS))
-        with tqdm(total=len(faces), unit="face", disable=True if args.quiet else None) as bar:
+        with tqdm(total=len(faces), unit="face", disable=options.quiet or None) as bar:
             fits = evaluate(
                 model,
                 faces,
                 params,
                 boxes=boxes,
-                rotations=jclnf.OPENFACE_ROTATIONS if starts > 1 else None,
                 read=read,
                 on_problem=problem,
                 on_progress=progress,
             )
-    except (ModelFileError, ParamsError, AnnotationError) as e:
-        raise CommandError(str(e)) from e
     except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
         raise CommandError(f"JAX could not run the fits: {str(e).splitlines()[0]}") from e
     about = {
-        "starts": starts,
-        "arithmetic": args.arithmetic or "as the model has it",
+        "starts": 1 if params.rotations is None else len(params.rotations),
+        "arithmetic": options.arithmetic or "as the model has it",
         "windows": list(params.windows),
         "iterations": params.iterations,
         "jclnf": jclnf.__version__,
@@ -221,20 +143,17 @@ def _evaluate(
 
 
 def _status(status: int) -> str:
-    from jclnf.evaluation import NOT_READ
-    from jclnf.fitting import FitStatus
-
     return "not_read" if status == NOT_READ else FitStatus(status).name.lower()
 
 
-def _table(faces: Sequence[AnnotatedFace], boxes: Sequence[Any], fits: "Evaluation") -> str:
+def _table(faces: Sequence[AnnotatedFace], boxes: Sequence[Any], fits: Evaluation) -> str:
     """The errors of each face as CSV; a number that is not known is an empty field."""
     errors = face_errors(fits.landmarks, fits.truth)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     sides = [f"box_{side}" for side in "xywh"]
-    names = [f"nme_{name}" for name in errors]
-    writer.writerow(["image", "face", "status", "likelihood", *sides, "yaw_degrees", *names])
+    names = ["weak_yaw_degrees", *(f"nme_{name}" for name in errors)]
+    writer.writerow(["image", "face", "status", "likelihood", *sides, *names])
     for i, (face, number) in enumerate(zip(faces, _numbers(faces), strict=True)):
         box = (np.nan,) * 4 if boxes[i] is None else boxes[i]
         numbers = [*box, np.rad2deg(fits.yaw[i]), *(values[i] for values in errors.values())]
@@ -259,24 +178,15 @@ def _json(value: dict[str, Any]) -> str:
     return json.dumps(plain(value), indent=1) + "\n"
 
 
-def _draw(out: Path, fits: "Evaluation") -> None:
-    from jclnf.evaluation import draw_curves
-
+def _draw(out: Path, fits: Evaluation) -> None:
     errors = face_errors(fits.landmarks, fits.truth)
     shown = {MEASURES[name]: values for name, values in errors.items()}
     try:
-        picture = draw_curves(shown, label="mean error of a face")
+        image = draw_curves(shown, label="mean error of a face")
     except ImportError:
         complain("curve.png is not drawn: matplotlib is missing; pip install 'jclnf[plots]'")
         return
-    _write(out, "curve.png", picture)
-
-
-def _write(out: Path, name: str, data: bytes) -> None:
-    try:
-        write_bytes(out / name, data)
-    except OSError as e:
-        raise CommandError(f"{out / name}: cannot be written: {e.strerror or e}") from e
+    write_bytes(out / "curve.png", image)
 
 
 def tables(summary: Summary) -> str:
@@ -288,7 +198,7 @@ def tables(summary: Summary) -> str:
         _markdown(title, rows)
         for title, rows in (
             ("mean error, %", {**measured, **groups}),
-            (f"by yaw, degrees ({MEASURES[main]})", summary.yaw),
+            (f"by weak-perspective yaw, degrees ({MEASURES[main]})", summary.yaw),
         )
         if rows
     )

@@ -1,13 +1,17 @@
 """The table of the faces that were fitted in images, as CSV."""
 
 import csv
+import io
 import math
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from jclnf.fitting import FitStatus
+from jclnf.outputs import appending
 
 PIXEL_DECIMALS = 4
 """Decimals of everything in pixels: a float32 at 1000 pixels is good to 0.0001."""
@@ -21,7 +25,7 @@ def columns(n_landmarks: int, n_modes: int) -> list[str]:
     return [
         *("image", "face", "status", "likelihood", "confidence", "success"),
         *("box_x", "box_y", "box_w", "box_h"),
-        *("scale", "rx", "ry", "rz", "tx", "ty"),
+        *("scale", "weak_pitch", "weak_yaw", "weak_roll", "tx", "ty"),
         *(f"x_{i}" for i in range(n_landmarks)),
         *(f"y_{i}" for i in range(n_landmarks)),
         *(f"p_{i}" for i in range(n_modes)),
@@ -36,23 +40,20 @@ class FaceTable:
     (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
     tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
     landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
-    `scale` (pixels per millimetre), `rx, ry, rz` (pitch, yaw, roll in
-    radians), `tx, ty` (pixels); `p_0 ...` the shape parameters. A number that is not finite is an
-    empty field. UTF-8; a file of the same name is replaced.
+    `scale` (pixels per millimetre), `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels);
+    `p_0 ...` the shape parameters. A number that is not finite is an empty field. UTF-8; a file of
+    the same name is replaced when the first row comes.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int) -> None:
-        """Create the file with its header. Raises OSError where that cannot be done."""
+        """Take the file. Raises OutputError if it cannot be written, or another process does."""
         self.path = Path(path)
         self.rows = 0
         self._n_landmarks = n_landmarks
         self._n_modes = n_modes
-        # Names of files need not be text; surrogateescape writes them byte for byte.
-        self._file = open(  # noqa: SIM115  (closed by close)
-            self.path, "w", newline="", encoding="utf-8", errors="surrogateescape"
-        )
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._put(columns(n_landmarks, n_modes))
+        self._open = ExitStack()
+        header = _line(columns(n_landmarks, n_modes))
+        self._append = self._open.enter_context(appending(self.path, header))
 
     def write(self, image: str, face: int, box: Any, result: Any) -> None:
         """Append one face and flush.
@@ -65,10 +66,8 @@ class FaceTable:
 
         Raises:
             ValueError: the result has another number of landmarks or modes than the table.
-            OSError: the disk is full, or the like.
+            OutputError: the disk is full, or the like.
         """
-        from jclnf.fitting import FitStatus
-
         landmarks, shape = np.asarray(result.landmarks), np.asarray(result.shape)
         if landmarks.shape != (self._n_landmarks, 2) or shape.shape != (self._n_modes,):
             raise ValueError(
@@ -78,40 +77,40 @@ class FaceTable:
         pose, confidence = result.pose, result.confidence
         numbers = np.concatenate([np.reshape(pose.scale, 1), np.asarray(pose.rotation)])
         pixels = np.concatenate([np.asarray(pose.translation), landmarks.T.reshape(-1)])
-        self._put(
-            [
-                image,
-                str(face),
-                FitStatus(int(result.status)).name.lower(),
-                _text(float(result.likelihood), NUMBER_DECIMALS),
-                "" if confidence is None else _text(float(confidence), NUMBER_DECIMALS),
-                str(int(result.success)),
-                *(_text(float(v), PIXEL_DECIMALS) for v in box),
-                *(_text(v, NUMBER_DECIMALS) for v in numbers.tolist()),
-                *(_text(v, PIXEL_DECIMALS) for v in pixels.tolist()),
-                *(_text(v, NUMBER_DECIMALS) for v in shape.tolist()),
-            ]
+        self._append(
+            _line(
+                [
+                    image,
+                    str(face),
+                    FitStatus(int(result.status)).name.lower(),
+                    _text(float(result.likelihood), NUMBER_DECIMALS),
+                    "" if confidence is None else _text(float(confidence), NUMBER_DECIMALS),
+                    str(int(result.success)),
+                    *(_text(float(v), PIXEL_DECIMALS) for v in box),
+                    *(_text(v, NUMBER_DECIMALS) for v in numbers.tolist()),
+                    *(_text(v, PIXEL_DECIMALS) for v in pixels.tolist()),
+                    *(_text(v, NUMBER_DECIMALS) for v in shape.tolist()),
+                ]
+            )
         )
         self.rows += 1
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._open.close()
 
     def __enter__(self) -> "FaceTable":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put(self, fields: list[str]) -> None:
-        self._writer.writerow(fields)
-        self._file.flush()
+
+def _line(fields: list[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(fields)
+    # Names of files need not be text; surrogateescape writes them byte for byte.
+    return text.getvalue().encode(errors="surrogateescape")
 
 
 def _text(value: float, decimals: int) -> str:

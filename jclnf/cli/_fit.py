@@ -1,355 +1,192 @@
-"""`jclnf fit`: landmarks of every face in photographs."""
+"""`jclnf fit`: landmarks of every face in images."""
 
-import argparse
 import contextlib
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+import jclnf
+from jclnf import draw
+from jclnf.annotations import BoxTable
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
-from jclnf.cli._camera import add_camera, camera_numbers
+from jclnf.cli._commands import Fit
+from jclnf.cli._face_table import FaceTable
 from jclnf.cli._files import find_images, openface_paths, overlay_paths
-from jclnf.cli._settings import add_settings, fit_params
-from jclnf.errors import BoxError, JclnfError, ModelFileError, ParamsError
-from jclnf.images import Photo, read_photo
-from jclnf.outputs import write_png
-
-Boxes = Callable[[Photo], Any]
-"""Returns the face boxes of a photograph, `(k, 4)`."""
-
-_EPILOG = """\
-output:
-  DIR/landmarks.csv        one row a face, written as soon as it is fitted: image, face (0 is the
-                           largest), status, likelihood, start box, pose (scale in pixels per
-                           millimetre; rx, ry, rz: pitch, yaw, roll in radians; tx, ty), landmarks
-                           x_0... y_0..., shape parameters p_0...
-  DIR/<name>_overlay.png   the picture with the faces drawn in; points that the head's turn hides
-                           are hollow
-  DIR/<name>.csv           with --openface-csv: the image's faces as a table like those of
-                           OpenFace's FaceLandmarkImg: gaze (with --parts), head pose and landmarks
-                           in space in millimetres, no action units
-Pixels are those of the picture turned upright as its EXIF orientation says, (0, 0) the centre of
-the first one.
-
-exit code:
-  0  every face of every image was fitted
-  1  something was not: an image could not be read or has no face, or a fit failed (its row
-     says how: by its status or its confidence); all others were done
-  2  nothing could be done: wrong usage, no model, no place to write
-  130  interrupted; the rows written so far are complete
-
-examples:
-  jclnf fit photo.jpg --model OpenFace/model/main_clnf_general.txt
-  jclnf fit holiday/ portraits/*.jpg --out results --one
-  jclnf fit patient.png --box 310 122 240 251
-  jclnf fit crowd.jpg --detector mtcnn:OpenFace/model
-  jclnf fit frames/ --boxes boxes.csv --starts 1 --no-overlay --quiet
-"""
+from jclnf.cli._openface import ImageTables
+from jclnf.cli._settings import fit_params
+from jclnf.detect import find_faces, make_detector
+from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
+from jclnf.fitting import Model
+from jclnf.images import ImageFile, read_image_file
+from jclnf.outputs import make_folder, write_png
+from jclnf.params import FitParams
+from jclnf.runtime import silent_stderr
+from jclnf.space import Camera
 
 
-def add_parser(subparsers: Any) -> None:
-    """Describe the command to argparse."""
-    p = subparsers.add_parser(
-        "fit",
-        help="find and fit the faces in photographs",
-        description="Find the faces in photographs and fit landmarks, head pose and shape to each.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.set_defaults(run=run)
-    p.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder of images")
-    p.add_argument(
-        "--model",
-        metavar="PATH",
-        help="a jclnf model (.safetensors), OpenFace's main file or model folder, or the name of "
-        "an installed model, see `jclnf models list` "
-        "(default: the model that comes with jclnf)",
-    )
-    p.add_argument("--out", metavar="DIR", default="fits", help="where to write (default: fits)")
-    p.add_argument("--no-overlay", action="store_true", help="write no pictures")
-    p.add_argument("--quiet", action="store_true", help="print errors only")
-
-    space = p.add_argument_group("in space, in millimetres; distances follow the focal length")
-    space.add_argument(
-        "--openface-csv", action="store_true", help="write OpenFace's table of each image as well"
-    )
-    space.add_argument(
-        "--full-precision", action="store_true", help="all digits instead of OpenFace's decimals"
-    )
-    add_camera(space)
-
-    faces = p.add_argument_group("which faces (default: all that are found)")
-    which = faces.add_mutually_exclusive_group()
-    which.add_argument("--one", action="store_true", help="only the largest of each image")
-    which.add_argument(
-        "--box",
-        nargs=4,
-        type=float,
-        metavar=("X", "Y", "W", "H"),
-        help="the face's box in pixels, tight from the eyebrows to the chin and from jaw to jaw; "
-        "for a single image",
-    )
-    which.add_argument(
-        "--boxes",
-        metavar="CSV",
-        help="a file with the columns image, x, y, w, h and one row a face",
-    )
-    faces.add_argument(
-        "--detector",
-        metavar="NAME",
-        default="haar",
-        help="what finds them: haar (OpenCV's cascades, the default); mtcnn (OpenFace's networks, "
-        "where its models are installed) or mtcnn:PATH (its model folder); yunet:FILE.onnx "
-        "(OpenCV's network); module:function (your own)",
-    )
-
-    openface = p.add_argument_group("OpenFace's models only")
-    openface.add_argument(
-        "--parts", action="store_true", help="refine the fit with models of the inner face and eyes"
-    )
-    openface.add_argument(
-        "--validator",
-        action="store_true",
-        help="say how far each fit is to be trusted (confidence)",
-    )
-
-    settings = add_settings(p)
-    settings.add_argument(
-        "--starts",
-        type=int,
-        choices=(1, 11),
-        help="head rotations to start from, of which the likeliest fit is kept (default: 1 if the "
-        "model has a learned start, as the one that comes with jclnf has, otherwise 11; without a "
-        "learned start, 1 is faster and enough for faces towards the camera)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: Fit) -> int:
     """Fit all faces of all images; return the exit code that the help describes."""
-    out = Path(args.out)
-    images, problems = find_images(args.paths, out)
+    images, problems = find_images(options.paths, options.out)
     for problem in problems:
         complain(problem)
-    if args.box is not None and len(images) != 1:
+    if options.box is not None and len(images) != 1:
         raise CommandError(
             f"--box is for one image, here are {len(images)}: give the boxes of several as --boxes"
         )
     if not images:
         return INCOMPLETE
-    if args.full_precision and not args.openface_csv:
+    if options.full_precision and not options.openface_csv:
         raise CommandError("--full-precision is of the tables that --openface-csv writes")
-    focal, centre = camera_numbers(args)
-    boxes = _box_source(args)
-    fit_face, model = _fitter(args)
-
-    from jclnf.cli._face_table import FaceTable
-    from jclnf.cli._openface import PictureTables
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        table = FaceTable(out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes)
-    except OSError as e:
-        raise CommandError(f"{out}: cannot be written: {e.strerror or e}") from e
-    kept = [table.path, *([] if args.boxes is None else [Path(args.boxes)])]
-    outputs = zip(overlay_paths(images, out), openface_paths(images, out, kept), strict=True)
+    Camera.assumed(640, 480, options.focal, options.centre)  # raises if there is no such camera
+    boxes = _box_source(options)
+    jclnf.enable_compilation_cache()
+    model = jclnf.load_model(options.model, parts=options.parts, validator=options.validator)
+    params = fit_params(options, model)
+    make_folder(options.out)
+    table = FaceTable(options.out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes)
+    kept = [table.path, *([] if options.boxes is None else [Path(options.boxes)])]
+    overlays = overlay_paths(images, options.out)
+    tables = openface_paths(images, options.out, kept)
     in_space = None
-    if args.openface_csv or focal is not None or centre is not None:
-        in_space = PictureTables(model, focal, centre, full_precision=args.full_precision)
+    if options.openface_csv or options.focal is not None or options.centre is not None:
+        in_space = ImageTables(model, options.focal, options.centre, options.full_precision)
+    task = _Task(options, model, params, boxes, table, in_space)
     failed = len(problems)
     with table:
         try:
-            for image, paths in zip(images, outputs, strict=True):
-                failed += not _fit_image(args, image, paths, boxes, fit_face, table, in_space)
+            for paths in zip(images, overlays, tables, strict=True):
+                failed += not task.do(*paths)
         finally:
             with contextlib.suppress(BrokenPipeError):
-                faces = "1 face" if table.rows == 1 else f"{table.rows} faces"
-                _say(args, f"{faces} in {table.path}")
+                faces = {0: "no face, nothing written", 1: "1 face"}.get(table.rows)
+                task.say(f"{faces or f'{table.rows} faces'} in {table.path}")
     return INCOMPLETE if failed else OK
 
 
-def _say(args: argparse.Namespace, text: str) -> None:
-    if not args.quiet:
-        print(printable(text), flush=True)
+def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
+    """Gives the face boxes `(k, 4)` of an image: those of the options, or what is detected."""
+    if options.box is not None:
+        return lambda _: [options.box]
+    if options.boxes is not None:
+        table = BoxTable(options.boxes)
 
-
-def _box_source(args: argparse.Namespace) -> Boxes:
-    """Return what gives the boxes of a photograph: the options, or the detector."""
-    if args.box is not None:
-        return lambda _: [args.box]
-    if args.boxes is not None:
-        from jclnf.annotations import BoxTable
-
-        try:
-            table = BoxTable(args.boxes)
-        except BoxError as e:
-            raise CommandError(str(e)) from e
-
-        def listed(photo: Photo) -> Any:
-            found = table.boxes(photo.path)
-            if not found:
-                raise BoxError(f"no box for it in {args.boxes}")
-            return found
+        def listed(file: ImageFile) -> Any:
+            if found := table.boxes(file.path):
+                return found
+            raise BoxError(f"no box for it in {options.boxes}")
 
         return listed
+    detector = make_detector(options.detector)
 
-    from jclnf.detect import find_faces, make_detector
-
-    try:
-        detector = make_detector(args.detector)
-    except JclnfError as e:
-        raise CommandError(str(e)) from e
-
-    def detected(photo: Photo) -> Any:
-        found = find_faces(detector, photo)
+    def detected(file: ImageFile) -> Any:
+        found = find_faces(detector, file)
         if len(found) == 0:
             raise BoxError(
                 "no face found; if there is one, give its box as --box X Y W H, or try another "
                 "--detector"
             )
-        return found[:1] if args.one else found
+        return found[:1] if options.one else found
 
     return detected
 
 
-def _fitter(args: argparse.Namespace) -> tuple[Callable[[np.ndarray, Any], Any], Any]:
-    """Return the fit of one face, from the picture and a box to a result, and the model."""
-    import jax
+@dataclass(frozen=True)
+class _Task:
+    """The work on each image."""
 
-    import jclnf
+    options: Fit
+    model: Model
+    params: FitParams
+    boxes: Callable[[ImageFile], Any]
+    table: FaceTable
+    in_space: ImageTables | None
 
-    jclnf.enable_compilation_cache()
-    try:
-        model = _load(args)
-        params = fit_params(args, model)
-        model = model.prepare(params)
-    except (ModelFileError, ParamsError) as e:
-        raise CommandError(str(e)) from e
-    starts = args.starts or (11 if model.start is None else 1)
-    fit: Any = jclnf.fit
-    if starts > 1:
-        several = model.early_termination is None
-        fit = jclnf.fit_hypotheses if several else jclnf.fit_until_accepted
-        fit = partial(fit, rotations=jclnf.OPENFACE_ROTATIONS)
+    def say(self, text: str) -> None:
+        if not self.options.quiet:
+            print(printable(text), flush=True)
 
-    def fit_face(grey: np.ndarray, box: Any) -> Any:
-        piece = jclnf.crop(grey, box)
+    def do(self, image: Path, overlay: Path, openface: Path) -> bool:
+        """Fit the faces of an image; whether all of it could be done."""
+        try:
+            with silent_stderr():
+                file = read_image_file(image)
+        except JclnfError as e:
+            complain(str(e))  # which names the file
+            return False
+        try:
+            boxes = self.boxes(file)
+        except JclnfError as e:
+            complain(f"{image}: {e}")
+            return False
+        done, drawn, measured = True, [], []
+        for face, box in enumerate(boxes):
+            try:
+                result = self.fit(file.grey, box)
+            except JclnfError as e:
+                complain(f"{image}: face {face}: {e}")
+                done = False
+                continue
+            self.table.write(str(image), face, box, result)
+            done = done and bool(result.success)
+            drawn.append((face, box, result))
+            head = None
+            if self.in_space is not None:
+                measured.append((face, result, self.in_space.measure(result, file.grey)))
+                head = measured[-1][2].head
+            self.say(f"{image}: face {face}: {describe(result, head)}")
+        if self.options.openface_csv and (tables := self.in_space):
+            done = _written(lambda: tables.write(openface, measured)) and done
+        if drawn and self.options.overlay:
+            canvas = file.colour
+            for face, box, result in drawn:
+                label = str(face) if len(drawn) > 1 else None
+                canvas = draw.landmarks(
+                    canvas, result.landmarks, box=box, visible=result.visible, label=label
+                )
+            if _written(lambda: write_png(overlay, canvas)):
+                self.say(f"{image}: drawn in {overlay}")
+            else:
+                done = False
+        return done
+
+    def fit(self, grey: np.ndarray, box: Any) -> Any:
+        """The fit of one face."""
         try:
             # JAX runs behind: its errors come when the result is asked for.
-            result = jax.device_get(fit(model, piece.image, piece.box, params))
+            return jax.device_get(jclnf.fit(self.model, grey, box, self.params))
         except ParamsError as e:  # of all faces the same
             raise CommandError(str(e)) from e
         except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
             raise JclnfError(f"JAX could not run the fit: {str(e).splitlines()[0]}") from e
-        return result.shifted(jax.numpy.asarray(piece.offset))
-
-    return fit_face, model
 
 
-def _load(args: argparse.Namespace) -> Any:
-    """Return the model that the options ask for."""
-    import jclnf
-    from jclnf.files import find_model
-
-    if not (args.parts or args.validator):
-        return jclnf.load_model(args.model)
-    if args.model is None or args.model.endswith(".safetensors"):
-        raise CommandError(
-            "--parts and --validator are for OpenFace's models (a .safetensors model has them if "
-            "it was saved with them): give its main file or folder as --model"
-        )
-    return jclnf.load_openface(find_model(args.model), parts=args.parts, validator=args.validator)
-
-
-def _fit_image(
-    args: argparse.Namespace,
-    image: Path,
-    paths: tuple[Path, Path],
-    boxes: Boxes,
-    fit_face: Callable[[np.ndarray, Any], Any],
-    table: Any,
-    in_space: Any,
-) -> bool:
-    """Fit the faces of one image, whose overlay and OpenFace's table go to `paths`; return whether
-    all of it could be done."""
-    from jclnf.fitting import FitStatus
-    from jclnf.runtime import silent_stderr
-
-    try:
-        with silent_stderr():
-            photo = read_photo(image)
-    except JclnfError as e:
-        complain(str(e))  # which names the file
-        return False
-    try:
-        found = boxes(photo)
-    except JclnfError as e:
-        complain(f"{image}: {e}")
-        return False
-    overlay, openface = paths
-    done, drawn, measured = True, [], []
-    for face, box in enumerate(found):
-        try:
-            result = fit_face(photo.grey, box)
-        except JclnfError as e:
-            complain(f"{image}: face {face}: {e}")
-            done = False
-            continue
-        try:
-            table.write(str(image), face, box, result)
-        except OSError as e:
-            raise CommandError(f"{table.path}: cannot be written: {e.strerror or e}") from e
-        status = FitStatus(int(result.status))
-        done = done and bool(result.success)
-        drawn.append((face, box, result))
-        head = None
-        if in_space is not None:
-            measured.append((face, result, in_space.measure(result, photo.grey)))
-            head = measured[-1][2].head
-        _say(args, f"{image}: face {face}: {describe(status.message, result, head)}")
-    if args.openface_csv:
-        try:
-            in_space.write(openface, measured)
-        except OSError as e:
-            complain(f"{openface}: cannot be written: {e.strerror or e}")
-            done = False
-    if drawn and not args.no_overlay:
-        done = _draw(args, photo, overlay, drawn) and done
-    return done
-
-
-def describe(message: str, result: Any, head: Any = None) -> str:
-    """Return a fit in a line: how it ended, pose in degrees (in the camera's frame, with the place
-    in millimetres, if the `HeadPose` is given), scale, likelihood and confidence."""
+def describe(result: Any, head: Any = None) -> str:
+    """Return a fit in a line: what there is to be done about it, if anything; the angles, of the
+    head in the camera's frame if its `HeadPose` is given, else weak-perspective ones; the rest."""
     pose = result.pose if head is None else head
     pitch, yaw, roll = np.rad2deg(np.asarray(pose.rotation, float))
-    at = "" if head is None else "at ({:.0f}, {:.0f}, {:.0f}) mm, ".format(*head.translation)
+    whose, where = "weak-perspective", ""
+    if head is not None:
+        whose = "head in the camera's frame:"
+        where = "at ({:.0f}, {:.0f}, {:.0f}) mm, ".format(*head.translation)
     line = (
-        f"{message} Pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, {at}"
+        f"{whose} pitch {pitch:.1f}, yaw {yaw:.1f}, roll {roll:.1f} degrees, {where}"
         f"scale {float(result.pose.scale):.3f} px/mm, likelihood {float(result.likelihood):.3f}"
     )
     if result.confidence is not None:
         line += f", confidence {float(result.confidence):.3f}"
-        line += "" if result.success else ": not a face, or a bad fit"
-    return line
+    return line if result.success else f"{result.message} {line}"
 
 
-def _draw(args: argparse.Namespace, photo: Photo, path: Path, drawn: list[Any]) -> bool:
-    """Write the picture with its faces; return whether that worked."""
-    from jclnf.draw import draw_overlay
-
-    canvas = photo.colour
-    for face, box, result in drawn:
-        label = str(face) if len(drawn) > 1 else None
-        canvas = draw_overlay(
-            canvas, result.landmarks, box=box, visible=result.visible, label=label
-        )
+def _written(write: Callable[[], None]) -> bool:
+    """Write a file; whether that worked."""
     try:
-        write_png(path, canvas)
-    except OSError as e:
-        complain(f"{path}: cannot be written: {e.strerror or e}")
+        write()
+    except OutputError as e:
+        complain(str(e))
         return False
-    _say(args, f"{photo.path}: drawn in {path}")
     return True

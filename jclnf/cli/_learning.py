@@ -1,59 +1,31 @@
-"""What `jclnf train` and `jclnf tune` have in common: options, and whom to learn from."""
+"""Shared by `jclnf train` and `jclnf tune`: checked options, and whom to learn from."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from jclnf.annotations import AnnotatedFace, split_by_identity
 from jclnf.cli._base import CommandError
-
-if TYPE_CHECKING:
-    from jclnf.annotations import AnnotatedFace
+from jclnf.cli._commands import Train, Tune
 
 
-def add_options(p: argparse.ArgumentParser, folder: str) -> None:
-    """Describe the common options; `folder` is the ending of the working folder's name."""
-    p.add_argument("data", metavar="DATA", help="annotated photographs")
-    p.add_argument("--out", metavar="MODEL", required=True, help="file to write (.safetensors)")
-    p.add_argument("--split", metavar="NAME", help="only faces of this split of the data")
-    p.add_argument(
-        "--held-out",
-        type=float,
-        default=0.1,
-        metavar="PART",
-        help="part of the people to watch the course on instead of learning from them "
-        "(default: 0.1)",
-    )
-    p.add_argument(
-        "--work",
-        metavar="DIR",
-        help=f"where the checkpoints and the course are kept (default: MODEL.{folder})",
-    )
-    p.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    p.add_argument("--quiet", action="store_true", help="print errors only")
-    p.set_defaults(folder=folder)
-
-
-def check_options(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The file to write, and the working folder."""
-    out = Path(args.out)
+def check_options(options: Train | Tune, folder: str) -> Path:
+    """The working folder, whose name ends in `folder` unless an option names another."""
+    out = options.out
     if out.suffix != ".safetensors":
         raise CommandError(f"{out}: a model's file name ends in .safetensors")
-    if not 0 < args.held_out < 1:
+    if not 0 < options.held_out < 1:
         raise CommandError("--held-out lies between 0 and 1")
-    return out, Path(args.work) if args.work else out.with_name(f"{out.name}.{args.folder}")
+    return options.work or out.with_name(f"{out.name}.{folder}")
 
 
 def split_people(
-    args: argparse.Namespace, faces: "Sequence[AnnotatedFace]"
-) -> "tuple[list[AnnotatedFace], list[AnnotatedFace]]":
+    options: Train | Tune, faces: Sequence[AnnotatedFace]
+) -> tuple[list[AnnotatedFace], list[AnnotatedFace]]:
     """The faces to learn from and those held out, of different people."""
-    from jclnf.annotations import split_by_identity
-
-    parts: Any = split_by_identity(faces, args.held_out, args.seed)
-    if not all(parts):
+    learned, held_out = split_by_identity(faces, options.held_out, options.seed)
+    if not (learned and held_out):
         raise CommandError(
-            f"{args.data}: with {args.held_out:g} of the people held out, no faces are left on "
-            "one side: change --held-out"
+            f"{options.data}: with {options.held_out:g} of the people held out, no faces are left "
+            "on one side: change --held-out"
         )
-    return parts
+    return learned, held_out

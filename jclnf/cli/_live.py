@@ -1,8 +1,11 @@
-"""A window that shows a camera's pictures with the faces drawn in."""
+"""A window that shows a camera's images with the faces drawn in."""
 
 from typing import Any
 
+import cv2
 import numpy as np
+
+from jclnf import draw
 
 
 class Window:
@@ -10,9 +13,7 @@ class Window:
 
     def __init__(self, title: str) -> None:
         """Open the window; `problem` says why there is none."""
-        import cv2
-
-        self._title, self._cv2 = title, cv2
+        self._title = title
         self.problem = ""
         try:
             cv2.namedWindow(title, cv2.WINDOW_NORMAL)
@@ -24,14 +25,12 @@ class Window:
 
     def show(self, frame: Any, faces: Any) -> bool:
         """Show a frame; False once the user has pressed q or Escape."""
-        if self.problem or frame.picture is None:
+        if self.problem or frame.image is None:
             return True
-        from jclnf.draw import draw_overlay
-
-        canvas = frame.picture
+        canvas = frame.image
         for face in faces:
             if face.success:
                 points = np.asarray(face.result.landmarks)
-                canvas = draw_overlay(canvas, points, label=str(face.id))
-        self._cv2.imshow(self._title, canvas)
-        return (self._cv2.waitKey(1) & 0xFF) not in (ord("q"), 27)
+                canvas = draw.landmarks(canvas, points, label=str(face.id))
+        cv2.imshow(self._title, canvas)
+        return (cv2.waitKey(1) & 0xFF) not in (ord("q"), 27)

@@ -1,29 +1,44 @@
 """The command line: `jclnf COMMAND ...`."""
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from jclnf.cli import _eval, _fit, _models, _train, _tune, _video
 from jclnf.cli._base import INCOMPLETE, INTERRUPTED, PROGRAM, UNUSABLE, CommandError, complain
-
-COMMANDS = (_fit, _video, _eval, _train, _tune, _models)
+from jclnf.cli._commands import COMMANDS
+from jclnf.cli._options import Parser, add_options, join_numbers, read_options
+from jclnf.errors import JclnfError
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     import jclnf
 
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog=PROGRAM,
         description="Facial landmarks, head pose and shape by Constrained Local Neural Fields.",
         epilog=f"Help on a command: {PROGRAM} COMMAND --help",
     )
     top.add_argument("--version", action="version", version=f"{PROGRAM} {jclnf.__version__}")
-    subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    about = "List and describe models, and install OpenFace's."
+    models = commands.add_parser("models", help=about, description=about)
+    actions = models.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for words, (declared, function) in COMMANDS.items():
+        above, _, name = words.rpartition(" ")
+        about, _, more = inspect.cleandoc(declared.__doc__ or "").partition("\n\n")
+        command = (actions if above else commands).add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=more,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_options(command, declared)
+        command.set_defaults(declared=declared, function=function)
     return top
 
 
@@ -38,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A file name that the terminal's encoding lacks must not end the program.
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(argv)
+        code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of stdout has gone (`jclnf ... | head`). What Python flushes at its end must
@@ -48,19 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
     try:
-        args = parser().parse_args(argv)
-        return int(args.run(args))
-    except SystemExit as e:  # from argparse: help, version, wrong usage
+        words = join_numbers(argv, [declared for declared, _ in COMMANDS.values()])
+        values = parser().parse_args(words)
+        module, _, function = values.function.partition(".")
+        run = getattr(import_module(f"jclnf.cli.{module}"), function)
+        return int(run(read_options(values.declared, values)))
+    except SystemExit as e:  # help and version
         return e.code if isinstance(e.code, int) else UNUSABLE
-    except CommandError as e:
+    except (CommandError, JclnfError) as e:
         complain(str(e))
         return UNUSABLE
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

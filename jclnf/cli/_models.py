@@ -1,111 +1,59 @@
 """`jclnf models`: which models there are, what is in them, and installing OpenFace's."""
 
-import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from tqdm import tqdm
+
+import jclnf
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
-from jclnf.errors import InstallError, JclnfError
-
-if TYPE_CHECKING:
-    from jclnf.openface import Installed, Manifest, Progress
-
-_INSTALL_EPILOG = """\
-OpenFace's files are installed below $OPENFACE_MODELS_DIR/2.2.0, or without that variable below
-OpenFaceModels/2.2.0 in your folder for application data, where other programs find them as well.
-An installation that was cut short goes on where it ended when the command is run again.
-
-exit code:
-  0  every file that could be had is installed
-  1  some files could not be installed, the others are
-  2  nothing was installed: the licence was not accepted, no room, no network, no such copy
-
-examples:
-  jclnf models install openface --from ~/OpenFace/build/bin/model
-  jclnf models install openface --from OpenFace_2.2.0_win_x64.zip --accept-license
-  jclnf fit photo.jpg --model clnf_general
-"""
+from jclnf.cli._commands import Info, Install, List
+from jclnf.errors import JclnfError
+from jclnf.files import bundled_models, find_model
+from jclnf.fitting import Model
+from jclnf.openface import (
+    Installed,
+    Manifest,
+    Progress,
+    download,
+    install_from,
+    installed_mains,
+    main_file,
+    models_folder,
+    named_files,
+    offers,
+    read_manifest,
+)
 
 
-def add_parser(subparsers: Any) -> None:
-    """Describe the command to argparse."""
-    p = subparsers.add_parser(
-        "models",
-        help="list and describe models, install OpenFace's",
-        description="List and describe models, and install OpenFace's.",
-    )
-    actions = p.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    install = actions.add_parser(
-        "install",
-        help="install OpenFace's model files",
-        description="Install OpenFace's model files, from your own copy or from the network.",
-        epilog=_INSTALL_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    install.set_defaults(run=run_install)
-    install.add_argument("which", choices=("openface",), help="whose models")
-    install.add_argument(
-        "--from",
-        dest="source",
-        metavar="PATH",
-        help="a folder, or a zip or tar archive, that has the files (default: download them)",
-    )
-    install.add_argument(
-        "--accept-license",
-        action="store_true",
-        help="say that you accept the licence, and be asked no question",
-    )
-    install.add_argument("--quiet", action="store_true", help="print errors only")
-
-    listed = actions.add_parser(
-        "list", help="list the models that are installed", description="List the installed models."
-    )
-    listed.set_defaults(run=run_list)
-
-    info = actions.add_parser("info", help="describe a model", description="Describe a model.")
-    info.set_defaults(run=run_info)
-    info.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a name that `jclnf models list` shows, a .safetensors file, or OpenFace's main file "
-        "or model folder",
-    )
-
-
-def run_install(args: argparse.Namespace) -> int:
+def install(options: Install) -> int:
     """Install OpenFace's files; return the exit code that the help describes."""
-    from jclnf.openface import download, install_from, models_folder, read_manifest
-
     manifest = read_manifest()
     folder = models_folder(manifest.version)
-    _ask(args, manifest)
-    try:
-        with _bar(args) as progress:
-            if args.source is None:
-                done = download(manifest, folder, progress=progress)
-            else:
-                source = Path(args.source).expanduser()
-                done = install_from(manifest, source, folder, progress=progress)
-    except InstallError as error:
-        raise CommandError(str(error)) from None
+    _ask(options, manifest)
+    with _bar(options.quiet) as progress:
+        if options.source is None:
+            done = download(manifest, folder, progress=progress)
+        else:
+            source = options.source.expanduser()
+            done = install_from(manifest, source, folder, progress=progress)
     for problem in done.problems:
         complain(f"{problem}: left out")
-    if not args.quiet:
+    if not options.quiet:
         _report(done)
     return INCOMPLETE if done.problems else OK
 
 
-def _ask(args: argparse.Namespace, manifest: "Manifest") -> None:
+def _ask(options: Install, manifest: Manifest) -> None:
     """Show the licence; raise if it is not accepted."""
-    if not (args.quiet and args.accept_license):
+    if not (options.quiet and options.accept_license):
         print(f"{manifest.name} {manifest.version}: {manifest.licence}.")
         print(manifest.licence_summary)
         print(f"The licence: {manifest.licence_url}", flush=True)
-    if args.accept_license:
+    if options.accept_license:
         return
     try:
         answer = input("Do you accept it? [y/N] ")
@@ -120,12 +68,9 @@ def _ask(args: argparse.Namespace, manifest: "Manifest") -> None:
 
 
 @contextmanager
-def _bar(args: argparse.Namespace) -> "Iterator[Progress]":
+def _bar(quiet: bool) -> Iterator[Progress]:
     """A progress bar, on a terminal only."""
-    from tqdm import tqdm
-
-    hidden = True if args.quiet or not sys.stderr.isatty() else None
-    with tqdm(unit="B", unit_scale=True, disable=hidden) as bar:
+    with tqdm(unit="B", unit_scale=True, disable=quiet or not sys.stderr.isatty()) as bar:
 
         def progress(path: str, size: int) -> None:
             bar.set_description(path.rpartition("/")[2], refresh=False)
@@ -134,7 +79,7 @@ def _bar(args: argparse.Namespace) -> "Iterator[Progress]":
         yield progress
 
 
-def _report(done: "Installed") -> None:
+def _report(done: Installed) -> None:
     there = f", {len(done.there_already)} were there already" if done.there_already else ""
     print(f"{len(done.copied)} files installed in {printable(str(done.folder))}{there}.")
     if done.missing:
@@ -147,12 +92,8 @@ def _report(done: "Installed") -> None:
     print("Use one with `jclnf fit --model NAME`; `jclnf models list` shows the names.")
 
 
-def run_list(args: argparse.Namespace) -> int:
+def show_list(_: List) -> int:
     """Print a line for each model that is installed."""
-    del args
-    from jclnf.files import bundled_models
-    from jclnf.openface import installed_mains, models_folder, read_manifest
-
     rows = [(path.stem, "jclnf", _size([path]), str(path)) for path in bundled_models()]
     manifest = read_manifest()
     for main in installed_mains():
@@ -172,8 +113,6 @@ def run_list(args: argparse.Namespace) -> int:
 
 def _files(main: Path) -> tuple[list[Path], str]:
     """The files of one of OpenFace's models, and what to call its state."""
-    from jclnf.openface import named_files
-
     try:
         return named_files(main), "OpenFace"
     except JclnfError:
@@ -184,25 +123,14 @@ def _size(files: list[Path]) -> str:
     return f"{sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"
 
 
-def run_info(args: argparse.Namespace) -> int:
+def info(options: Info) -> int:
     """Print what a model is and has."""
-    import jclnf
-    from jclnf.files import find_model
-    from jclnf.openface import main_file, named_files, offers, read_manifest
-
-    try:
-        path = find_model(args.model)
-        native = path.suffix == ".safetensors"
-        if native:
-            model, files, missing = jclnf.load_model(path), [path], []
-        else:
-            path = main_file(path)
-            files = named_files(path)
-            missing = [file.name for file in files if not file.is_file()]
-            options = {} if missing else offers(path)
-            model = jclnf.load_openface(path, **options)
-    except JclnfError as error:
-        raise CommandError(str(error)) from None
+    path = find_model(options.model)
+    native = path.suffix == ".safetensors"
+    path = path if native else main_file(path)
+    files = [path] if native else named_files(path)
+    missing = [] if native else [file.name for file in files if not file.is_file()]
+    model = jclnf.load_model(path, **({} if native or missing else offers(path)))
     manifest = read_manifest()
     licence = "as its model card says" if native else f"{manifest.licence} ({manifest.licence_url})"
     for label, value in (
@@ -217,10 +145,8 @@ def run_info(args: argparse.Namespace) -> int:
     return OK
 
 
-def _contents(model: Any) -> Iterator[tuple[str, str]]:
-    """What a model has, as labels and values."""
-    import numpy as np
-
+def _contents(model: Model) -> Iterator[tuple[str, str]]:
+    """Contents of a model, as labels and values."""
     experts, defaults = model.experts, model.defaults
     yield "experts", type(experts).__name__
     yield "landmarks", str(model.pdm.n_landmarks)
@@ -233,7 +159,8 @@ def _contents(model: Any) -> Iterator[tuple[str, str]]:
     yield "windows", ", ".join(map(str, defaults.windows))
     yield "iterations", f"{defaults.iterations} of each pass at each scale"
     yield "parts", ", ".join(part.name for part in model.parts) or "none"
-    yield "validator", "none" if model.validator is None else "yes"
-    yield "confidence", "none" if model.confidence is None else "yes"
+    known = {"Confidence": "learned", "Validator": "OpenFace's validator"}
+    kind = type(model.confidence).__name__
+    yield "confidence", "none" if model.confidence is None else known.get(kind, kind)
     rule = "none" if model.early_termination is None else "yes"
     yield "early termination", rule

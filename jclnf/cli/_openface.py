@@ -7,29 +7,26 @@ import jax
 import numpy as np
 
 from jclnf.fitting import Model
-from jclnf.openface import Measured, OpenFaceTable, measure
+from jclnf.openface import FaceMeasurements, OpenFaceTable, measure_faces
 from jclnf.outputs import write_bytes
 from jclnf.space import EYES, Camera
 
+Numbers = tuple[float, float] | None
 
-class PictureTables:
+
+class ImageTables:
     """Measures faces in space, and writes the table of an image's faces.
 
     Args:
-        model: what the faces are fitted with.
-        focal, centre: the camera, see `jclnf.Camera.assumed`.
+        model: the model that the faces are fitted with.
+        focal, centre: the camera, see `Camera.assumed`.
         full_precision: all digits instead of OpenFace's decimals.
     """
 
     def __init__(
-        self,
-        model: Model,
-        focal: tuple[float, float] | None,
-        centre: tuple[float, float] | None,
-        *,
-        full_precision: bool = False,
+        self, model: Model, focal: Numbers, centre: Numbers, full_precision: bool = False
     ) -> None:
-        self._focal, self._centre = focal, centre
+        self._camera = focal, centre
         self._table = OpenFaceTable(
             model.pdm.n_landmarks,
             model.pdm.n_modes,
@@ -38,17 +35,16 @@ class PictureTables:
             full_precision=full_precision,
         )
 
-    def measure(self, result: Any, picture: np.ndarray) -> Measured:
-        """Head pose, landmarks in space and gaze of a face in a picture `(h, w)`."""
-        height, width = picture.shape
-        camera = Camera.assumed(width, height, self._focal, self._centre)
-        return measure([result], camera, batch=1)[0]
+    def measure(self, result: Any, image: np.ndarray) -> FaceMeasurements:
+        """Head pose, landmarks in space and gaze of a face in an image `(h, w)`."""
+        height, width = image.shape
+        return measure_faces([result], Camera.assumed(width, height, *self._camera), batch=1)[0]
 
-    def write(self, path: Path, faces: list[tuple[int, Any, Measured]]) -> None:
+    def write(self, path: Path, faces: list[tuple[int, Any, FaceMeasurements]]) -> None:
         """Write the faces' numbers, fits and measures; a table without rows if there are none.
 
         A fit that is not finite has the confidence 0 and zeros, as what was not seen has in
-        OpenFace's tables of videos. Raises OSError.
+        OpenFace's tables of videos. Raises OutputError.
         """
         lines = [self._table.header]
         for number, result, face in faces:

@@ -1,44 +1,19 @@
-"""The options that change a fit's settings, of all commands that fit."""
+"""The model and the settings that the options of a command ask for."""
 
-import argparse
 from typing import Any
 
-
-def add_settings(parser: argparse.ArgumentParser) -> Any:
-    """Describe the options that `fit_params` reads; return their group."""
-    fit = parser.add_argument_group("the fit (default: as the model was trained)")
-    add_numbers(fit)
-    fit.add_argument(
-        "--windows",
-        type=_windows,
-        metavar="A,B,...",
-        help="search window in pixels at each scale, coarse to fine; 0 leaves a scale out",
-    )
-    return fit
+from jclnf.fitting import Model
+from jclnf.openface import FRONTAL, ROTATIONS
+from jclnf.params import FitParams
 
 
-def add_numbers(fit: Any) -> None:
-    """Describe arithmetic and iterations to a group of options."""
-    fit.add_argument(
-        "--arithmetic",
-        choices=("exact", "openface"),
-        help="openface follows OpenFace's numerical short cuts (default: as the model has it, "
-        "which is exact unless it says otherwise)",
-    )
-    fit.add_argument("--iterations", type=int, metavar="N", help="of each pass at each scale")
-
-
-def fit_params(args: argparse.Namespace, model: Any) -> Any:
-    """The model's settings with those that the options give. Raises ParamsError."""
+def fit_params(options: Any, model: Model) -> FitParams:
+    """The model's settings with those that options give. Raises ParamsError."""
+    params = model.defaults
+    if getattr(options, "openface_csv", False) and model.start is None:
+        params = params.replace(arithmetic="openface", rotations=FRONTAL)
     names = ("arithmetic", "iterations", "windows")
-    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return model.defaults.replace(**changes)
-
-
-def _windows(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of whole numbers such as 11,9,7"
-        ) from None
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.starts is not None:
+        changes["rotations"] = ROTATIONS if options.starts > 1 else None
+    return params.replace(**changes)

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jclnf.errors import DetectorError, ImageError, JclnfError
-from jclnf.images import Photo
+from jclnf.images import ImageFile
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class Detector(Protocol):
 
 
 def find_faces(
-    detector: Detector, picture: np.ndarray | Photo, *, max_side: int | None = None
+    detector: Detector, picture: np.ndarray | ImageFile, *, max_side: int | None = None
 ) -> np.ndarray:
     """Ask a detector for the faces of a picture, of any kind of picture and any detector.
 
@@ -141,7 +141,7 @@ def check_picture(picture: Any, *, colour: bool) -> np.ndarray:
 
 def _wanted(picture: Any, *, colour: bool) -> np.ndarray:
     """Return a picture in grey or, with `colour`, in blue, green, red."""
-    if isinstance(picture, Photo):
+    if isinstance(picture, ImageFile):
         return picture.colour if colour else picture.grey
     has_colour = getattr(picture, "ndim", 2) == 3
     picture = check_picture(picture, colour=has_colour)

@@ -1,7 +1,5 @@
-"""Drawing fits over their images."""
+"""Drawing faces over their images: `draw.landmarks(image, result.landmarks)`."""
 
-from jclnf.draw._overlay import draw_overlay
+from jclnf.draw._landmarks import landmarks
 
-__all__ = [
-    "draw_overlay",
-]
+__all__ = ["landmarks"]

@@ -20,7 +20,7 @@ def draw_curves(errors: Mapping[str, Any], *, limit: float = 10.0, label: str = 
         label: of that axis.
 
     Returns:
-        The picture as a PNG file.
+        The image as a PNG file.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jclnf.annotations import AnnotatedFace, tight_box
+from jclnf.annotations import AnnotatedFace
 from jclnf.errors import AnnotationError, BoxError, JclnfError
 from jclnf.evaluation._metrics import Summary, summarise
-from jclnf.fitting import Model, fit_batch, fit_points, replicate
-from jclnf.geometry import PDM
+from jclnf.fitting import Model, fit_images, fit_points
+from jclnf.geometry import PDM, tight_box
 from jclnf.images import Crop, crop, read_image
 from jclnf.params import FitParams
 
-CHUNK = 32
-"""Most faces that are fitted together."""
+CHUNK = 64
+"""Most faces whose images are held at a time."""
 
 NOT_READ = -1
 """In place of a `FitStatus`, of a face whose image or box could not be used."""
@@ -45,7 +45,7 @@ class Evaluation:
     """Why faces were not fitted, by their index."""
 
     def summary(self) -> Summary:
-        """What the errors come to."""
+        """Statistics of the errors."""
         return summarise(self.landmarks, self.truth, self.yaw)
 
 
@@ -55,24 +55,24 @@ def evaluate(
     params: FitParams | None = None,
     *,
     boxes: Sequence[Any] | None = None,
-    rotations: Any = None,
+    init: Any = None,
     read: Callable[[Path], np.ndarray] = read_image,
     on_problem: Callable[[int, str], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Fit annotated faces, from their images on, in chunks of at most `CHUNK`.
+    """Fit annotated faces, from their images on.
 
     A face whose image cannot be read, or whose box cannot be used, is not fitted, and the others
     still are.
 
     Args:
-        model: as for `jclnf.fit_batch`.
+        model: as for `jclnf.fit_images`.
         faces: as `read_annotations` gives them, with as many landmarks as the model.
         params: settings; `model.defaults` if not given.
         boxes: (x, y, w, h) for each face in pixels of its image, or None for one that has none.
             Without, a face's own box or, if it has none, the extent of its landmarks.
-        rotations: `(r, 3)` start rotations tried for each face, see `jclnf.fit_batch`.
-        read: gives the grey picture `(h, w)` of an image file.
+        init: where the fits start, see `jclnf.fit_images`.
+        read: gives the grey image `(h, w)` of an image file.
         on_problem: called with the index of a face that cannot be fitted, and the reason.
         on_progress: called after each chunk with the number of faces done in it.
 
@@ -93,26 +93,22 @@ def evaluate(
         boxes = [start_box(face) for face in faces]
     if len(boxes) != len(faces):
         raise BoxError(f"{len(boxes)} boxes for {len(faces)} faces")
-    params = model.defaults if params is None else params
-    model = replicate(model.prepare(params))
 
     landmarks = np.full((len(faces), n, 2), np.nan)
     status, likelihood = np.full(len(faces), NOT_READ), np.full(len(faces), np.nan)
     problems: dict[int, str] = {}
-    # Chunks of one size: another one would be compiled for.
-    chunks = np.array_split(np.arange(len(faces)), -(-len(faces) // CHUNK))
-    for chunk in chunks:
-        pieces: dict[int, Crop] = {}
+    for chunk in np.array_split(np.arange(len(faces)), -(-len(faces) // CHUNK)):
+        crops: dict[int, Crop] = {}
         for index in chunk.tolist():
             try:
-                pieces[index] = _piece(faces[index], boxes[index], read)
+                crops[index] = _crop_of(faces[index], boxes[index], read)
             except JclnfError as e:
                 problems[index] = str(e)
                 if on_problem is not None:
                     on_problem(index, str(e))
-        if pieces:
-            fits = _fit(model, list(pieces.values()), len(chunks[0]), params, rotations)
-            at = list(pieces)
+        if crops:
+            fits = _fit(model, list(crops.values()), params, init)
+            at = list(crops)
             landmarks[at], status[at], likelihood[at] = fits
         if on_progress is not None:
             on_progress(len(chunk))
@@ -140,7 +136,7 @@ def _yaws(pdm: PDM, points: jax.Array) -> jax.Array:
     return lax.map(lambda face: fit_points(pdm, face, present)[0].rotation[1], points)
 
 
-def _piece(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) -> Crop:
+def _crop_of(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) -> Crop:
     if box is None:
         raise BoxError(f"{face.image}: there is no box for it")
     image = read(face.image)
@@ -151,19 +147,11 @@ def _piece(face: AnnotatedFace, box: Any, read: Callable[[Path], np.ndarray]) ->
 
 
 def _fit(
-    model: Model, pieces: list[Crop], count: int, params: FitParams, rotations: Any
+    model: Model, crops: list[Crop], params: FitParams | None, init: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Landmarks, status and likelihood; `count` faces are fitted, the last of them repeatedly."""
-    filled = pieces + pieces[-1:] * (count - len(pieces))
-    result = fit_batch(
-        model,
-        [piece.image for piece in filled],
-        np.stack([piece.box for piece in filled]),
-        params,
-        rotations=rotations,
-    )
-    k = len(pieces)
-    points = np.asarray(result.landmarks, np.float64)[:k]
-    offsets = np.stack([piece.offset for piece in pieces])
-    status, likelihood = np.asarray(result.status)[:k], np.asarray(result.likelihood)[:k]
-    return points + offsets[:, None], status, likelihood
+    """Landmarks, status and likelihood."""
+    images, boxes = [crop.image for crop in crops], np.stack([crop.box for crop in crops])
+    result = fit_images(model, images, boxes, params, init=init)
+    offsets = np.stack([crop.offset for crop in crops])
+    points = np.asarray(result.landmarks, np.float64) + offsets[:, None]
+    return points, np.asarray(result.status), np.asarray(result.likelihood)

@@ -35,7 +35,7 @@ MEASURES: Mapping[str, str] = {
     "all_eye_corrected": "all 68, eye distance, offsets removed",
     "inner_eye_corrected": "inner 51, eye distance, offsets removed",
 }
-"""What is measured of a face, in words: the mean over which landmarks, in % of what."""
+"""The error measures of a face, in words: the mean over which landmarks, in % of what."""
 
 YAW_EDGES = (0, 15, 30, 45, 60)
 """Lower ends, in degrees, of the ranges of |yaw| that faces are counted in."""
@@ -129,7 +129,7 @@ def remove_offsets(predicted: Any, truth: Any, size: Any = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a set of errors comes to; see the module on how faces that were not fitted count."""
+    """Statistics of a set of errors; see the module on how faces that were not fitted count."""
 
     faces: int
     not_fitted: int

@@ -13,14 +13,14 @@ from jclnf.experts._layers import (
     plain_layer,
 )
 from jclnf.experts._svr import ABSENT_BIAS, SVR
-from jclnf.experts._trunk import SAMPLING, TrunkExperts, trunk, trunk_shapes
+from jclnf.experts._trunk import TRUNK_SAMPLING, TrunkExperts, trunk_network, trunk_shapes
 
 __all__ = [
     "ABSENT_BIAS",
     "CCNF",
     "CEN",
-    "SAMPLING",
     "SVR",
+    "TRUNK_SAMPLING",
     "Layer",
     "PatchExperts",
     "PreparedCCNF",
@@ -35,6 +35,6 @@ __all__ = [
     "normalised",
     "plain_layer",
     "to_blocks",
-    "trunk",
+    "trunk_network",
     "trunk_shapes",
 ]

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from jclnf.errors import ModelFileError, check_fields
 from jclnf.geometry import sample_areas
 from jclnf.params import EXACT, Arithmetic
 
@@ -30,10 +31,26 @@ class PatchExperts(eqx.Module):
     confidence: eqx.AbstractVar[Float[Array, "s v n"]]
     """How far the landmark's expert is to be trusted: the weight of its mean shift."""
 
+    def __check_init__(self) -> None:
+        where = f"{type(self).__name__} experts"
+        check_fields(self, where)
+        scales = len(jnp.shape(self.centres)) and jnp.shape(self.centres)[0]
+        problem = self.inconsistency()
+        if len(self.scalings) != scales:
+            problem = f"scalings has {len(self.scalings)} numbers for {scales} scales"
+        elif not all(scaling > 0 for scaling in self.scalings):
+            problem = f"scalings is {self.scalings}, not positive"
+        if problem is not None:
+            raise ModelFileError(where, problem)
+
+    def inconsistency(self) -> str | None:
+        """A field that does not go with the others, beyond what their annotations say."""
+        return None
+
     @property
     def smallest_scale(self) -> float:
         """Pixels per millimetre under which a face is too small to be fitted: those of the coarsest
-        scale, since experts have not seen enlarged pictures; OpenFace's limit if that is less."""
+        scale, since experts have not seen enlarged images; OpenFace's limit if that is less."""
         return min(SMALLEST_SCALE, self.scalings[0])
 
     @abstractmethod
@@ -57,7 +74,7 @@ class PatchExperts(eqx.Module):
             scale: index of the scale.
             view: index of the view.
             window: side `k` of the response map in reference pixels, static.
-            arithmetic: which short cuts to take; not every kind of expert has any.
+            arithmetic: which of OpenFace's short cuts to take; not every kind of expert has any.
 
         Returns:
             Non-negative maps; `[i, y, x]` says how likely landmark `i` is at pixel `(x, y)` of its
@@ -71,14 +88,14 @@ class PatchExperts(eqx.Module):
         view: Int[Array, ""],
         factor: Float[Array, ""],
     ) -> Float[Array, " n"]:
-        """The weight of each landmark's mean shift, see `jclnf.fitting._rlms.landmark_weights`."""
+        """The weight of each landmark's mean shift, the diagonal of the fit's W."""
         del responses
         return landmark_weights(self.confidence[scale, view], self.visible[scale, view], factor)
 
     def prepare(self, windows: tuple[int, ...]) -> "PatchExperts":
         """An equivalent that has everything precomputed that these windows (by scale) allow.
 
-        Derivatives by the experts' own parameters are to be taken through this method.
+        Take derivatives with respect to the experts' own parameters through this method.
         """
         del windows
         return self
@@ -88,7 +105,7 @@ class PatchExperts(eqx.Module):
 
         The choice is piecewise constant: it has no derivative.
         """
-        return jnp.argmin(jnp.sum((self.centres[scale] - rotation) ** 2, axis=-1))
+        return jnp.argmin(jnp.sum((self.centres[scale] - rotation[None]) ** 2, axis=-1))
 
 
 class AreaExperts(PatchExperts):
@@ -114,7 +131,7 @@ class AreaExperts(PatchExperts):
             scale: index of the scale.
             view: index of the view.
             window: side `k` of the response map, static.
-            arithmetic: which short cuts to take; not every kind of expert has any.
+            arithmetic: which of OpenFace's short cuts to take; not every kind of expert has any.
 
         Returns:
             Non-negative maps; `[i, y, x]` says how likely landmark `i` is at pixel `(x, y)` of its
@@ -144,7 +161,7 @@ def landmark_weights(
 ) -> Float[Array, " n"]:
     """The diagonal of W: `factor * confidence`, or 1 where the factor is 0; invisible ones 0.
 
-    The weights jump at factor 0: take derivatives by it only where it is positive.
+    The weights jump at factor 0: take derivatives with respect to it only where it is positive.
     """
     weights = jnp.where(factor > 0, factor * confidence, 1.0)
     return jnp.where(visible, weights, 0.0)

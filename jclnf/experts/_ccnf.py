@@ -5,7 +5,6 @@ the field's covariance. Source: Baltrusaitis, Robinson, Morency, "Constrained Lo
 for robust facial landmark detection in the wild" (ICCVW 2013), section 3.1, equations 2-8.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -17,13 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts._base import AreaExperts
+from jclnf.geometry import inverses
 from jclnf.params import EXACT, Arithmetic
 
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
-
-
-_PER_LANDMARK = ("weights", "norm_weight", "bias", "alpha", "beta", "confidence")
 
 
 class CCNF(AreaExperts):
@@ -41,7 +38,7 @@ class CCNF(AreaExperts):
     """Weight of each neuron in the field; 0 for a neuron that does not exist."""
     beta: Float[Array, "s v n b"]
     """Weight of each similarity component in the field."""
-    components: dict[int, Float[Array, "s b 4 h h"]]
+    components: dict[int, Float[Array, "s b 4 _ _"]]
     """By window: the similarity components, as blocks in the basis of `mirror_basis`. Windows
     that are not there have none: the field is then diagonal."""
     centres: Float[Array, "s v 3"]
@@ -50,11 +47,17 @@ class CCNF(AreaExperts):
     scalings: tuple[float, ...] = eqx.field(static=True)
     support: int = eqx.field(static=True)
 
-    def __check_init__(self) -> None:
-        arrays = {name: getattr(self, name) for name in (*_PER_LANDMARK, "centres", "visible")}
-        sides = {window: ((window + 1) // 2) ** 2 for window in self.components}
-        blocks = {window: (4, side, side) for window, side in sides.items()}
-        _check_shapes(arrays, self.scalings, self.components, blocks)
+    def inconsistency(self) -> str | None:
+        """See `PatchExperts.inconsistency`."""
+        if jnp.shape(self.weights)[-1] != self.support:
+            return (
+                f"weights has patches of {jnp.shape(self.weights)[-1]} pixels, not {self.support}"
+            )
+        for window, blocks in self.components.items():
+            half = ((window + 1) // 2) ** 2
+            if jnp.shape(blocks)[-2:] != (half, half):
+                return f"components[{window}] has blocks of {jnp.shape(blocks)[-2:]}, not {half}"
+        return None
 
     @staticmethod
     def create(
@@ -88,11 +91,8 @@ class CCNF(AreaExperts):
             "confidence": confidence,
             "centres": centres,
         }
-        pixels = {window: (window**2, window**2) for window in components}
-        _check_shapes(arrays | {"visible": visible}, scalings, components, pixels)
-        arrays = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
         return CCNF(
-            **arrays,
+            **{name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()},
             components={k: jnp.asarray(to_blocks(c, k)) for k, c in components.items()},
             visible=jnp.asarray(visible, bool),
             scalings=tuple(float(a) for a in scalings),
@@ -158,17 +158,17 @@ class CCNF(AreaExperts):
 
 
 class PreparedCCNF(AreaExperts):
-    """CCNF experts ready to be evaluated: what `CCNF.prepare` gives.
+    """CCNF experts ready to be evaluated, from `CCNF.prepare`.
 
     Its arrays are derived from a `CCNF`'s parameters, so they are named differently, and a
-    derivative by them is not one by the parameters.
+    derivative with respect to them is not one with respect to the parameters.
     """
 
     weights: Float[Array, "s v n q p"]
     """Weights times `norm_weight`, patches flattened row by row."""
     bias: Float[Array, "s v n q"]
     gain: Float[Array, "s v n q"]
-    covariances: dict[int, Float[Array, "t v n ..."]]
+    covariances: dict[int, Float[Array, "_ v n ..."]]
     """By window: the field's covariance for each scale with that window, see `covariance`."""
     centres: Float[Array, "s v 3"]
     visible: Bool[Array, "s v n"]
@@ -301,36 +301,8 @@ def covariance(
         return 1 / precision
     blocks = 2 * jnp.einsum("...b,bcij->...cij", beta, components)
     identity = jnp.eye(components.shape[-1], dtype=blocks.dtype)
-    return inverse(blocks + precision[..., None, None, None] * identity)
-
-
-@jax.custom_jvp
-def inverse(matrices: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
-    """Inverses of many small positive definite matrices, by Gauss-Jordan elimination.
-
-    Not `jnp.linalg.inv`: jaxlib hands a batch of matrices to the thread pool that its caller runs
-    on, and waits there; with two such calls at a time and as few threads (as when the covariances
-    of two windows are taken) all of them wait for ever.
-    """
-    size = matrices.shape[-1]
-
-    def eliminate(k: Int[Array, ""] | int, a: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
-        here = jnp.arange(size) == k
-        row = lax.dynamic_index_in_dim(a, k, -2, keepdims=True)
-        column = lax.dynamic_index_in_dim(a, k, -1, keepdims=True)
-        pivot = lax.dynamic_index_in_dim(row, k, -1, keepdims=True)
-        inside = jnp.where(here | here[:, None], 0.0, a - column * row / pivot)
-        in_row = jnp.where(here[:, None] & ~here, row / pivot, 0.0)
-        in_column = jnp.where(here & ~here[:, None], -column / pivot, 0.0)
-        return inside + in_row + in_column + jnp.where(here & here[:, None], 1 / pivot, 0.0)
-
-    return lax.fori_loop(0, size, eliminate, matrices)
-
-
-@inverse.defjvp
-def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    inverted = inverse(primals[0])
-    return inverted, -inverted @ tangents[0] @ inverted
+    identity = jnp.broadcast_to(identity, blocks.shape)
+    return inverses(blocks + precision[..., None, None, None] * identity)
 
 
 def smooth(covariance: Float[Array, "n ..."], field: Float[Array, "n k k"]) -> Array:
@@ -371,6 +343,9 @@ def mirror_basis(window: int) -> np.ndarray:
 
 def to_blocks(components: np.ndarray, window: int) -> np.ndarray:
     """Components `(s, b, k*k, k*k)` as blocks `(s, b, 4, h, h)` in the basis of `mirror_basis`."""
+    if np.shape(components)[2:] != (window**2, window**2):
+        problem = f"components[{window}] is of shape {np.shape(components)}, not for its window"
+        raise ModelFileError("CCNF experts", problem)
     matrices = np.asarray(components, np.float64).reshape(*components.shape[:2], *[window] * 4)
     tolerance = 1e-5 * np.abs(matrices).max(initial=0.0)
     for name, mirrored in (
@@ -391,36 +366,3 @@ def to_blocks(components: np.ndarray, window: int) -> np.ndarray:
 
 def _flatten(weights: Float[Array, "*n y x"]) -> Float[Array, "*n p"]:
     return weights.reshape(*weights.shape[:-2], -1)
-
-
-def _check_shapes(
-    arrays: dict[str, Any],
-    scalings: tuple[float, ...],
-    components: dict[int, Any],
-    of_component: Mapping[int, tuple[int, ...]],
-) -> None:
-    """Raise unless the arrays of experts go together.
-
-    It has to be looked at: JAX moves an index beyond the end of an array to its end without a word.
-    """
-    s, v, n = np.shape(arrays["visible"])
-    q, b = np.shape(arrays["alpha"])[-1], np.shape(arrays["beta"])[-1]
-    support = np.shape(arrays["weights"])[-1]
-    last: dict[str, tuple[int, ...]] = {
-        "weights": (q, support, support),
-        "beta": (b,),
-        "confidence": (),
-        "visible": (),
-    }
-    expected: dict[str, tuple[int, ...]] = {
-        name: (s, v, n, *last.get(name, (q,))) for name in arrays
-    } | {"centres": (s, v, 3)}
-    for window, shape in of_component.items():
-        arrays = arrays | {f"components[{window}]": components[window]}
-        expected[f"components[{window}]"] = (s, b, *shape)
-    for name, shape in expected.items():
-        if np.shape(arrays[name]) != shape:
-            problem = f"{name} has the shape {np.shape(arrays[name])}, not {shape}"
-            raise ModelFileError("CCNF experts", problem)
-    if len(scalings) != s:
-        raise ModelFileError("CCNF experts", f"{len(scalings)} scalings for {s} scales")

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jclnf.errors import ModelFileError
+from jclnf.errors import is_concrete
 from jclnf.experts._base import AreaExperts
 from jclnf.experts._ccnf import patch_contrast
 from jclnf.params import EXACT, Arithmetic
@@ -63,6 +63,41 @@ class CEN(AreaExperts):
     activations: tuple[str, ...] = eqx.field(static=True)
     """By architecture: each layer's activation (names of `ACTIVATIONS`), separated by spaces."""
 
+    def inconsistency(self) -> str | None:
+        """See `PatchExperts.inconsistency`."""
+        sizes = []
+        for number, names in enumerate(self.activations):
+            layers, inputs = names.split(), self.support**2
+            if not set(layers) <= set(ACTIVATIONS) or not layers or layers[-1] == "none":
+                allowed = ", ".join(ACTIVATIONS)
+                return f"activations {names!r}: they are of {allowed}, the last one not none"
+            for layer in range(len(layers)):
+                key = f"{number}.{layer}"
+                if key not in self.weights or key not in self.biases:
+                    return f"weights[{key}] or biases[{key}] is missing"
+                shape = jnp.shape(self.weights[key])
+                sizes += [shape[0]] if layer == 0 else []
+                outputs = 1 if layer == len(layers) - 1 else shape[1]
+                if shape != (sizes[-1], outputs, inputs):
+                    return (
+                        f"weights[{key}] has the shape {shape}, not {(sizes[-1], outputs, inputs)}"
+                    )
+                if jnp.shape(self.biases[key]) != (sizes[-1], outputs):
+                    found = jnp.shape(self.biases[key])
+                    return f"biases[{key}] has the shape {found}, not {(sizes[-1], outputs)}"
+                inputs = outputs
+        scales = jnp.shape(self.visible)[0]
+        known = set(range(len(sizes)))
+        if len(self.architectures) != scales or not set(self.architectures) <= known:
+            return (
+                f"architectures is {self.architectures}, for {scales} scales and {len(sizes)} banks"
+            )
+        if is_concrete(self.expert_of):
+            for index, number in zip(np.asarray(self.expert_of), self.architectures, strict=True):
+                if np.min(index) < 0 or np.max(index) >= sizes[number]:
+                    return f"expert_of has no such expert of architecture {number}"
+        return None
+
     @staticmethod
     def create(
         *,
@@ -83,34 +118,6 @@ class CEN(AreaExperts):
             ModelFileError: shapes that do not go together, layers that do not follow on each
                 other, or experts that are not there.
         """
-        s, v, n = np.shape(visible)
-        support = round(np.shape(weights["0.0"])[-1] ** 0.5)
-        expected: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "scalings": (scalings, (s,)),
-            "architectures": (architectures, (s,)),
-            "expert_of": (expert_of, (s, v, n)),
-            "mirrored": (mirrored, (s, v, n)),
-            "centres": (centres, (s, v, 3)),
-            "confidence": (confidence, (s, v, n)),
-        }
-        for number, names in enumerate(activations):
-            b, inputs, layers = len(weights[f"{number}.0"]), support**2, names.split()
-            for layer in range(len(layers)):
-                key = f"{number}.{layer}"
-                outputs = 1 if layer == len(layers) - 1 else np.shape(weights[key])[1]
-                expected[f"weights[{key}]"] = (weights[key], (b, outputs, inputs))
-                expected[f"biases[{key}]"] = (biases[key], (b, outputs))
-                inputs = outputs
-            if not set(layers) <= set(ACTIVATIONS) or layers[-1] == "none":
-                problem = f"activations {names!r}: they are of {', '.join(ACTIVATIONS)}, "
-                raise ModelFileError("CEN experts", problem + "the last one not none")
-        for name, (array, shape) in expected.items():
-            if np.shape(array) != shape:
-                problem = f"{name} has the shape {np.shape(array)}, not {shape}"
-                raise ModelFileError("CEN experts", problem)
-        for index, number in zip(expert_of, architectures, strict=True):
-            if np.min(index) < 0 or np.max(index) >= len(weights[f"{number}.0"]):
-                raise ModelFileError("CEN experts", f"no such expert of architecture {number}")
         return CEN(
             weights={key: jnp.asarray(array, jnp.float32) for key, array in weights.items()},
             biases={key: jnp.asarray(array, jnp.float32) for key, array in biases.items()},
@@ -120,7 +127,7 @@ class CEN(AreaExperts):
             visible=jnp.asarray(visible, bool),
             confidence=jnp.asarray(confidence, jnp.float32),
             scalings=tuple(float(a) for a in scalings),
-            support=support,
+            support=round(np.shape(weights["0.0"])[-1] ** 0.5),
             architectures=tuple(architectures),
             activations=tuple(activations),
         )

@@ -19,32 +19,45 @@ Layer = Callable[[str, Array, int], Array]
 Shapes = Mapping[str, tuple[int, int, int]]
 """Kernel side, input and output channels of each convolution."""
 
-AROUND = 0.05
-"""Standard deviation, in sides of a picture, of the mean that `evened` divides by."""
+SURROUND = 0.05
+"""Standard deviation, in sides of an image, of the mean that `self_quotient` divides by."""
 _FLAT = 1e-9
-"""Variance below which no more than rounding is left of an evened picture."""
+"""Variance below which no more than rounding is left of a self-quotient image."""
 
 
 def convolve(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "ky kx c d"],
+    stride: int = 1,
+    *,
+    padding: str = "SAME",
+    precision: lax.Precision | None = None,
 ) -> Float[Array, "b y x d"]:
-    """Cross-correlation with zeros around the image; `ceil(h / stride)` rows are left."""
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=numbers)
+    """Cross-correlation; with "SAME" padding by zeros `ceil(h / stride)` rows are left, with
+    "VALID" those where the kernel fits wholly."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
 
 
 def plain_layer(weights: Mapping[str, Array]) -> Layer:
     """Convolution and bias, the arrays `<name>.kernel` and `<name>.bias`."""
 
     def layer(name: str, x: Array, stride: int) -> Array:
-        return convolve(x, weights[f"{name}.kernel"], stride) + weights[f"{name}.bias"]
+        bias = weights[f"{name}.bias"][None, None, None]
+        return convolve(x, weights[f"{name}.kernel"], stride) + bias
 
     return layer
 
 
 def initial_weights(shapes: Shapes, key: Any, last: Collection[str] = ()) -> dict[str, Array]:
     """Random kernels of variance 2 / fan-in (He et al., ICCV 2015), biases 0; a hundredth of that
-    deviation in the layers `last`, so that a network begins by saying nothing."""
+    deviation in the layers `last`, so that a network's first outputs are nearly 0."""
     weights = {}
     keys = jax.random.split(key, len(shapes))
     for (name, (side, inputs, outputs)), k in zip(shapes.items(), keys, strict=True):
@@ -71,33 +84,34 @@ def check_weights(
 
 
 def normalised(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
-    """A picture as networks see it: `evened`, less its mean, over its standard deviation."""
-    return standardised(evened(square))
+    """An image as networks see it: its `self_quotient`, less the mean, over the standard
+    deviation."""
+    return standardised(self_quotient(square))
 
 
-def evened(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
-    """How much lighter each pixel is than what is around it, in parts of that: light that falls
-    from one side is taken away.
+def self_quotient(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """The self-quotient image `(I - G I) / (G I + max(mean(I) / 10, 1))`: how much lighter each
+    pixel is than its surround, so that light that falls from one side is taken away.
 
-    The mean around a pixel is Gaussian, `AROUND` wide; to the divisor a tenth of the whole
-    picture's mean is added, so that dark areas do not become noise. Source: Wang, Li, Wang, "Face
-    recognition under varying lighting conditions using self quotient image" (FG 2004).
+    `G` is the Gaussian mean of deviation `SURROUND`, taken within the image; the constant keeps
+    dark areas from becoming noise. Grey levels are 0-255. Source: Wang, Li, Wang, "Face recognition
+    under varying lighting conditions using self quotient image" (FG 2004).
     """
     down, across = (jnp.asarray(_averages(side), square.dtype) for side in square.shape)
-    # In full precision also on accelerators: a flat picture must stay one.
-    around = jnp.einsum("ij,jk,lk->il", down, square, across, precision=lax.Precision.HIGHEST)
-    return (square - around) / (around + jnp.maximum(0.1 * square.mean(), 1.0))
+    # In full precision also on accelerators: a flat image must stay one.
+    surround = jnp.einsum("ij,jk,lk->il", down, square, across, precision=lax.Precision.HIGHEST)
+    return (square - surround) / (surround + jnp.maximum(0.1 * square.mean(), 1.0))
 
 
 def _averages(side: int) -> np.ndarray:
-    """Weights of the Gaussian mean around each of `side` pixels, within the picture."""
+    """Weights of the Gaussian mean around each of `side` pixels, within the image."""
     apart = np.arange(side) - np.arange(side)[:, None]
-    weights = np.exp(-0.5 * (apart / (AROUND * side)) ** 2)
+    weights = np.exp(-0.5 * (apart / (SURROUND * side)) ** 2)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def standardised(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
-    """Numbers less their mean, over their standard deviation; a flat picture becomes 0."""
+    """Numbers less their mean, over their standard deviation; a flat image becomes 0."""
     centred = square - square.mean()
     variance = jnp.mean(centred**2)
     textured = variance > _FLAT

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jclnf.errors import ModelFileError
 from jclnf.experts._base import AreaExperts
 from jclnf.experts._ccnf import patch_contrast
 from jclnf.params import EXACT, Arithmetic
@@ -41,6 +40,16 @@ class SVR(AreaExperts):
     modalities: tuple[str, ...] = eqx.field(static=True)
     """What the experts on axis `e` look at: names of `MODALITIES`."""
 
+    def inconsistency(self) -> str | None:
+        """See `PatchExperts.inconsistency`."""
+        experts, support = jnp.shape(self.weights)[-3::2]
+        if support != self.support:
+            return f"weights has patches of {support} pixels, not {self.support}"
+        if len(self.modalities) != experts or not set(self.modalities) <= set(MODALITIES):
+            names = ", ".join(MODALITIES)
+            return f"modalities is {self.modalities}, not {experts} names of {names}"
+        return None
+
     @staticmethod
     def create(
         *,
@@ -58,25 +67,6 @@ class SVR(AreaExperts):
         Raises:
             ModelFileError: shapes that do not go together, or a modality that is not known.
         """
-        s, v, n = np.shape(visible)
-        e, support = len(modalities), np.shape(weights)[-1]
-        expected: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "weights": (weights, (s, v, n, e, support, support)),
-            "slope": (slope, (s, v, n, e)),
-            "bias": (bias, (s, v, n, e)),
-            "centres": (centres, (s, v, 3)),
-            "confidence": (confidence, (s, v, n)),
-        }
-        for name, (array, shape) in expected.items():
-            if np.shape(array) != shape:
-                problem = f"{name} has the shape {np.shape(array)}, not {shape}"
-                raise ModelFileError("SVR experts", problem)
-        if len(scalings) != s:
-            raise ModelFileError("SVR experts", f"{len(scalings)} scalings for {s} scales")
-        unknown = sorted(set(modalities) - set(MODALITIES))
-        if unknown or not modalities:
-            problem = f"modalities {modalities}: they are one or more of {', '.join(MODALITIES)}"
-            raise ModelFileError("SVR experts", problem)
         return SVR(
             weights=jnp.asarray(weights, jnp.float32),
             slope=jnp.asarray(slope, jnp.float32),
@@ -85,7 +75,7 @@ class SVR(AreaExperts):
             visible=jnp.asarray(visible, bool),
             confidence=jnp.asarray(confidence, jnp.float32),
             scalings=tuple(float(a) for a in scalings),
-            support=support,
+            support=np.shape(weights)[-1],
             modalities=tuple(modalities),
         )
 

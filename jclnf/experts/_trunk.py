@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jclnf.errors import ModelFileError
 from jclnf.experts._base import PatchExperts, landmark_weights
 from jclnf.experts._layers import Layer, Shapes, check_weights, normalised, plain_layer
-from jclnf.geometry import apply, invert, sample_square
+from jclnf.geometry import apply_similarity, invert_similarity, sample_square
 from jclnf.params import Arithmetic
 
-SAMPLING = 2
+TRUNK_SAMPLING = 2
 """Pixels of the network's input along one cell (reference pixel) of its maps."""
 REDUCTION = 8
 """The network halves its map of cells three times: its side is a multiple of this."""
@@ -49,7 +48,7 @@ def trunk_shapes(n: int, channels: Sequence[int]) -> Shapes:
     }
 
 
-def trunk(x: Float[Array, "b y x 1"], layer: Layer) -> Float[Array, "b g g n"]:
+def trunk_network(x: Float[Array, "b y x 1"], layer: Layer) -> Float[Array, "b g g n"]:
     """Maps of all landmarks, at half the resolution of the input.
 
     The last layer works at a quarter of it; each of its cells gives four values for each landmark,
@@ -96,31 +95,21 @@ class TrunkExperts(PatchExperts):
     middle: tuple[float, float] = eqx.field(static=True)
     """Centre (x, y) of the maps from the landmarks' centroid, in millimetres."""
 
-    def __check_init__(self) -> None:
-        problem = None
+    def inconsistency(self) -> str | None:
+        """See `PatchExperts.inconsistency`."""
         if self.grid < REDUCTION or self.grid % REDUCTION:
-            problem = f"a map's side must be a multiple of {REDUCTION}, not {self.grid}"
-        n = jnp.shape(self.visible)[-1]
-        s = len(self.scalings)
-        expected: dict[str, tuple[int, ...]] = {
-            "centres": (s, 1, 3),
-            "visible": (s, 1, n),
-            "confidence": (s, 1, n),
-            "softness": (s,),
-        }
-        for name, shape in expected.items():
-            if jnp.shape(getattr(self, name)) != shape:
-                problem = f"{name} has the shape {jnp.shape(getattr(self, name))}, not {shape}"
+            return f"grid is {self.grid}, not a multiple of {REDUCTION}"
+        scales, views, n = jnp.shape(self.visible)
+        if views != 1:
+            return f"visible is for {views} views, not one"
         biases = [self.kernels.get(f"{name}.bias") for name in _WIDTHS]
         shapes = trunk_shapes(n, [0 if b is None else jnp.shape(b)[-1] for b in biases])
-        problem = check_weights(self.kernels, shapes, (s,)) or problem
-        if problem is not None:
-            raise ModelFileError("trunk experts", problem)
+        return check_weights(self.kernels, shapes, (scales,))
 
     @property
     def smallest_scale(self) -> float:
         """See `PatchExperts.smallest_scale`: half the coarsest scale. Trunks are trained on blurred
-        pictures as well; the error is a tenth larger there, and rises fast below."""
+        images as well; the error is a tenth larger there, and rises fast below."""
         return 0.5 * self.scalings[0]
 
     def respond(
@@ -139,11 +128,12 @@ class TrunkExperts(PatchExperts):
         scaling = jnp.asarray(self.scalings, landmarks.dtype)[scale]
         middle = scaling * jnp.asarray(self.middle, landmarks.dtype)
         centroid = landmarks.mean(0)
-        centre = centroid + apply(to_image, middle)
-        square = sample_square(image, centre, to_image / SAMPLING, SAMPLING * self.grid)
+        centre = centroid + apply_similarity(to_image, middle)
+        square = sample_square(image, centre, to_image / TRUNK_SAMPLING, TRUNK_SAMPLING * self.grid)
         weights = {name: array[scale] for name, array in self.kernels.items()}
-        maps = trunk(normalised(square)[None, :, :, None], plain_layer(weights))[0]
-        at = apply(invert(to_image), landmarks - centroid) - middle + (self.grid - 1) / 2
+        maps = trunk_network(normalised(square)[None, :, :, None], plain_layer(weights))[0]
+        at = apply_similarity(invert_similarity(to_image), landmarks - centroid[None])
+        at = at - middle[None] + (self.grid - 1) / 2
         return responses_in_windows(maps, at, window)
 
     def shift_weights(
@@ -174,9 +164,10 @@ def responses_in_windows(
     corner = centres - (window - 1) / 2
     whole = jnp.floor(jnp.clip(corner, -2.0 * grid, 2.0 * grid))
     fx, fy = (corner - whole).T[:, :, None, None]
-    reach = jnp.arange(window + 1)
+    reach = jnp.arange(window + 1, dtype=jnp.int32)[None, None]
     cells = jnp.clip(whole.astype(jnp.int32)[:, :, None] + reach, 0, grid - 1)
-    logits = maps[cells[:, 1, :, None], cells[:, 0, None, :], jnp.arange(n)[:, None, None]]
+    landmark = jnp.arange(n, dtype=jnp.int32)[:, None, None]
+    logits = maps[cells[:, 1, :, None], cells[:, 0, None, :], landmark]
     logits = logits[:, :-1] * (1 - fy) + logits[:, 1:] * fy
     logits = logits[:, :, :-1] * (1 - fx) + logits[:, :, 1:] * fx
     return jax.nn.softmax(logits, axis=(1, 2))
@@ -188,5 +179,5 @@ def variance(responses: Float[Array, "n k k"]) -> Float[Array, " n"]:
     total: Any = 0.0
     for marginal in (responses.sum(1), responses.sum(2)):
         mean = marginal @ positions
-        total = total + jnp.sum(marginal * (positions - mean[:, None]) ** 2, axis=1)
+        total = total + jnp.sum(marginal * (positions[None] - mean[:, None]) ** 2, axis=1)
     return total

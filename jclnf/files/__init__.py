@@ -1,10 +1,6 @@
 """Model files: loading, saving and naming them."""
 
-from jclnf.files._serialise import bundled_models, find_model, load_model, save_model
+from jclnf.files._find import bundled_models, find_model
+from jclnf.files._serialise import load_model, save_model
 
-__all__ = [
-    "bundled_models",
-    "find_model",
-    "load_model",
-    "save_model",
-]
+__all__ = ["bundled_models", "find_model", "load_model", "save_model"]

@@ -1,61 +1,63 @@
 """The fit of a face: the mean shifts, the regularised updates, and what is made of the result."""
 
-from jclnf.fitting._batch import crops_of_one_size, fit_batch, replicate
-from jclnf.fitting._confidence import FACE_LIMIT, LANDMARK_LIMIT, Confidence, characteristics
-from jclnf.fitting._early_termination import likelihood_of
-from jclnf.fitting._fit import check_inputs, finish, fit, place
-from jclnf.fitting._from_points import fit_points
-from jclnf.fitting._hypotheses import (
-    FRONTAL,
-    OPENFACE_ROTATIONS,
-    best_of,
-    fit_hypotheses,
-    fit_until_accepted,
+from jclnf.fitting._batch import crops_of_one_size, fit_images, padded
+from jclnf.fitting._confidence import (
+    FACE_LIMIT,
+    LANDMARK_LIMIT,
+    AbstractConfidence,
+    Confidence,
+    characteristics,
 )
-from jclnf.fitting._mapping import map_faces
-from jclnf.fitting._model import EarlyTermination, Model, Part
-from jclnf.fitting._readout import read_off
-from jclnf.fitting._result import FitResult, FitStatus, PartResult, Trace
+from jclnf.fitting._fit import check_inputs, fit, prepared, replicate
+from jclnf.fitting._from_points import fit_points
+from jclnf.fitting._hypotheses import fit_face, initial_state
+from jclnf.fitting._mapping import map_faces, one_by_one
+from jclnf.fitting._model import Model, Part, StartRule
+from jclnf.fitting._postprocess import postprocess, read_off
+from jclnf.fitting._result import FitResult, FitStatus, PartResult, Trace, likelihood_of
 from jclnf.fitting._scales import fit_from
-from jclnf.fitting._start import MARGIN, SIZE, LearnedStart, decode, start_network, start_shapes
+from jclnf.fitting._start import (
+    START_MARGIN,
+    START_SIZE,
+    LearnedStart,
+    decode_start,
+    start_network,
+    start_shapes,
+)
 from jclnf.fitting._uncertainty import Uncertainty
-from jclnf.fitting._validator import LAYERS, Validator, View
 
 __all__ = [
     "FACE_LIMIT",
-    "FRONTAL",
     "LANDMARK_LIMIT",
-    "LAYERS",
-    "MARGIN",
-    "OPENFACE_ROTATIONS",
-    "SIZE",
+    "START_MARGIN",
+    "START_SIZE",
+    "AbstractConfidence",
     "Confidence",
-    "EarlyTermination",
     "FitResult",
     "FitStatus",
     "LearnedStart",
     "Model",
     "Part",
     "PartResult",
+    "StartRule",
     "Trace",
     "Uncertainty",
-    "Validator",
-    "View",
-    "best_of",
     "characteristics",
     "check_inputs",
     "crops_of_one_size",
-    "decode",
-    "finish",
+    "decode_start",
     "fit",
-    "fit_batch",
+    "fit_face",
     "fit_from",
-    "fit_hypotheses",
+    "fit_images",
     "fit_points",
-    "fit_until_accepted",
+    "initial_state",
     "likelihood_of",
     "map_faces",
-    "place",
+    "one_by_one",
+    "padded",
+    "postprocess",
+    "prepared",
     "read_off",
     "replicate",
     "start_network",

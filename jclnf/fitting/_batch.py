@@ -1,71 +1,122 @@
 """Fits of many faces at once, on all devices that JAX sees."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jclnf.errors import BoxError, JclnfError
-from jclnf.fitting._fit import check_inputs
-from jclnf.fitting._hypotheses import best_of, rotations_array
+from jclnf.errors import BoxError, JclnfError, ParamsError
+from jclnf.fitting._fit import check_inputs, fit_face_at, mesh, prepared, replicate
+from jclnf.fitting._hypotheses import Init, as_init
 from jclnf.fitting._mapping import map_faces
 from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult
 from jclnf.images import Crop, crop
 from jclnf.params import FitParams
 
+MAX_PIXELS = 2**26
+"""Most pixels of a batch of crops on one device."""
 
-def fit_batch(
+
+def fit_images(
     model: Model,
-    images: Sequence[np.ndarray] | np.ndarray,
+    images: Iterable[np.ndarray],
     boxes: Any,
     params: FitParams | None = None,
     *,
-    rotations: Any = None,
+    init: Any = None,
 ) -> FitResult:
-    """Fit one face in each of several images.
+    """Fit one face in each of several images of any sizes.
 
-    Works on the host side: images may be of different sizes, `jclnf.crop` brings them to a common
-    one. The faces are spread over all of JAX's devices. On a CPU, have as many devices as cores
+    Use it where speed counts and derivatives do not; to differentiate, `jax.vmap` the function
+    `jclnf.fit` instead. Crops of one size are fitted together, in batches that are filled up to one
+    of a few sizes, so that a last batch of any size compiles nothing anew. The faces are spread
+    over all of JAX's devices. On a CPU, have as many devices as cores
     (`jax.config.update("jax_num_cpu_devices", cores)` before JAX is used): each fits its faces one
-    after the other, which is faster than threads within one fit. Each new batch size and crop
-    size costs a compilation. To differentiate, `jax.vmap` the function `jclnf.fit` instead.
+    after the other, which is faster than threads within one fit.
 
     Args:
-        model: prepare it (`Model.prepare`) and put it on all devices (`replicate`) once if you call
-            this more than once; both are done at each call otherwise.
-        images: one `(h, w)` grey image for each face.
+        model: as for `jclnf.fit`.
+        images: one `(h, w)` grey image for each face; they may come from a generator.
         boxes: `(b, 4)`, see `jclnf.fit`.
         params: settings; `model.defaults` if not given.
-        rotations: `(r, 3)` start rotations tried for each face, see `jclnf.fit_hypotheses`. If not
-            given, each fit starts where `jclnf.fit` does.
+        init: as for `jclnf.fit`, rotations for all faces; or a `Pose` and shape parameters whose
+            arrays have a leading axis for the faces.
 
     Returns:
-        The results, each array with a leading axis for the faces.
+        The results in NumPy arrays, each with a leading axis for the faces, in their order.
 
     Raises:
-        ImageError, BoxError, ParamsError: as `jclnf.fit` and `jclnf.crop` do; with the index of the
-            face that is meant.
+        ImageError, BoxError, ParamsError: as `jclnf.fit` does; with the index of the face that is
+            meant.
     """
     params = model.defaults if params is None else params
-    crops = crops_of_one_size(images, boxes)
-    check_inputs(model, crops[0].image, crops[0].box, params)
-    # Every device gets the same number of faces: the last one is repeated to fill up.
-    extra = -len(crops) % jax.local_device_count()
-    padded = crops + crops[-1:] * extra
-    result = _fit_batch(
-        replicate(model),
-        _spread(np.stack([piece.image for piece in padded])),
-        _spread(np.stack([piece.box for piece in padded])),
-        replicate(rotations_array(rotations)),
+    boxes = np.asarray(boxes, np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
+        raise BoxError(f"boxes are (b, 4) with b > 0, one for each image, not {boxes.shape}")
+    check_inputs(model, np.zeros((1, 1), np.uint8), np.ones(4), params)
+    init = as_init(model, init, params)
+    if isinstance(init, tuple):
+        if jnp.shape(init[0].scale) != (len(boxes),):
+            raise ParamsError(f"init has poses {jnp.shape(init[0].scale)} for {len(boxes)} images")
+        init = jax.tree.map(np.asarray, init)
+    shared = (
+        prepared(model, params, everywhere=True),
         replicate(params),
+        None if isinstance(init, tuple) else replicate(init),
     )
-    result = jax.tree.map(lambda array: array[: len(crops)], jax.device_get(result))
-    offsets = np.stack([piece.offset for piece in crops])
-    return jax.vmap(FitResult.shifted)(result, offsets)
+
+    def fit_together(faces: list[tuple[int, Crop]], size: int) -> tuple[list[int], FitResult]:
+        at, crops = zip(*padded(faces, size), strict=True)
+        batch = (
+            np.stack([one.image for one in crops]),
+            np.stack([one.box for one in crops]),
+            np.stack([one.offset for one in crops]),
+            jax.tree.map(lambda array: array[list(at)], init) if isinstance(init, tuple) else None,
+        )
+        batch = jax.device_put(batch, NamedSharding(mesh(), PartitionSpec("faces")))
+        return list(at[: len(faces)]), _fit_batch(*shared, batch)
+
+    waiting: dict[int, list[tuple[int, Crop]]] = {}
+    full: set[int] = set()
+    fits = []
+    for index, one in enumerate(_cropped(images, boxes)):
+        side = len(one.image)
+        faces = waiting.setdefault(side, [])
+        faces.append((index, one))
+        largest = batch_sizes(side)[-1]
+        if len(faces) == largest:
+            fits.append(fit_together(waiting.pop(side), largest))
+            full.add(side)
+    for side, faces in waiting.items():
+        sizes = batch_sizes(side)
+        size = sizes[-1] if side in full else next(s for s in sizes if s >= len(faces))
+        fits.append(fit_together(faces, size))
+    order = np.argsort(np.concatenate([at for at, _ in fits]))
+    results = []
+    for at, result in fits:
+        count = len(at)
+        results.append(jax.tree.map(lambda a, n=count: a[:n], jax.device_get(result)))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *results)
+
+
+def padded(items: Sequence[Any], size: int) -> list[Any]:
+    """Items up to a number, the last one repeated: a batch of a size that is compiled already."""
+    return [*items, *[items[-1]] * (size - len(items))]
+
+
+def batch_sizes(side: int) -> list[int]:
+    """The sizes of batches of crops of a side, ascending; each is compiled once.
+
+    Accelerators work on a large batch as long as on a small one.
+    """
+    devices = jax.local_device_count()
+    each = (1, 4, 16) if jax.default_backend() == "cpu" else (1, 8, 64)
+    return [devices * n for n in each if n == 1 or n * side**2 <= MAX_PIXELS]
 
 
 def crops_of_one_size(images: Sequence[np.ndarray] | np.ndarray, boxes: Any) -> list[Crop]:
@@ -79,56 +130,48 @@ def crops_of_one_size(images: Sequence[np.ndarray] | np.ndarray, boxes: Any) -> 
         raise BoxError(
             f"{len(images)} images need as many boxes, (b, 4) with b > 0, not {boxes.shape}"
         )
-    crops = []
-    for index, (image, box) in enumerate(zip(images, boxes, strict=True)):
-        try:
-            crops.append(crop(image, box))
-        except JclnfError as error:
-            raise type(error)(f"face {index}: {error}") from None
-    size = max(piece.image.shape[0] for piece in crops)
+    crops = list(_cropped(images, boxes))
+    size = max(len(one.image) for one in crops)
     return [
-        piece if piece.image.shape[0] == size else crop(image, box, sizes=(size,))
-        for piece, image, box in zip(crops, images, boxes, strict=True)
+        one if len(one.image) == size else crop(image, box, sizes=(size,))
+        for one, image, box in zip(crops, images, boxes, strict=True)
     ]
 
 
-def replicate(tree: Any) -> Any:
-    """A model (or any tree of arrays) with a copy on each of JAX's devices; nothing moves twice."""
-    arrays, rest = eqx.partition(tree, eqx.is_array_like)
-    return eqx.combine(jax.device_put(arrays, NamedSharding(_mesh(), PartitionSpec())), rest)
-
-
-def _spread(array: np.ndarray) -> jax.Array:
-    return jax.device_put(array, NamedSharding(_mesh(), PartitionSpec("faces")))
-
-
-def _mesh() -> Mesh:
-    return jax.make_mesh((jax.local_device_count(),), ("faces",), devices=jax.local_devices())
+def _cropped(images: Iterable[np.ndarray], boxes: np.ndarray) -> Iterable[Crop]:
+    count = 0
+    for image in images:
+        if count == len(boxes):
+            raise BoxError(f"there are more images than the {count} boxes")
+        try:
+            yield crop(image, boxes[count])
+        except JclnfError as error:
+            raise type(error)(f"face {count}: {error}") from None
+        count += 1
+    if count < len(boxes):
+        raise BoxError(f"there are {len(boxes)} boxes for {count} images")
 
 
 @eqx.filter_jit
-def _fit_batch(
-    model: Model,
-    images: jax.Array,
-    boxes: jax.Array,
-    rotations: jax.Array | None,
-    params: FitParams,
-) -> FitResult:
-    prepared = model.prepare(params)
+def _fit_batch(model: Model, params: FitParams, rotations: Any, batch: Any) -> FitResult:
     # shard_map takes arrays only: what is static in the model stays outside.
-    arrays, static = eqx.partition((prepared, rotations, params), eqx.is_array)
+    arrays, static = eqx.partition((model, params, rotations), eqx.is_array)
 
-    def on_one_device(arrays: Any, images: jax.Array, boxes: jax.Array) -> FitResult:
-        model, rotations, params = eqx.combine(arrays, static)
-        return map_faces(
-            lambda face: best_of(model, face[0], face[1], rotations, params), (images, boxes)
-        )
+    def on_one_device(arrays: Any, batch: Any) -> FitResult:
+        model, params, rotations = eqx.combine(arrays, static)
+
+        def one(face: Any) -> FitResult:
+            image, box, offset, start = face
+            init: Init = rotations if start is None else start
+            return fit_face_at(model, image, box, init, params, offset)
+
+        return map_faces(one, batch)
 
     faces, everywhere = PartitionSpec("faces"), PartitionSpec()
     return jax.shard_map(
         on_one_device,
-        mesh=_mesh(),
-        in_specs=(everywhere, faces, faces),
+        mesh=mesh(),
+        in_specs=(everywhere, faces),
         out_specs=faces,
         check_vma=False,
-    )(arrays, images, boxes)
+    )(arrays, batch)

@@ -9,17 +9,20 @@ probabilities,
     P = sigmoid(B relu(A q + a) + b)
 
 with the landmark likelihoods `L`, two rows of the rotation matrix (where the head looks, and how it
-is turned in the picture) and the shape parameters `p`. It has learned from fits that went right,
-fits from starts that were too far off, and fits of what is no face; see `train/_confidence.py`.
+is turned in the image) and the shape parameters `p`. It has learned from fits that went right,
+fits from starts that were too far off, and fits of what is no face.
 """
+
+from abc import abstractmethod
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
-from jclnf.errors import ModelFileError
+from jclnf.errors import ModelFileError, check_fields
 from jclnf.fitting._meanshift import LIKELIHOOD_FLOOR
+from jclnf.fitting._result import FitResult
 from jclnf.geometry import PDM, Pose
 
 FACE_LIMIT = 10.0
@@ -33,7 +36,7 @@ _ROTATION = 6
 def characteristics(
     pdm: PDM, pose: Pose, shape: Float[Array, " m"], likelihood: Float[Array, " n"]
 ) -> Float[Array, " q"]:
-    """What probabilities are taken from: `q` above, `n + 6 + m` numbers.
+    """The network's inputs: `q` above, `n + 6 + m` numbers.
 
     Args:
         pdm: the shape model.
@@ -46,8 +49,34 @@ def characteristics(
     )
 
 
-class Confidence(eqx.Module):
-    """What a model's fits have their confidence from, calibrated for the settings it comes with.
+class AbstractConfidence(eqx.Module):
+    """How sure a fit is: implement it to judge a model's fits in another way."""
+
+    threshold: eqx.AbstractVar[Float[Array, ""]]
+    """A fit of at most this confidence has failed."""
+
+    @abstractmethod
+    def judge(
+        self, pdm: PDM, image: Real[Array, "h w"], result: FitResult
+    ) -> tuple[Float[Array, ""], Float[Array, " n"] | None]:
+        """How far the face, and each landmark, is to be trusted, 0 to 1.
+
+        Args:
+            pdm: the shape model.
+            image: the image that was fitted in.
+            result: where the fit ended.
+
+        Returns:
+            The confidence in the face; and that in each landmark, None if there is none.
+        """
+
+    @abstractmethod
+    def misfit(self, pdm: PDM) -> str | None:
+        """A reason why it cannot judge fits of this shape model, if there is one."""
+
+
+class Confidence(AbstractConfidence):
+    """A learned confidence, calibrated for the settings of the model that it comes with.
 
     Axes: characteristics (`q`), hidden layer (`h`), and the face and each landmark (`r`). It is
     differentiable, with kinks where numbers of the hidden layer become 0.
@@ -60,20 +89,12 @@ class Confidence(eqx.Module):
     """The last layer's weights, the transpose of `B`."""
     out_bias: Float[Array, " r"]
     threshold: Float[Array, ""]
-    """A fit of at most this confidence has failed."""
 
     def __check_init__(self) -> None:
-        shapes = [jnp.shape(array) for array in jax.tree.leaves(self)]
-        inputs, h = (*shapes[0], 0, 0)[:2]
-        outputs = (*shapes[2], 0, 0)[1]
-        if (
-            shapes != [(inputs, h), (h,), (h, outputs), (outputs,), ()]
-            or outputs < 1
-            or self.n_modes < 0
-        ):
-            raise ModelFileError(
-                "confidence", f"layers of the shapes {shapes} are none of a network"
-            )
+        check_fields(self, "confidence")
+        if self.n_landmarks < 0 or self.n_modes < 0:
+            sizes = jnp.shape(self.hidden)[0], jnp.shape(self.out)[1]
+            raise ModelFileError("confidence", f"a network from {sizes[0]} to {sizes[1]} numbers")
 
     @property
     def n_landmarks(self) -> int:
@@ -84,6 +105,20 @@ class Confidence(eqx.Module):
     def n_modes(self) -> int:
         """Number of shape parameters."""
         return self.hidden.shape[0] - _ROTATION - self.n_landmarks
+
+    def misfit(self, pdm: PDM) -> str | None:
+        """See `AbstractConfidence.misfit`."""
+        if (self.n_landmarks, self.n_modes) == (pdm.n_landmarks, pdm.n_modes):
+            return None
+        found = f"{self.n_landmarks} landmarks and {self.n_modes} modes"
+        return f"the confidence is for {found}, not {pdm.n_landmarks} and {pdm.n_modes}"
+
+    def judge(
+        self, pdm: PDM, image: Real[Array, "h w"], result: FitResult
+    ) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+        """See `AbstractConfidence.judge`."""
+        del image
+        return self(pdm, result.pose, result.shape, result.landmark_likelihood)
 
     def evidence(self, given: Float[Array, " q"]) -> Float[Array, " r"]:
         """Logits of the probabilities of the face and each landmark, from `characteristics`."""

@@ -1,22 +1,21 @@
-"""The whole fit of a face in a box: the fit proper, its parts, and the confidence in it."""
+"""The fit of a face in a box, as it is called: inputs checked, cropped and compiled for."""
 
 import dataclasses
+import weakref
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Real
 
 from jclnf.errors import BoxError, ImageError, ParamsError
-from jclnf.fitting import _validator as validator
+from jclnf.fitting._hypotheses import Init, as_init, fit_face
 from jclnf.fitting._model import Model
-from jclnf.fitting._parts import fit_parts
-from jclnf.fitting._readout import read_off
-from jclnf.fitting._result import SUCCESS_CONFIDENCE, FitResult
-from jclnf.fitting._scales import fit_from
-from jclnf.geometry import Pose, pose_from_box
+from jclnf.fitting._result import FitResult
+from jclnf.images import crop
 from jclnf.params import FitParams
 
 
@@ -26,39 +25,45 @@ def fit(
     box: Any,
     params: FitParams | None = None,
     *,
-    rotation: Any = None,
+    init: Any = None,
 ) -> FitResult:
     """Fit the landmarks of one face.
 
-    Pure and compiled: `jax.jit`, `jax.vmap` and `jax.grad` apply to it. Each new size or type of
-    image costs a compilation; `jclnf.crop` brings images to a few sizes.
+    Pure: `jax.jit`, `jax.vmap` and `jax.grad` apply to it. For many images use `fit_images`, for
+    the frames of a video a `Tracker`.
+
+    A NumPy image with a box of plain numbers is cropped around the box (see `jclnf.crop`) to one of
+    a few sizes, and the result is that in the whole image. So photographs of any size share a
+    handful of compilations, one for each size of crop. Traced values and JAX arrays are taken as
+    they are: each new size or type of those costs a compilation.
 
     Args:
-        model: from `load_model` or `load_openface`, prepared or not.
-        image: `(h, w)` grey levels 0-255, of any floating-point type or uint8.
+        model: from `load_model` or `load_openface`.
+        image: `(h, w)` grey levels 0-255, of any floating-point type or uint8; a NumPy image may
+            also be of another type of integers.
         box: (x, y, w, h) in pixels, tight around the face outline (eyebrows to chin, jaw to jaw).
         params: settings; `model.defaults` if not given.
-        rotation: start from the mean shape turned by these Euler angles (pitch, yaw, roll) in
-            radians. If not given, from the model's learned start, or the frontal mean shape where
-            it has none.
+        init: where the fit starts: Euler angles (pitch, yaw, roll) in radians by which the mean
+            shape in the box is turned, `(3,)`; several of those, `(r, 3)`, of which the likeliest
+            fit is kept; or a `Pose` and shape parameters, as `result.pose, result.shape` of an
+            earlier fit. If not given, `params.rotations`, or the model's learned start (the frontal
+            mean shape if it has none) where that is None.
 
     Returns:
-        The fitted face. Check `result.success`: a fit can fail without an error.
+        The fitted face. Check `result.success`: a fit can fail without an error;
+        `result.message` says what to do then.
 
     Raises:
         ImageError, BoxError, ParamsError: inputs that no fit can be started from. Values are
             looked at only where they are concrete, not under a transformation.
     """
     params = model.defaults if params is None else params
+    offset = None
+    if isinstance(image, np.ndarray) and not _traced(box):
+        cropped = crop(image, box)
+        image, box, offset = cropped.image, cropped.box, cropped.offset
     box = check_inputs(model, image, box, params)
-    if rotation is not None:
-        try:
-            rotation = jnp.asarray(rotation, model.pdm.mean.dtype)
-        except (TypeError, ValueError):
-            raise ParamsError(f"a rotation is three Euler angles, not {rotation!r}") from None
-        if rotation.shape != (3,):
-            raise ParamsError(f"a rotation is three Euler angles, not of shape {rotation.shape}")
-    return _fit(model, image, box, rotation, params)
+    return _fit(prepared(model, params), image, box, as_init(model, init, params), params, offset)
 
 
 @eqx.filter_jit
@@ -66,59 +71,30 @@ def _fit(
     model: Model,
     image: Real[Array, "h w"] | np.ndarray,
     box: Float[Array, "4"],
-    rotation: Float[Array, "3"] | None,
+    init: Init,
     params: FitParams,
+    offset: Any,
 ) -> FitResult:
-    pose, shape = place(model, image, box, rotation)
-    return finish(model, image, fit_from(model, image, pose, shape, params), params)
+    return fit_face_at(model, image, box, init, params, offset)
 
 
-def place(
+def fit_face_at(
     model: Model,
     image: Real[Array, "h w"] | np.ndarray,
     box: Float[Array, "4"],
-    rotation: Float[Array, "3"] | None,
-) -> tuple[Pose, Float[Array, " m"]]:
-    """The pose and shape that a fit starts from, see `fit`."""
-    if rotation is None and model.start is not None:
-        return model.start(model.pdm, jnp.asarray(image), box)
-    rotation = jnp.zeros(3, model.pdm.mean.dtype) if rotation is None else rotation
-    return pose_from_box(model.pdm, box, rotation), model.pdm.mean_shape()
-
-
-def finish(
-    model: Model, image: Real[Array, "h w"] | np.ndarray, result: FitResult, params: FitParams
+    init: Init,
+    params: FitParams,
+    offset: Any,
 ) -> FitResult:
-    """A face that was fitted, with its parts (if `params.parts`) and its confidence (if the model
-    can tell): what is done once, when it is known which fit is kept."""
-    image = jnp.asarray(image)
-    result = read_off(model, result)
-    if params.parts:
-        result = fit_parts(model, image, result, params)
-    if model.confidence is not None:
-        at = (result.pose, result.shape, result.landmark_likelihood)
-        face, each = model.confidence(model.pdm, *at)
-        each = jnp.where(result.ok, each, 0.0)
-        result = _trusted(result, face, model.confidence.threshold, each)
-    if model.validator is not None:
-        face = validator.confidence(model.validator, image, result.landmarks, result.pose.rotation)
-        threshold = jnp.full_like(face, SUCCESS_CONFIDENCE)
-        result = _trusted(result, face, threshold, result.landmark_confidence)
-    return result
-
-
-def _trusted(
-    result: FitResult,
-    face: Float[Array, ""],
-    threshold: Float[Array, ""],
-    landmarks: Float[Array, " n"] | None,
-) -> FitResult:
-    return dataclasses.replace(
-        result,
-        confidence=jnp.where(result.ok, face, 0.0),
-        threshold=threshold,
-        landmark_confidence=landmarks,
-    )
+    """`fit_face` in a crop: box and image are the crop's, a pose in `init` and the result are those
+    of the image that it was cut from at `offset` (2,)."""
+    if offset is None:
+        return fit_face(model, image, box, init, params)
+    if isinstance(init, tuple):
+        pose, shape = init
+        translation = pose.translation - jnp.asarray(offset, pose.translation.dtype)
+        init = dataclasses.replace(pose, translation=translation), shape
+    return fit_face(model, image, box, init, params).shifted(offset)
 
 
 def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float[Array, "4"]:
@@ -151,8 +127,54 @@ def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float
         raise BoxError(f"a box is four numbers (x, y, w, h), not {box!r}") from None
     if array.shape != (4,):
         raise BoxError(f"a box is four numbers (x, y, w, h), not of shape {array.shape}")
-    if not isinstance(array, jax.core.Tracer):
+    if not _traced(array):
         numbers = np.asarray(array)
         if not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
             raise BoxError(f"box {numbers.tolist()}: it must be finite, with w and h above 0")
     return array
+
+
+_PREPARED: dict[int, tuple[Any, dict[Any, Model]]] = {}
+"""Models that are alive, by their ids: a weak reference, and what was made of each."""
+
+
+def prepared(model: Model, params: FitParams, *, everywhere: bool = False) -> Model:
+    """A model with all that the settings' windows allow computed in advance; each model once.
+
+    Args:
+        model: the model; as it is if it is being transformed, since derivatives with respect to
+            its arrays pass through that computation.
+        params: the settings that it will be used with.
+        everywhere: have a copy on each of JAX's devices.
+    """
+    if _traced(model):
+        return model
+    at = id(model)
+    if at not in _PREPARED:
+        _PREPARED[at] = weakref.ref(model, lambda _: _PREPARED.pop(at, None)), {}
+    _, known = _PREPARED[at]
+    key = params.windows, everywhere
+    if key not in known:
+        with jax.ensure_compile_time_eval():
+            ready = model.prepare(params)
+            ready = replicate(ready) if everywhere else ready
+        ours, theirs = jax.tree.leaves(ready), jax.tree.leaves(model)
+        same = len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
+        # A model must not keep itself alive.
+        known[key] = jax.tree.map(lambda leaf: leaf, model) if same else ready
+    return known[key]
+
+
+def replicate(tree: Any) -> Any:
+    """A model (or any tree of arrays) with a copy on each of JAX's devices; nothing moves twice."""
+    arrays, rest = eqx.partition(tree, eqx.is_array_like)
+    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh(), PartitionSpec())), rest)
+
+
+def mesh() -> Any:
+    """All of JAX's devices in a row."""
+    return jax.make_mesh((jax.local_device_count(),), ("faces",), devices=jax.local_devices())
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

@@ -60,7 +60,7 @@ def fit_points(
     weights = present.astype(dtype)
     start = _start(pdm, points, present, jnp.asarray(rotation, dtype))
     # Rows that are not present may hold anything, NaN included, and NaN times 0 is NaN.
-    points = jnp.where(present[:, None], points, 0.0)
+    points = jnp.where(present[:, None], points, 0.0).astype(dtype)
     products = mode_products(pdm, weights)
 
     def step(state: _State) -> _State:
@@ -72,7 +72,7 @@ def fit_points(
         shape = state.shape + DAMPING * delta[6:]
         distance = _distance(points, present, project(pdm, pose, state.shape))
         idle = ~(distance <= (1 - SMALLEST_GAIN) * state.distance)
-        return _State(pose, shape, distance, state.idle + idle)
+        return _State(pose, shape, distance, state.idle + idle.astype(jnp.int32))
 
     def iteration(state: _State, _: None) -> tuple[_State, None]:
         return lax.cond(state.idle < IDLE_STEPS, step, lambda state: state, state), None
@@ -88,7 +88,7 @@ def fit_points(
 
 
 class _State(NamedTuple):
-    """What is carried from step to step."""
+    """The carry from step to step."""
 
     pose: Pose
     shape: Float[Array, " m"]

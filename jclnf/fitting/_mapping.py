@@ -7,6 +7,11 @@ import jax
 from jax import lax
 
 
+def one_by_one() -> bool:
+    """Whether faces run one after the other on the default device."""
+    return jax.default_backend() == "cpu"
+
+
 def map_faces(function: Callable[[Any], Any], batch: Any, *, side_by_side: bool = False) -> Any:
     """`jax.vmap(function)(batch)` in the form that is fastest on the default device.
 
@@ -15,6 +20,6 @@ def map_faces(function: Callable[[Any], Any], batch: Any, *, side_by_side: bool 
     So does a CPU if `side_by_side`, for gradients of convolutions: in a loop they take ten times
     as long.
     """
-    if not side_by_side and jax.default_backend() == "cpu":
+    if one_by_one() and not side_by_side:
         return lax.map(function, batch)
     return jax.vmap(function)(batch)

@@ -25,7 +25,7 @@ def kernel(
         does not underflow; the true one is `exp(-c / (2 width^2))` times as large.
     """
     pixels = jnp.arange(size, dtype=positions.dtype)
-    squared = (pixels - positions[:, None]) ** 2
+    squared = (pixels[None] - positions[:, None]) ** 2
     nearest = squared.min(axis=1)
     scaled = jnp.exp(-(squared - lax.stop_gradient(nearest)[:, None]) / (2 * width**2))
     return scaled, lax.stop_gradient(nearest)

@@ -1,44 +1,42 @@
 """A model: shape model, patch experts, and the settings that they were trained for."""
 
 import dataclasses
-import math
+from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from jclnf.errors import ModelFileError
+from jclnf.errors import ModelFileError, check_fields
 from jclnf.experts import PatchExperts
-from jclnf.fitting._confidence import Confidence
+from jclnf.fitting._confidence import AbstractConfidence
 from jclnf.fitting._start import LearnedStart
 from jclnf.fitting._uncertainty import Uncertainty
-from jclnf.fitting._validator import Validator
 from jclnf.geometry import PDM
-from jclnf.params import FitParams
+from jclnf.params import FitParams, as_dtype
 
 
-class EarlyTermination(eqx.Module):
-    """When a fit at the first scale is good enough, by the view that it used.
+class StartRule(eqx.Module):
+    """Which of several start rotations is kept, without fitting all of them to the end."""
 
-    A start is accepted if `likelihood * weight + bias > cutoff`. That score also ranks the starts
-    where none is: the weights make the likelihoods of views comparable.
-    """
+    @abstractmethod
+    def best(
+        self,
+        model: "Model",
+        image: Any,
+        box: Float[Array, "4"],
+        rotations: Float[Array, "r 3"],
+        params: FitParams,
+    ) -> Any:
+        """The `FitResult` of the start that is kept, postprocessed; neither compiled nor checked.
 
-    weight: Float[Array, " v"]
-    bias: Float[Array, " v"]
-    cutoff: Float[Array, " v"]
-
-    def score(
-        self, likelihood: Float[Array, "*r"], view: Int[Array, "*r"]
-    ) -> tuple[Float[Array, "*r"], Bool[Array, "*r"]]:
-        """The score of fits at the first scale, and whether it makes them accepted.
-
-        A likelihood that is not a number scores minus infinity.
+        A pure function, as `jclnf.fit` is.
         """
-        score = likelihood * self.weight[view] + self.bias[view]
-        score = jnp.where(jnp.isnan(score), -math.inf, score)
-        return score, score > self.cutoff[view]
+
+    @abstractmethod
+    def misfit(self, experts: PatchExperts) -> str | None:
+        """A reason why it is no rule for these experts, if there is one."""
 
 
 class Model(eqx.Module):
@@ -52,66 +50,66 @@ class Model(eqx.Module):
     parts: tuple["Part", ...] = ()
     """Models of parts of the face, in the order in which their landmarks replace the face's; used
     by fits with `FitParams.parts`."""
-    validator: Validator | None = None
-    """What a fit has its confidence from: OpenFace's way."""
     start: LearnedStart | None = None
-    """Where a fit starts that is told no head rotation; without, at the frontal mean shape."""
+    """Where a fit starts that is given no start; without, at the frontal mean shape."""
     readout: PDM | None = None
-    """What landmarks are read off by at the end of a fit, see `fitting/_readout.py`; without,
-    `pdm`."""
+    """What landmarks are read off by at the end of a fit; without, `pdm`."""
     uncertainty: Uncertainty | None = None
     """What the covariances of its landmarks are calibrated by; without, they are only roughly of
     the right size."""
-    confidence: Confidence | None = None
-    """What a fit has its confidence from, as a probability, if there is no validator."""
-    early_termination: EarlyTermination | None = None
+    confidence: AbstractConfidence | None = None
+    """How far its fits are to be trusted; without, they have no confidence."""
+    early_termination: StartRule | None = None
     """When one of several start rotations is so good that the others are not needed."""
 
     def __check_init__(self) -> None:
-        landmarks = self.experts.visible.shape[-1]
-        if landmarks != self.pdm.n_landmarks:
-            raise ModelFileError(
-                self.name or "model",
-                f"the shape model has {self.pdm.n_landmarks} landmarks, the experts {landmarks}",
-            )
-        if self.start is not None and self.start.n_modes != self.pdm.n_modes:
-            problem = f"the learned start has {self.start.n_modes} modes, not {self.pdm.n_modes}"
-            raise ModelFileError(self.name or "model", problem)
-        if self.confidence is not None:
-            sizes = (self.confidence.n_landmarks, self.confidence.n_modes)
-            if sizes != (landmarks, self.pdm.n_modes):
-                problem = f"the confidence is for {sizes[0]} landmarks and {sizes[1]} modes"
-                expected = f"not {landmarks} and {self.pdm.n_modes}"
-                raise ModelFileError(self.name or "model", f"{problem}, {expected}")
-        if self.early_termination is not None:
-            views = self.experts.centres.shape[1]
-            numbers = jax.tree.leaves(self.early_termination)
-            if any(array.shape != (views,) for array in numbers):
-                problem = f"the rule for early termination is not one for the {views} views"
-                raise ModelFileError(self.name or "model", problem)
-        if self.readout is not None and self.readout.components.shape != self.pdm.components.shape:
-            problem = f"its readout is {self.readout.components.shape}, its shape model is "
-            problem += f"{self.pdm.components.shape}"
-            raise ModelFileError(self.name or "model", problem)
+        where = self.name or "model"
+        check_fields(self, where)
+        landmarks, modes = self.pdm.n_landmarks, self.pdm.n_modes
+        found = self.experts.visible.shape[-1]
+        problem = None
+        if found != landmarks:
+            problem = f"the shape model has {landmarks} landmarks, the experts {found}"
+        elif len(self.defaults.windows) != len(self.scalings):
+            windows = self.defaults.windows
+            problem = f"defaults has the windows {windows} for {len(self.scalings)} scales"
+        elif self.start is not None and self.start.n_modes != modes:
+            problem = f"the learned start has {self.start.n_modes} modes, not {modes}"
+        elif self.readout is not None and self.readout.components.shape != (landmarks, 3, modes):
+            shapes = self.readout.components.shape, self.pdm.components.shape
+            problem = f"its readout is {shapes[0]}, its shape model is {shapes[1]}"
+        elif self.confidence is not None:
+            problem = self.confidence.misfit(self.pdm)
+        if problem is None and self.early_termination is not None:
+            problem = self.early_termination.misfit(self.experts)
+        if problem is not None:
+            raise ModelFileError(where, problem)
         names = [part.name for part in self.parts]
         for part in self.parts:
             if names.count(part.name) > 1:
-                raise ModelFileError(self.name or "model", f"has two parts named {part.name!r}")
+                raise ModelFileError(where, f"has two parts named {part.name!r}")
             if max(part.main_index) >= landmarks:
                 problem = f"the part {part.name!r} takes landmark {max(part.main_index)}"
-                raise ModelFileError(self.name or "model", f"{problem}, of {landmarks}")
+                raise ModelFileError(where, f"{problem}, of {landmarks}")
 
     @property
     def scalings(self) -> tuple[float, ...]:
         """Reference pixels per millimetre of each scale, coarse to fine."""
         return self.experts.scalings
 
+    def astype(self, dtype: DTypeLike) -> "Model":
+        """This model in another precision, as `model.astype(jnp.float64)`: a fit computes in that
+        of its model. Double precision needs JAX's option `jax_enable_x64`."""
+        changed: Model = as_dtype(self, dtype)
+        return changed
+
     def prepare(self, params: FitParams | None = None) -> "Model":
         """This model with everything precomputed that the windows of `params` allow.
 
-        Parts are prepared for their own settings. A fit gives the same result with or without;
-        prepare once where you fit often. To take derivatives by the experts' parameters,
-        differentiate a function that prepares inside, or fit with the model as it was loaded.
+        Parts are prepared for their own settings. A fit gives the same result with or without, and
+        `jclnf.fit` and the others prepare each model by themselves. To take derivatives with
+        respect to the experts' parameters, differentiate a function that prepares inside, or fit
+        with the model as it was loaded.
         """
         windows = (self.defaults if params is None else params).windows
         parts = tuple(dataclasses.replace(p, model=p.model.prepare()) for p in self.parts)
@@ -129,11 +127,12 @@ class Part(eqx.Module):
     part_index: tuple[int, ...] = eqx.field(static=True)
 
     def __check_init__(self) -> None:
+        check_fields(self, "part")
         problem = None
         if len(self.main_index) != len(self.part_index):
             problem = f"{len(self.main_index)} landmarks of the face, {len(self.part_index)} of it"
         for index in (self.main_index, self.part_index):
-            if len(set(index)) < max(len(index), 2) or min(index) < 0:
+            if len(set(index)) < max(len(index), 2) or min(index, default=0) < 0:
                 problem = f"its landmarks must be two or more, all different, not {index}"
         if problem is None and max(self.part_index) >= self.model.pdm.n_landmarks:
             problem = f"landmark {max(self.part_index)} of {self.model.pdm.n_landmarks}"

@@ -34,7 +34,7 @@ def fit_parts(
 ) -> FitResult:
     """Refine a fitted face by the part models of its model.
 
-    Each part starts from the pose and shape of its own model (`fitting/_from_points.py`) that come
+    Each part starts from the pose and shape of its own model (`fit_points`) that come
     closest to the face's landmarks, and is fitted from there with its own settings
     (`part.model.defaults`) if the face is large enough (`LARGEST_UPSAMPLING`). If any part was
     fitted, all parts' landmarks replace the face's, in the order of the parts, and the face's pose
@@ -42,7 +42,7 @@ def fit_parts(
     they were.
 
     A pure function that is neither compiled nor checks its inputs. Parts of the same kind, such as
-    the two eyes, are compiled once (see `fitting/_mapping.py` for how they run). Where no part is
+    the two eyes, are compiled once. Where no part is
     fitted, that work is skipped, but not under `vmap`.
 
     Args:

@@ -1,21 +1,20 @@
-"""What a fit gives back."""
+"""Results of fits."""
 
 import enum
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.geometry import Pose
 
-SUCCESS_CONFIDENCE = 0.725
-"""A fit of at most this confidence by a validator has failed (OpenFace's limit)."""
-
 
 class FitStatus(enum.IntEnum):
-    """How a fit ended; `message` says it in a sentence."""
+    """How a fit ended; `FitResult.message` says what that means and what to do."""
 
     CONVERGED = 0
     ITERATION_LIMIT = 1
@@ -25,22 +24,17 @@ class FitStatus(enum.IntEnum):
     NOTHING_SEEN = 5
 
     @property
-    def message(self) -> str:
-        """The status in a sentence."""
-        return _MESSAGES[self]
-
-    @property
     def ok(self) -> bool:
         """Whether the landmarks are a fit to be used."""
         return self in (FitStatus.CONVERGED, FitStatus.ITERATION_LIMIT)
 
 
 _MESSAGES = {
-    FitStatus.CONVERGED: "The fit converged.",
-    FitStatus.ITERATION_LIMIT: "The fit used all its iterations; it was still moving a little.",
+    FitStatus.CONVERGED: "The face was fitted: the fit converged.",
+    FitStatus.ITERATION_LIMIT: "The face was fitted, in all iterations that its settings provide.",
     FitStatus.FACE_TOO_SMALL: (
         "The face became too small to fit: it has too few pixels per millimetre for the model's "
-        "coarsest scale; use a larger picture of it, or a better start."
+        "coarsest scale; use a larger image of it, or a better start."
     ),
     FitStatus.DIVERGED: (
         "The fit left its start: the face moved away by more than its own size, or grew or "
@@ -86,7 +80,7 @@ class Trace(eqx.Module):
 
 
 class PartResult(eqx.Module):
-    """A part of a fitted face, see `fitting/_parts.py`; fields are as in `FitResult`."""
+    """A part of a fitted face; fields are as in `FitResult`."""
 
     landmarks: Float[Array, "n 2"]
     landmarks3d: Float[Array, "n 3"]
@@ -121,17 +115,16 @@ class FitResult(eqx.Module):
     """The parts of the face by their names, if the fit's settings ask for them."""
     confidence: Float[Array, ""] | None = None
     """How far the face is to be trusted, 0 to 1, 0 if the fit failed: the probability that it is
-    right (see `fitting/_confidence.py`), or what the model's validator says if it has one (see
-    `fitting/_validator.py`); None if the model has neither."""
+    right, or what OpenFace's validator says where the model has that; None without either."""
     threshold: Float[Array, ""] | None = None
     """The confidence over which a fit is a success."""
     landmark_confidence: Float[Array, " n"] | None = None
-    """The probability that each landmark is off by less than a tenth of the eye distance (see
-    `fitting/_confidence.py`), 0 if the fit failed; None if the model cannot tell."""
+    """The probability that each landmark is off by less than a tenth of the eye distance, 0 if the
+    fit failed; None if the model cannot tell."""
 
     covariance: Float[Array, "n 2 2"] | None = None
     """Covariance of each landmark's position (x, y), square pixels: how far it may be off, as a
-    Gaussian (see `fitting/_uncertainty.py`). Not of parts. None unless `FitParams.uncertainty` asks
+    Gaussian. Not of parts. None unless `FitParams.uncertainty` asks
     for it."""
 
     @property
@@ -141,12 +134,27 @@ class FitResult(eqx.Module):
 
     @property
     def success(self) -> Bool[ArrayLike, "*b"]:
-        """Whether the fit is ok and, if there is a confidence, it is above the `threshold` (if that
-        is not given, `SUCCESS_CONFIDENCE`)."""
-        if self.confidence is None:
+        """Whether the fit is ok and, if there is a confidence, it is above the `threshold`."""
+        if self.confidence is None or self.threshold is None:
             return self.ok
-        limit = SUCCESS_CONFIDENCE if self.threshold is None else self.threshold
-        return self.ok & (self.confidence > limit)
+        return self.ok & (self.confidence > self.threshold)
+
+    @property
+    def message(self) -> str | tuple[str, ...]:
+        """How the fit ended and, if it failed, what to do; of a batch, one message for each face.
+
+        For people to read: in a program look at `success` and `status`. Not under `jax.jit`.
+        """
+        if np.ndim(self.status) > 0:
+            faces = [jax.tree.map(lambda a, i=i: a[i], self) for i in range(len(self.status))]
+            return tuple(face.message for face in faces)
+        if self.confidence is None or self.success or not self.ok:
+            return _MESSAGES[FitStatus(int(self.status))]
+        return (
+            f"The fit is not to be trusted (confidence {float(self.confidence):.2f}): this is no "
+            "face, or the fit went wrong; check that the box is tight around a face, from the "
+            "eyebrows to the chin, or give other start rotations."
+        )
 
     def shifted(self, offset: ArrayLike) -> "FitResult":
         """The same face in an image whose origin lies at `-offset` (x, y): undoes a crop."""
@@ -156,4 +164,10 @@ class FitResult(eqx.Module):
             faces = [result, *result.parts.values()]
             return [points for face in faces for points in (face.landmarks, face.pose.translation)]
 
-        return eqx.tree_at(image_points, self, [points + offset for points in image_points(self)])
+        moved = [points + jnp.broadcast_to(offset, points.shape) for points in image_points(self)]
+        return eqx.tree_at(image_points, self, moved)
+
+
+def likelihood_of(fit: FitResult) -> Any:
+    """The likelihood of a fit; minus infinity if it is not a number."""
+    return jnp.where(jnp.isnan(fit.likelihood), -jnp.inf, fit.likelihood)

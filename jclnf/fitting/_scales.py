@@ -20,7 +20,17 @@ from jclnf.fitting import _rlms as rlms
 from jclnf.fitting import _uncertainty as uncertainty
 from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult, FitStatus, Trace
-from jclnf.geometry import PDM, Pose, align, apply, invert, project, sample_areas, shape3d, update
+from jclnf.geometry import (
+    PDM,
+    Pose,
+    apply_similarity,
+    invert_similarity,
+    project,
+    sample_areas,
+    shape3d,
+    similarity_between,
+    update,
+)
 from jclnf.params import EXACT, FitParams, as_dtype
 
 LARGEST_ZOOM = 3.0
@@ -36,10 +46,11 @@ def fit_from(
 ) -> FitResult:
     """Fit one face from a given pose and shape.
 
-    What `jclnf.fit` does between putting them into the box and `jclnf.fitting.finish`. A pure
-    function that is neither compiled nor checks its inputs.
+    The fit proper, without its start and without `postprocess`. A pure function that is neither
+    compiled nor checks its inputs.
     """
-    params, image = as_dtype(params, model.pdm.mean.dtype), jnp.asarray(image)
+    params, pose, shape = as_dtype((params, pose, shape), model.pdm.mean.dtype)
+    image = jnp.asarray(image)
     start = _State(
         pose=pose,
         shape=shape,
@@ -76,7 +87,7 @@ def fit_from(
 
 
 class _State(NamedTuple):
-    """What is carried from scale to scale."""
+    """The carry from scale to scale."""
 
     pose: Pose
     shape: Float[Array, " m"]
@@ -89,14 +100,14 @@ class _State(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What the covariance of landmarks is taken from: the last responses and their frame."""
+    """The last responses and their frame, for the covariance of landmarks."""
 
     responses: Float[Array, "n 2 2"]
     to_image: Float[Array, "2"]
 
 
 class _Maps(NamedTuple):
-    """What the two passes of a scale work on: the responses and the frame they stand in."""
+    """The responses that the two passes of a scale work on, and the frame they stand in."""
 
     responses: Float[Array, "n k k"]
     base: Float[Array, "n 2"]
@@ -108,7 +119,7 @@ class _Maps(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """What is carried from iteration to iteration."""
+    """The carry from iteration to iteration."""
 
     pose: Pose
     shape: Float[Array, " m"]
@@ -190,13 +201,13 @@ def _with_implicit_derivatives(
     # A kernel that is read from a table has no slope.
     params = params.replace(arithmetic=EXACT)
 
-    def balance(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
+    def residual(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
         shifts, _ = _shifts(maps, params, scale, project(pdm, pose, shape))
-        in_image = apply(maps.to_image, shifts)
+        in_image = apply_similarity(maps.to_image, shifts)
         weights = maps.weights
         return rlms.normal_equations(pdm, pose, shape, in_image, weights, products, strength)[1]
 
-    pose, shape = implicit.fixed_point(model.pdm, balance, after.pose, after.shape)
+    pose, shape = implicit.fixed_point(model.pdm, residual, after.pose, after.shape)
     _, offsets = _shifts(maps, params, scale, project(model.pdm, pose, shape))
     each = _likelihoods(maps, params, scale, offsets)
     likelihood = model_likelihood(each, maps.visible)
@@ -267,8 +278,8 @@ def response_maps(
 ) -> _Maps:
     """The response maps of one scale around the current shape, and the frame they stand in."""
     base = project(model.pdm, pose, shape)
-    to_reference = align(base, reference_shape(model, shape, scale))
-    to_image = invert(to_reference)
+    to_reference = similarity_between(base, reference_shape(model, shape, scale))
+    to_image = invert_similarity(to_reference)
     responses = model.experts.respond(
         image,
         base,
@@ -312,7 +323,7 @@ def _iterate(
 
     def iteration(carry: _Pass, _: None) -> tuple[_Pass, dict[str, Array]]:
         shifts, offsets = _shifts(maps, params, scale, carry.landmarks)
-        in_image = apply(maps.to_image, shifts)
+        in_image = apply_similarity(maps.to_image, shifts)
         if products is None:
             delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
             delta = jnp.concatenate([delta, jnp.zeros_like(carry.shape)])
@@ -349,7 +360,7 @@ def _shifts(
 ) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
     """Mean shifts of the landmarks, and their offsets in the maps, both in map pixels."""
     middle = (maps.responses.shape[-1] - 1) / 2
-    offsets = apply(maps.to_reference, landmarks - maps.base) + middle
+    offsets = apply_similarity(maps.to_reference, landmarks - maps.base) + middle
     shifts = meanshift.mean_shift(
         maps.responses,
         offsets,
@@ -370,7 +381,7 @@ def _likelihoods(
 def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Float[Array, ""]:
     """Mean of `log(L_i + 1e-8)` over the visible landmarks."""
     logs = jnp.where(visible, jnp.log(each + meanshift.LIKELIHOOD_FLOOR), 0.0)
-    return logs.sum() / jnp.maximum(visible.sum(), 1)
+    return logs.sum() / jnp.maximum(visible.sum(), 1).astype(logs.dtype)
 
 
 def _status(

@@ -1,4 +1,4 @@
-"""A learned start: the pose and shape of a face from a small picture of its box.
+"""A learned start: the pose and shape of a face from a small image of its box.
 
 One pass of a small network in place of fits from several head rotations. It says how the pose of
 the frontal mean shape in the box is to be changed, and the shape parameters.
@@ -13,9 +13,9 @@ from jclnf.errors import ModelFileError
 from jclnf.experts import Layer, Shapes, check_weights, normalised, plain_layer
 from jclnf.geometry import PDM, Pose, clamp, euler_to_matrix, pose_from_box, sample_square
 
-SIZE = 64
-"""Side in pixels of the picture that the network sees."""
-MARGIN = 1.4
+START_SIZE = 64
+"""Side in pixels of the image that the network sees."""
+START_MARGIN = 1.4
 """Side of the square that is seen, in mean sides of the box."""
 
 
@@ -27,13 +27,13 @@ def start_shapes(modes: int) -> Shapes:
         "conv3": (3, 32, 64),
         "conv4": (3, 64, 64),
         "conv5": (3, 64, 96),
-        "hidden": (1, 96 * (SIZE // 16) ** 2, 256),
+        "hidden": (1, 96 * (START_SIZE // 16) ** 2, 256),
         "out": (1, 256, 6 + modes),
     }
 
 
 def start_network(x: Float[Array, "b y x 1"], layer: Layer) -> Float[Array, "b out"]:
-    """What `decode` takes, of pictures of `SIZE`."""
+    """The code that `decode_start` takes, from images of `START_SIZE`."""
     relu = jax.nn.relu
     for name in ("conv1", "conv2", "conv3"):
         x = relu(layer(name, x, 2))
@@ -42,10 +42,10 @@ def start_network(x: Float[Array, "b y x 1"], layer: Layer) -> Float[Array, "b o
     return layer("out", x, 1)[:, 0, 0]
 
 
-def decode(
+def decode_start(
     pdm: PDM, box: Float[Array, "4"], code: Float[Array, " out"]
 ) -> tuple[Pose, Float[Array, " m"]]:
-    """Pose and shape of what the network says about a box.
+    """Pose and shape of a network's output for a box.
 
     Args:
         pdm: the shape model.
@@ -64,11 +64,11 @@ def decode(
     return pose, clamp(pdm, code[6:] * jnp.sqrt(pdm.eigenvalues))
 
 
-def picture(image: Real[Array, "h w"], box: Float[Array, "4"]) -> Float[Array, "size size"]:
-    """The picture of a box as the network sees it."""
-    step = MARGIN * box[2:].mean() / SIZE
+def start_image(image: Real[Array, "h w"], box: Float[Array, "4"]) -> Float[Array, "size size"]:
+    """The image of a box as the network sees it."""
+    step = START_MARGIN * box[2:].mean() / START_SIZE
     centre = box[:2] + box[2:] / 2
-    return normalised(sample_square(image, centre, jnp.stack([step, 0.0 * step]), SIZE))
+    return normalised(sample_square(image, centre, jnp.stack([step, 0.0 * step]), START_SIZE))
 
 
 class LearnedStart(eqx.Module):
@@ -97,5 +97,5 @@ class LearnedStart(eqx.Module):
             image: grey levels.
             box: (x, y, w, h) in pixels.
         """
-        x = picture(image, box)[None, :, :, None]
-        return decode(pdm, box, start_network(x, plain_layer(self.kernels))[0])
+        x = start_image(image, box)[None, :, :, None]
+        return decode_start(pdm, box, start_network(x, plain_layer(self.kernels))[0])

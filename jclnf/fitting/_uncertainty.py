@@ -17,7 +17,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jclnf.geometry import PDM, Pose, apply, jacobian, solve
+from jclnf.geometry import PDM, Pose, apply_similarity, jacobian, solve
 
 
 class Uncertainty(eqx.Module):
@@ -46,8 +46,8 @@ def response_covariance(responses: Float[Array, "n k k"]) -> Float[Array, "n 2 2
     present = mass > 0
     shares = responses / jnp.where(present, mass, 1.0)[:, None, None]
     along_x, along_y = shares.sum(1), shares.sum(2)
-    from_x = pixels - (along_x @ pixels)[:, None]
-    from_y = pixels - (along_y @ pixels)[:, None]
+    from_x = pixels[None] - (along_x @ pixels)[:, None]
+    from_y = pixels[None] - (along_y @ pixels)[:, None]
     xx = jnp.sum(along_x * from_x**2, axis=1)
     yy = jnp.sum(along_y * from_y**2, axis=1)
     xy = jnp.einsum("nyx,ny,nx->n", shares, from_y, from_x)
@@ -73,8 +73,8 @@ def landmark_covariance(
         by: the calibration.
     """
     unit = jnp.eye(2, dtype=responses.dtype)
-    measured = by.spread * responses + by.floor * unit
-    columns = apply(to_image, unit).T
+    measured = by.spread * responses + by.floor * unit[None]
+    columns = apply_similarity(to_image, unit).T
     in_image = jnp.einsum("ab,nbc,dc->nad", columns, measured, columns)
     information = jnp.where(visible[:, None, None], _inverse_2x2(in_image), 0.0)
     slopes = jacobian(pdm, pose, shape)
@@ -84,7 +84,7 @@ def landmark_covariance(
     spread = solve(curvature, flat.T).T.reshape(slopes.shape)
     explained = jnp.einsum("nai,nbi->nab", spread, slopes)
     explained = (explained + jnp.swapaxes(explained, 1, 2)) / 2
-    return by.inflation * explained + by.residual * pose.scale**2 * unit
+    return by.inflation * explained + by.residual * pose.scale**2 * unit[None]
 
 
 def _inverse_2x2(matrices: Float[Array, "n 2 2"]) -> Float[Array, "n 2 2"]:

@@ -1,6 +1,6 @@
-"""Rotations, the shape model, similarity warps and small linear systems."""
+"""Rotations, the shape model, similarities, sampling of images and small linear systems."""
 
-from jclnf.geometry._linalg import solve
+from jclnf.geometry._linalg import inverse, inverses, solve
 from jclnf.geometry._pdm import (
     MODE_LIMIT,
     PDM,
@@ -15,19 +15,27 @@ from jclnf.geometry._pdm import (
     update,
 )
 from jclnf.geometry._rotation import atan2, euler_to_matrix, matrix_to_euler, retract, small_turn
-from jclnf.geometry._warp import align, apply, invert, sample_areas, sample_square
+from jclnf.geometry._similarity import (
+    apply_similarity,
+    invert_similarity,
+    similarity_between,
+    similarity_matrix,
+    tight_box,
+)
+from jclnf.geometry._warp import sample_areas, sample_square
 
 __all__ = [
     "MODE_LIMIT",
     "PDM",
     "Pose",
-    "align",
-    "apply",
+    "apply_similarity",
     "atan2",
     "clamp",
     "displaced",
     "euler_to_matrix",
-    "invert",
+    "inverse",
+    "inverses",
+    "invert_similarity",
     "jacobian",
     "matrix_to_euler",
     "pose_from_box",
@@ -37,7 +45,10 @@ __all__ = [
     "sample_areas",
     "sample_square",
     "shape3d",
+    "similarity_between",
+    "similarity_matrix",
     "small_turn",
     "solve",
+    "tight_box",
     "update",
 ]

@@ -7,9 +7,10 @@ regularized landmark mean-shift" (IJCV 2011), section 2.1.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jclnf.errors import ModelFileError
+from jclnf.errors import ModelFileError, check_fields, is_concrete
 from jclnf.geometry._rotation import euler_to_matrix, matrix_to_euler, retract
 
 MODE_LIMIT = 3.0
@@ -27,13 +28,9 @@ class PDM(eqx.Module):
     """Variance of each parameter over the training faces."""
 
     def __check_init__(self) -> None:
-        n, m = jnp.shape(self.mean)[0], jnp.shape(self.eigenvalues)[0]
-        if jnp.shape(self.mean) != (n, 3) or jnp.shape(self.components) != (n, 3, m):
-            raise ModelFileError(
-                "shape model",
-                f"mean {jnp.shape(self.mean)}, components {jnp.shape(self.components)} and "
-                f"eigenvalues {jnp.shape(self.eigenvalues)} are not (n, 3), (n, 3, m) and (m,)",
-            )
+        check_fields(self, "shape model")
+        if is_concrete(self.eigenvalues) and not (np.asarray(self.eigenvalues) > 0).all():
+            raise ModelFileError("shape model", "eigenvalues holds variances that are not positive")
 
     @property
     def n_landmarks(self) -> int:
@@ -62,7 +59,7 @@ class Pose(eqx.Module):
 
     @property
     def rotation(self) -> Float[Array, "3"]:
-        """Euler angles (pitch, yaw, roll) in radians, see `geometry/_rotation.py`."""
+        """Euler angles (pitch, yaw, roll) of `Rx Ry Rz`, radians."""
         return matrix_to_euler(jnp.asarray(self.matrix))
 
     @staticmethod
@@ -80,26 +77,26 @@ def shape3d(pdm: PDM, shape: Float[Array, " m"]) -> Float[Array, "n 3"]:
 
 def project(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2"]:
     """Image positions of the landmarks, `s R[:2] X + t`, in pixels."""
-    return pose.scale * (shape3d(pdm, shape) @ pose.matrix[:2].T) + pose.translation
+    return pose.scale * (shape3d(pdm, shape) @ pose.matrix[:2].T) + pose.translation[None]
 
 
 def rigid_jacobian(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2 6"]:
-    """Derivative of the projection by scale, a small turn of the head, and translation.
+    """Jacobian of the projection with respect to scale, a small turn of the head, translation.
 
     The turn `w` (radians) acts on the right, `R exp([w]x)`, so that its columns are
     `s R[:2] (e_k x X)`; they are linear in the shape and do not involve Euler angles.
     """
     points = shape3d(pdm, shape)
     axes = pose.matrix[:2]
-    turned = jnp.cross(jnp.eye(3, dtype=points.dtype), points[:, None, :])
+    turned = jnp.cross(jnp.eye(3, dtype=points.dtype)[None], points[:, None])
     translation = jnp.broadcast_to(jnp.eye(2, dtype=points.dtype), (*points.shape[:1], 2, 2))
-    by_scale = (points @ axes.T)[..., None]
-    by_turn = pose.scale * jnp.einsum("ac,nkc->nak", axes, turned)
-    return jnp.concatenate([by_scale, by_turn, translation], axis=-1)
+    of_scale = (points @ axes.T)[..., None]
+    of_turn = pose.scale * jnp.einsum("ac,nkc->nak", axes, turned)
+    return jnp.concatenate([of_scale, of_turn, translation], axis=-1)
 
 
 def jacobian(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2 6+m"]:
-    """Derivative of the projection by the 6 pose parameters and the `m` shape parameters."""
+    """Jacobian of the projection with respect to the 6 pose and the `m` shape parameters."""
     modes = pose.scale * jnp.einsum("ac,ncm->nam", pose.matrix[:2], pdm.components)
     return jnp.concatenate([rigid_jacobian(pdm, pose, shape), modes], axis=-1)
 

@@ -1,8 +1,7 @@
-"""Image geometry of a fit: aligning the shape with the reference frame, and sampling patches.
+"""Sampling of images: areas around landmarks, and squares around faces, turned and scaled.
 
 Conventions: points are (x, y) with pixel centres at integers, images are indexed `[y, x]`, what
-lies outside an image is 0. A similarity without translation is stored as the pair `(a, b)` of the
-2x2 matrix `[[a, -b], [b, a]]`, the complex number `a + i b`.
+lies outside an image is 0. Similarities `(a, b)` are those of `similarity_between`.
 """
 
 from typing import Any
@@ -22,38 +21,6 @@ FIXED_POINT_WEIGHT = 32
 _FARTHEST = 2.0**20
 
 _SMALLEST_LEVEL = 8  # pixels: a face is not sampled from less
-
-
-def align(source: Float[Array, "n 2"], target: Float[Array, "n 2"]) -> Float[Array, "2"]:
-    """The similarity `(a, b)` that turns and scales the centred `source` onto the centred `target`.
-
-    The angle is that of the least-squares rotation (Kabsch), the scale the ratio of the root mean
-    square distances from the centroid. Written in complex numbers the angle is that of
-    `sum conj(source) target`. A shape without extent gives the angle 0 and the scale 0.
-    """
-    source = source - source.mean(0)
-    target = target - target.mean(0)
-    cosine = jnp.sum(source * target)
-    sine = jnp.sum(source[:, 0] * target[:, 1] - source[:, 1] * target[:, 0])
-    squared = jnp.stack([cosine**2 + sine**2, jnp.sum(source**2), jnp.sum(target**2)])
-    regular = jnp.all(squared > 0)
-    correlation, source_size, target_size = jnp.sqrt(jnp.where(regular, squared, 1.0))
-    scale = target_size / source_size
-    rotation = jnp.where(regular, jnp.stack([cosine, sine]) / correlation, jnp.array([1.0, 0.0]))
-    return jnp.where(regular, scale, 0.0) * rotation
-
-
-def invert(similarity: Float[Array, "2"]) -> Float[Array, "2"]:
-    """The inverse `(a, -b) / (a^2 + b^2)` of a similarity; infinite for a zero one."""
-    a, b = similarity
-    return jnp.stack([a, -b]) / (a**2 + b**2)
-
-
-def apply(similarity: Float[Array, "2"], points: Float[Array, "*p 2"]) -> Float[Array, "*p 2"]:
-    """Turn and scale points (or vectors) by a similarity."""
-    a, b = similarity
-    x, y = points[..., 0], points[..., 1]
-    return jnp.stack([a * x - b * y, b * x + a * y], axis=-1)
 
 
 def sample_areas(
@@ -83,12 +50,13 @@ def sample_areas(
     x0 = centres[:, 0] - (a - b) * half
     y0 = centres[:, 1] - (a + b) * half
     steps = jnp.arange(size, dtype=centres.dtype)
+    u, v = steps[None, None], steps[None, :, None]
     if fixed_point:
         x, fx = _fixed_point_positions(x0, steps, a, -b)
         y, fy = _fixed_point_positions(y0, steps, b, a)
     else:
-        x, fx = _split(x0[:, None, None] + a * steps - b * steps[:, None])
-        y, fy = _split(y0[:, None, None] + b * steps + a * steps[:, None])
+        x, fx = _split(x0[:, None, None] + a * u - b * v)
+        y, fy = _split(y0[:, None, None] + b * u + a * v)
     return _bilinear(jnp.asarray(image, centres.dtype), x, y, fx, fy)
 
 
@@ -112,11 +80,12 @@ def sample_square(
         size: side of the square in its own pixels.
     """
     image = jnp.asarray(image, centre.dtype)
-    packed, first, heights, widths = _pyramid(image)
+    packed, first, heights, widths = _reductions(image)
     a, b = to_image
     steps = jnp.arange(size, dtype=centre.dtype) - (size - 1) / 2
-    x = centre[0] + a * steps - b * steps[:, None]
-    y = centre[1] + b * steps + a * steps[:, None]
+    u, v = steps[None], steps[:, None]
+    x = centre[0] + a * u - b * v
+    y = centre[1] + b * u + a * v
     squared = a**2 + b**2
     level = 0.5 * jnp.log2(jnp.where(squared > 1, squared, 1.0))
     level = jnp.minimum(level, len(first) - 1.0)
@@ -127,27 +96,35 @@ def sample_square(
         at_x, fx = _split((x - (pixel - 1) / 2) / pixel)
         at_y, fy = _split((y - (pixel - 1) / 2) / pixel)
         extent = heights[level], widths[level]
-        return _bilinear(packed, at_x, at_y, fx, fy, first[level], extent)
+        reduced = _bilinear(packed, at_x, at_y, fx, fy, first[level], extent)
+        return jnp.where(level == 0, _bilinear(image, at_x, at_y, fx, fy), reduced)
 
     high = jnp.minimum(low + 1, len(first) - 1)
     lower = read(low)
-    return lower + (level - low) * (read(high) - lower)
+    return lower + (level - low.astype(level.dtype)) * (read(high) - lower)
 
 
-def _pyramid(
+def _reductions(
     image: Float[Array, "h w"],
-) -> tuple[Float[Array, "rows w"], Int[Array, " l"], Int[Array, " l"], Int[Array, " l"]]:
-    """An image and its reductions one below the other; their first rows, heights and widths."""
+) -> tuple[Float[Array, "rows columns"], Int[Array, " l"], Int[Array, " l"], Int[Array, " l"]]:
+    """The reductions of an image, each half as large as the one before, one below the other; and of
+    each level, the image itself being the first, first row, height and width.
+
+    The image is not packed with them: of a large one that copy would be most of the work.
+    """
     levels = [image]
     while min(levels[-1].shape) >= 2 * _SMALLEST_LEVEL:
         above = levels[-1]
         above = jnp.pad(above, [(0, side % 2) for side in above.shape])
-        height, width = above.shape
-        levels.append(above.reshape(height // 2, 2, width // 2, 2).mean((1, 3)))
+        quarters = [above[y::2, x::2] for y in (0, 1) for x in (0, 1)]
+        levels.append(sum(quarters[1:], quarters[0]) / 4)
     heights, widths = zip(*(level.shape for level in levels), strict=True)
-    first = np.cumsum([0, *heights[:-1]])
-    padded = [jnp.pad(level, ((0, 0), (0, widths[0] - level.shape[1]))) for level in levels]
-    return jnp.concatenate(padded), jnp.asarray(first), jnp.asarray(heights), jnp.asarray(widths)
+    reduced = levels[1:] or [image[:1, :1]]
+    first = np.cumsum([0, 0, *heights[1:-1]])[: len(levels)]
+    columns = reduced[0].shape[1]
+    padded = [jnp.pad(level, ((0, 0), (0, columns - level.shape[1]))) for level in reduced]
+    rows = [jnp.asarray(numbers, jnp.int32) for numbers in (first, heights, widths)]
+    return jnp.concatenate(padded), rows[0], rows[1], rows[2]
 
 
 def _split(
@@ -168,10 +145,11 @@ def _fixed_point_positions(
     # OpenCV adds in double precision. Taking the whole pixels of the origin out beforehand
     # leaves sums so small that single precision rounds them alike.
     whole = jnp.floor(jnp.clip(origin, -_FARTHEST, _FARTHEST))
-    rows = jnp.rint(FIXED_POINT_POSITION * (per_v * steps + (origin - whole)[:, None]))
+    rows = jnp.rint(FIXED_POINT_POSITION * (per_v * steps[None] + (origin - whole)[:, None]))
     columns = jnp.rint(FIXED_POINT_POSITION * (per_u * steps))
     rounding = FIXED_POINT_POSITION // FIXED_POINT_WEIGHT
-    total = rows[:, :, None].astype(jnp.int32) + columns.astype(jnp.int32) + rounding // 2
+    total = rows[:, :, None].astype(jnp.int32) + columns[None, None].astype(jnp.int32)
+    total = total + rounding // 2
     units = total // rounding
     pixels = whole[:, None, None].astype(jnp.int32) + units // FIXED_POINT_WEIGHT
     fractions = (units % FIXED_POINT_WEIGHT).astype(origin.dtype) / FIXED_POINT_WEIGHT

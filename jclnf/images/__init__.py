@@ -1,19 +1,20 @@
-"""Photographs: reading them, checking grey images, cutting crops around faces."""
+"""Images: reading files, checking grey arrays, cutting crops around faces."""
 
+from jclnf.images._check import check_grey
 from jclnf.images._crop import BUCKETS, Crop, check_box, crop, cut, region
-from jclnf.images._read import IMAGE_SUFFIXES, Photo, check_grey, file_bytes, read_image, read_photo
+from jclnf.images._read import IMAGE_SUFFIXES, ImageFile, file_bytes, read_image, read_image_file
 
 __all__ = [
     "BUCKETS",
     "IMAGE_SUFFIXES",
     "Crop",
-    "Photo",
+    "ImageFile",
     "check_box",
     "check_grey",
     "crop",
     "cut",
     "file_bytes",
     "read_image",
-    "read_photo",
+    "read_image_file",
     "region",
 ]

@@ -1,9 +1,9 @@
 """Cutting a square of one of a few sizes around a face, so that a fit is compiled only a few times.
 
-A compiled fit is tied to the shape of its image. Photographs come in any size, so the host cuts a
-region around the face and puts it into the smallest of a few square buckets: all photographs of a
-folder then share a handful of compilations, and a face in a 50-megapixel picture does not carry
-that picture to the device.
+A compiled fit is tied to the shape of its image. Images come in any size, so the host cuts a region
+around the face and puts it into the smallest of a few square buckets: all images of a folder then
+share a handful of compilations, and a face in one of 50 megapixels does not carry that to the
+device.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from jclnf.errors import BoxError
-from jclnf.images._read import check_grey
+from jclnf.images._check import check_grey
 
 BUCKETS = (128, 256, 512, 1024, 2048, 4096, 8192)
 """Sides of the square crops, in pixels. Doubling keeps the number of compilations small; the price

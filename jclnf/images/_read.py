@@ -1,8 +1,4 @@
-"""Photographs from files, and the check that an array is a grey image that can be fitted.
-
-Files are decoded by OpenCV, turned as their EXIF orientation says, and brought to 8 bits. Nothing
-here guesses about arrays: an array that is not a grey image in 0-255 is refused with the remedy.
-"""
+"""Images from files: decoded by OpenCV, turned as EXIF says, and brought to 8 bits."""
 
 import os
 import re
@@ -19,7 +15,7 @@ from jclnf.errors import ImageError
 
 MAX_PIXELS = 2**28
 """Most pixels an image file may declare: 16384 x 16384. Larger ones are refused from their header,
-before anything is allocated, so that a few bytes claiming a huge picture cannot exhaust memory."""
+before anything is allocated, so that a few bytes claiming a huge image cannot exhaust memory."""
 
 MAX_BYTES = 2**30
 """Largest image file that is read, in bytes."""
@@ -33,16 +29,13 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Endings, in lower case, by which images are recognised in a folder."""
 
-# Resampling and filtering overshoot the 0-255 of the picture they started from.
-_FLOAT_LOW, _FLOAT_HIGH = -64.0, 320.0
-
 
 @dataclass(frozen=True)
-class Photo:
-    """A photograph read once, for fitting (`grey`) and for drawing (`colour`).
+class ImageFile:
+    """An image read once, for fitting (`grey`) and for drawing (`colour`).
 
     Attributes:
-        grey: `(h, w)` uint8; of a colour picture 0.299 R + 0.587 G + 0.114 B as OpenCV rounds it.
+        grey: `(h, w)` uint8; of a colour image 0.299 R + 0.587 G + 0.114 B as OpenCV rounds it.
         colour: `(h, w, 3)` uint8 in OpenCV's order blue, green, red.
         path: The file, as it was given.
     """
@@ -53,19 +46,21 @@ class Photo:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the picture in the file `path` as `(h, w)` grey uint8, upright; see `read_photo`."""
-    return read_photo(path).grey
+    """Read an image as `fit` takes it: `(h, w)` grey uint8, upright; see `read_image_file`."""
+    return read_image_file(path).grey
 
 
-def read_photo(path: str | os.PathLike[str]) -> Photo:
-    """Read a picture of any format that OpenCV decodes (JPEG, PNG, TIFF, WebP, BMP, PNM, ...).
+def read_image_file(path: str | os.PathLike[str]) -> ImageFile:
+    """Read an image of any format that OpenCV decodes, in grey and in colour, to draw on it.
+
+    JPEG, PNG, TIFF, WebP, BMP, PNM and others:
 
     - The EXIF orientation is applied: rows and columns are those a viewer shows.
     - Alpha is dropped: transparent pixels keep the colour stored under them.
     - Of several pages or frames the first is read.
     - Integers of 16 bits are divided so that the smallest of 8, 10, 12, 14 and 16 bits that holds
-      the largest value becomes 0-255; a 12-bit camera's picture in a 16-bit file keeps its levels.
-    - Floating-point pictures are taken as 0-1 if no value exceeds 1, else as 0-255; any other
+      the largest value becomes 0-255; a 12-bit camera's image in a 16-bit file keeps its levels.
+    - Floating-point images are taken as 0-1 if no value exceeds 1, else as 0-255; any other
       range is refused.
 
     Raises:
@@ -86,64 +81,8 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
     import cv2
 
     if pixels.ndim == 2:
-        return Photo(pixels, cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), where)
-    return Photo(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), pixels, where)
-
-
-def check_grey(image: object) -> np.ndarray:
-    """Return `image` as the NumPy array it is, if it is a grey picture in 0-255; raise if not.
-
-    Args:
-        image: `(h, w)` of an integer type with values in 0-255, or of a floating-point type with
-            values in about 0-255 (a little overshoot from resampling passes). Nothing is copied
-            or converted.
-
-    Raises:
-        ImageError: another shape or type, no pixels, values that are not finite, or a range that
-            is clearly another one; the message says how to convert.
-    """
-    a = np.asarray(image)
-    if a.ndim == 3 and a.shape[2] in (3, 4):
-        raise ImageError(
-            f"image: shape {a.shape} is a colour picture, and whether it is RGB or BGR cannot be "
-            "told; convert it to grey first: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), or "
-            "cv2.COLOR_BGR2GRAY for one from cv2.imread"
-        )
-    if a.ndim == 3 and 1 in (a.shape[0], a.shape[2]):
-        raise ImageError(
-            f"image: shape {a.shape}; remove the axis of length 1 with "
-            f"image.squeeze({2 if a.shape[2] == 1 else 0})"
-        )
-    if image is None:
-        raise ImageError("image: None; it was not read: check that its path is right")
-    if isinstance(image, str | os.PathLike):
-        raise ImageError(f"image: {image!r} is a path; read the picture first (read_image)")
-    if a.ndim != 2:
-        raise ImageError(f"image: expected a grey picture of shape (h, w), got shape {a.shape}")
-    if a.size == 0:
-        raise ImageError(f"image: no pixels, shape {a.shape}")
-    if a.dtype == np.uint8:
-        return a
-    if a.dtype.kind == "b":
-        raise ImageError("image: holds booleans; give grey levels in 0-255")
-    if a.dtype.kind not in "uif":
-        raise ImageError(f"image: type {a.dtype} is not one of grey levels; convert to float32")
-    low, high = float(a.min()), float(a.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ImageError("image: holds values that are not finite")
-    found = f"image: {a.dtype} with values {low:g} to {high:g}"
-    if a.dtype.kind == "f":
-        if low >= 0 and 0 < high <= 1:
-            raise ImageError(f"{found} looks like it is scaled to 0..1; multiply by 255")
-        if -1 <= low < 0 and high <= 1:
-            raise ImageError(f"{found} looks like it is scaled to -1..1; bring it to 0-255")
-        if low < _FLOAT_LOW or high > _FLOAT_HIGH:
-            raise ImageError(f"{found}, expected grey levels in 0-255; bring it to that range")
-    elif low < 0 or high > 255:
-        raise ImageError(
-            f"{found}, expected grey levels in 0-255; divide one of 16 bits by 257, one of 12 by 16"
-        )
-    return a
+        return ImageFile(pixels, cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), where)
+    return ImageFile(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), pixels, where)
 
 
 def file_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -185,7 +124,7 @@ def _opencv_silent() -> Iterator[None]:
 
 
 def _decode(path: Path, data: bytes) -> np.ndarray:
-    """Return the decoded picture, upright, (h, w) or (h, w, 3) BGR, at the file's own depth."""
+    """Return the decoded image, upright, (h, w) or (h, w, 3) BGR, at the file's own depth."""
     import cv2
 
     # Not IMREAD_UNCHANGED: that ignores the EXIF orientation (of all formats but TIFF).
@@ -205,7 +144,7 @@ def _decode(path: Path, data: bytes) -> np.ndarray:
 
 
 def _to_8_bit(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """Bring a decoded picture to uint8 by the rules of `read_photo`."""
+    """Bring a decoded image to uint8 by the rules of `read_image_file`."""
     if pixels.dtype == np.uint8:
         return pixels
     low, high = float(pixels.min()), float(pixels.max())
@@ -294,7 +233,7 @@ def _declared_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _tiff_size(data: bytes, order: str) -> tuple[int, int] | None:
-    """Return (width, height) of the first picture of a TIFF whose byte order is `order`."""
+    """Return (width, height) of the first image of a TIFF whose byte order is `order`."""
     (directory,) = struct.unpack_from(order + "I", data, 4)
     (entries,) = struct.unpack_from(order + "H", data, directory)
     found = {}

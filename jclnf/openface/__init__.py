@@ -1,6 +1,7 @@
-"""Readers of OpenFace 2.2"s model files."""
+"""All that is OpenFace 2.2's: readers of its model files, its rules, and its table of results."""
 
-from jclnf.openface._csv import Measured, OpenFaceTable, measure
+from jclnf.openface._csv import FaceMeasurements, OpenFaceTable, measure_faces
+from jclnf.openface._early_termination import EarlyTermination
 from jclnf.openface._install import (
     Installed,
     Manifest,
@@ -11,23 +12,30 @@ from jclnf.openface._install import (
     models_folder,
     read_manifest,
 )
-from jclnf.openface._model import load_openface, main_file, named_files, offers
+from jclnf.openface._model import FRONTAL, ROTATIONS, load_openface, main_file, named_files, offers
 from jclnf.openface._mtcnn import INPUT_SIDES, LayerArrays, pooled_side, read_mtcnn
+from jclnf.openface._validator import LAYERS, Validator, View
 
 __all__ = [
+    "FRONTAL",
     "INPUT_SIDES",
+    "LAYERS",
+    "ROTATIONS",
+    "EarlyTermination",
+    "FaceMeasurements",
     "Installed",
     "LayerArrays",
     "Manifest",
-    "Measured",
     "OpenFaceTable",
     "Progress",
+    "Validator",
+    "View",
     "download",
     "install_from",
     "installed_mains",
     "load_openface",
     "main_file",
-    "measure",
+    "measure_faces",
     "models_folder",
     "named_files",
     "offers",

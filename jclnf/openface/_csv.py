@@ -1,6 +1,6 @@
 """The table that OpenFace 2.2's programs write: the same columns in the same order, as text.
 
-`frame, face_id, timestamp, confidence, success` for videos, `face, confidence` for pictures; then
+`frame, face_id, timestamp, confidence, success` for videos, `face, confidence` for images; then
 gaze and the eyes' landmarks (if there are), head pose (`pose_T` in millimetres, `pose_R` in
 radians), landmarks in pixels and in space, and the parameters of the fit. `p_0 ...` are parameters
 of the model's own shape modes: comparable between files of one model only. Action units (`AU...`)
@@ -24,13 +24,13 @@ VIDEO = (
     ("confidence", "%.2f"),
     ("success", "%d"),
 )
-PICTURE = (("face", "%d"), ("confidence", "%.3f"))
+IMAGE = (("face", "%d"), ("confidence", "%.3f"))
 FULL = "%.9g"
 """Holds every single-precision number exactly."""
 
 
-class Measured(eqx.Module):
-    """What the table says of a fitted face, but for who and when."""
+class FaceMeasurements(eqx.Module):
+    """The numbers of a fitted face that the table has, but for who and when."""
 
     landmarks: Float[Array, "n 2"]
     space: Float[Array, "n 3"]
@@ -44,10 +44,10 @@ class Measured(eqx.Module):
     """None if the eyes were not fitted."""
 
 
-def measured(result: Any, camera: Camera) -> Measured:
+def measure_face(result: Any, camera: Camera) -> FaceMeasurements:
     """Head pose, landmarks in space and gaze of a fitted face; pure."""
     head = head_pose(result, camera)
-    return Measured(
+    return FaceMeasurements(
         landmarks=result.landmarks,
         space=landmarks_in_space(result, camera),
         head=head,
@@ -60,12 +60,12 @@ def measured(result: Any, camera: Camera) -> Measured:
 
 
 @jax.jit
-def _measured(results: Any, camera: Camera) -> Measured:
-    return map_faces(lambda result: measured(result, camera), results)
+def _measure_batch(results: Any, camera: Camera) -> FaceMeasurements:
+    return map_faces(lambda result: measure_face(result, camera), results)
 
 
-def measure(results: list[Any], camera: Camera, *, batch: int = 32) -> list[Measured]:
-    """What `measured` gives for each of several fits, computed in batches; NumPy arrays.
+def measure_faces(results: list[Any], camera: Camera, *, batch: int = 32) -> list[FaceMeasurements]:
+    """Measure several fits, in batches, as `measure_face` does one; NumPy arrays.
 
     A face's numbers do not depend on how many others there are: batches are filled up to one size.
 
@@ -74,17 +74,17 @@ def measure(results: list[Any], camera: Camera, *, batch: int = 32) -> list[Meas
         camera: the camera.
         batch: faces computed at a time.
     """
-    found: list[Measured] = []
+    measured: list[FaceMeasurements] = []
     for first in range(0, len(results), batch):
-        part = [_needed(result) for result in results[first : first + batch]]
+        part = [_fit_fields(result) for result in results[first : first + batch]]
         filled = part + part[-1:] * (batch - len(part))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
-        together = jax.device_get(_measured(stacked, camera))
-        found += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
-    return found
+        together = jax.device_get(_measure_batch(stacked, camera))
+        measured += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
+    return measured
 
 
-class _Needed(eqx.Module):
+class _FitFields(eqx.Module):
     """The fields of a fit that are measured."""
 
     landmarks: Any
@@ -94,9 +94,9 @@ class _Needed(eqx.Module):
     parts: Any
 
 
-def _needed(result: Any) -> _Needed:
+def _fit_fields(result: Any) -> _FitFields:
     eyes = dict(result.parts) if has_gaze(result) else {}
-    return _Needed(result.landmarks, result.landmarks3d, result.pose, result.shape, eyes)
+    return _FitFields(result.landmarks, result.landmarks3d, result.pose, result.shape, eyes)
 
 
 class OpenFaceTable:
@@ -104,7 +104,7 @@ class OpenFaceTable:
 
     Args:
         n_landmarks, n_modes: of the model.
-        video: of a video's frames, or of a picture's faces.
+        video: of a video's frames, or of an image's faces.
         gaze: whether there are columns of gaze and eyes.
         full_precision: all digits of the numbers instead of OpenFace's decimals.
     """
@@ -118,20 +118,20 @@ class OpenFaceTable:
         gaze: bool,
         full_precision: bool = False,
     ) -> None:
-        first = VIDEO if video else PICTURE
+        first = VIDEO if video else IMAGE
         columns = [*first, *_columns(n_landmarks, n_modes, gaze)]
         # Frames and faces are counted, and time has no more digits than its unit.
         kept = {"frame", "face_id", "face", "success"}
         if full_precision:
-            columns = [(name, form if name in kept else FULL) for name, form in columns]
+            columns = [(name, fmt if name in kept else FULL) for name, fmt in columns]
         self.columns = [name for name, _ in columns]
         self.header = ", ".join(self.columns) + "\n"
-        self.forms = [form for _, form in columns]
-        self._row = ", ".join(self.forms) + "\n"
+        self.formats = [fmt for _, fmt in columns]
+        self._row = ", ".join(self.formats) + "\n"
         self._first = len(first)
         self._gaze = gaze
 
-    def row(self, first: tuple[int | float, ...], face: Measured | None) -> str:
+    def row(self, first: tuple[int | float, ...], face: FaceMeasurements | None) -> str:
         """A face as a line of the table.
 
         Args:
@@ -143,7 +143,7 @@ class OpenFaceTable:
             return self._row % (*first, *[0.0] * (len(self.columns) - self._first))
         return self._row % (*first, *self.values(face))
 
-    def values(self, face: Measured) -> list[float]:
+    def values(self, face: FaceMeasurements) -> list[float]:
         """The numbers of a face in the order of their columns."""
         parts: list[Any] = []
         if self._gaze:
@@ -159,7 +159,7 @@ class OpenFaceTable:
 
 
 def _columns(n: int, m: int, gaze: bool) -> list[tuple[str, str]]:
-    """Names and forms of the columns of a face."""
+    """Names and formats of the columns of a face."""
     names: list[tuple[str, str]] = []
     if gaze:
         names += [(f"gaze_{eye}_{axis}", "%.6f") for eye in (0, 1) for axis in "xyz"]

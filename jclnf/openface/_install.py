@@ -6,7 +6,6 @@ until it has been checked, so that what is in place is whole; an installation th
 goes on where it ended.
 """
 
-import errno
 import hashlib
 import http.client
 import json
@@ -25,8 +24,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from jclnf.errors import InstallError, JclnfError
+from jclnf.errors import InstallError, JclnfError, OutputError
 from jclnf.openface._cen import read_cen_scale
+from jclnf.outputs import replacing
 
 MODELS_DIR = "OPENFACE_MODELS_DIR"
 """Environment variable: the folder that holds a folder of models for each OpenFace version."""
@@ -73,7 +73,7 @@ class Manifest:
 
 @dataclass
 class Installed:
-    """What an installation did, by paths in the model folder."""
+    """The outcome of an installation, by paths in the model folder."""
 
     folder: Path
     copied: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ Progress = Callable[[str, int], None]
 
 
 class _Unusable(Exception):
-    """What was offered as a file is not that file; the message says why."""
+    """A file offered is not the one wanted; the message says why."""
 
 
 class _Interrupted(Exception):
@@ -141,7 +141,7 @@ def installed_mains(folder: Path | None = None) -> list[Path]:
 
 
 def missing_files(manifest: Manifest, folder: Path) -> list[ManifestFile]:
-    """What is still to be installed: files that are not there, or of another size than known."""
+    """Files still to be installed: those that are not there, or of another size than known."""
 
     def there(file: ManifestFile) -> bool:
         target = folder / file.path
@@ -167,9 +167,8 @@ def download(manifest: Manifest, folder: Path, *, progress: Progress | None = No
             done.missing.append(file.path)
             continue
         try:
-            with _writing(file, folder) as part:
+            with _installing(file, done) as part:
                 _fetch(file, part, progress)
-                _accept(file, part, folder, done)
         except _Unusable as error:
             done.problems.append(f"{file.path}: {error}")
         except _Interrupted as error:
@@ -210,9 +209,8 @@ def install_from(
                     done.missing.append(file.path)
                     continue
                 try:
-                    with _writing(file, folder) as part:
+                    with _installing(file, done) as part:
                         _copy(file, members[found[file.path]], part, progress)
-                        _accept(file, part, folder, done)
                 except _Unusable as error:
                     done.problems.append(f"{file.path}: {error}")
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, RuntimeError) as error:
@@ -231,12 +229,13 @@ def _no_progress(path: str, size: int) -> None:
 
 
 def _begin(manifest: Manifest, folder: Path) -> tuple[Installed, list[ManifestFile]]:
-    """What is there and what is wanted; makes the folder and looks whether there is room."""
+    """Make the folder, and see what is there, what is wanted, and whether there is room."""
     wanted = missing_files(manifest, folder)
     paths = {file.path for file in wanted}
     done = Installed(folder, there_already=[f.path for f in manifest.files if f.path not in paths])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder, *((folder / file.path).parent for file in wanted)):
+            path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise InstallError(f"{folder}: cannot be written: {error.strerror or error}") from None
@@ -250,29 +249,21 @@ def _begin(manifest: Manifest, folder: Path) -> tuple[Installed, list[ManifestFi
 
 
 @contextmanager
-def _writing(file: ManifestFile, folder: Path) -> Iterator[Path]:
-    """The name under which a file is written until it has been checked; removed if unusable."""
-    part = folder / f"{file.path}.part"
+def _installing(file: ManifestFile, done: Installed) -> Iterator[Path]:
+    """Where a file is written until it has been checked; removed if unusable, kept if cut short."""
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-    except _Unusable:
-        part.unlink(missing_ok=True)
-        raise
-    except OSError as error:
-        ours = str(error.filename).startswith(str(folder))
-        if error.errno != errno.ENOSPC and not ours:
-            raise  # of the source
+        with replacing(done.folder / file.path, keep=True) as part:
+            try:
+                yield part
+                _check(file, part)
+            except _Unusable:
+                part.unlink(missing_ok=True)
+                raise
+    except OutputError as error:
         raise InstallError(
-            f"{part}: cannot be written: {error.strerror or error}. What was installed before "
-            f"stays; make room, or set {MODELS_DIR} to another folder, and run the command again"
+            f"{error}. What was installed before stays; make room, or set {MODELS_DIR} to another "
+            "folder, and run the command again"
         ) from None
-
-
-def _accept(file: ManifestFile, part: Path, folder: Path, done: Installed) -> None:
-    """Check what was written and give it its name."""
-    _check(file, part)
-    os.replace(part, folder / file.path)
     done.copied.append(file.path)
     if file.sha256 is None:
         done.unverified.append(file.path)
@@ -386,7 +377,7 @@ def _pour(stream: Any, out: IO[bytes], file: ManifestFile, progress: Progress, h
 
 @contextmanager
 def _opened(source: Path) -> Iterator[dict[str, Callable[[], Any]]]:
-    """What opens each regular file below a folder or in an archive, by its path there."""
+    """Functions that open each regular file below a folder or in an archive, by its path there."""
     if source.is_dir():
         yield {
             path.relative_to(source).as_posix(): partial(open, path, "rb")

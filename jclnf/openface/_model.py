@@ -14,16 +14,18 @@ import jax.numpy as jnp
 
 from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts
-from jclnf.fitting import EarlyTermination, Model, Validator
+from jclnf.fitting import Model
 from jclnf.geometry import PDM
 from jclnf.openface._ccnf import read_ccnf
 from jclnf.openface._cen import read_cen
-from jclnf.openface._early_termination import read_early_termination
+from jclnf.openface._early_termination import EarlyTermination
 from jclnf.openface._parts import read_parts
 from jclnf.openface._pdm import PDMArrays, read_pdm
+from jclnf.openface._read_early_termination import read_early_termination
+from jclnf.openface._read_validator import make_validator, read_validator
 from jclnf.openface._svr import read_svr
 from jclnf.openface._text import Entry, read_list
-from jclnf.openface._validator import make_validator, read_validator
+from jclnf.openface._validator import Validator
 from jclnf.params import FitParams
 
 
@@ -60,6 +62,24 @@ _MAIN_FILES = tuple(
 )
 """What is loaded of a folder: the first of these that it has."""
 
+FRONTAL = (0.0, 0.0, 0.0)
+"""The start rotation of a face that looks into the camera."""
+ROTATIONS = (
+    FRONTAL,
+    (0.0, -0.5236, 0.0),
+    (0.0, 0.5236, 0.0),
+    (0.0, -0.96, 0.0),
+    (0.0, 0.96, 0.0),
+    (0.0, 0.0, 0.5236),
+    (0.0, 0.0, -0.5236),
+    (0.0, -1.57, 0.0),
+    (0.0, 1.57, 0.0),
+    (0.0, -1.22, 0.698),
+    (0.0, 1.22, -0.698),
+)
+"""The start rotations (pitch, yaw, roll; radians) that OpenFace tries for a face that it has just
+found in a video."""
+
 _MISSING = "no such file or folder; give OpenFace's main_clnf_general.txt, or its model folder"
 
 
@@ -81,6 +101,9 @@ def load_openface(
 ) -> Model:
     """Load a landmark detector in OpenFace 2.2's files; its settings are OpenFace's own.
 
+    Fits try all `ROTATIONS`, which faces turned to the side need. `FitParams.openface(model)` has
+    the frontal start alone, as OpenFace's program for images does.
+
     Args:
         path: OpenFace's `main_*.txt`; or the detector's list that it names (`clnf_general.txt`);
             or the folder that holds them, of which the general CCNF model is taken, or else the
@@ -100,7 +123,7 @@ def load_openface(
     entries = read_list(main, _KEYWORDS)
     if validator:
         found = _validator(main, entries, model.pdm.n_landmarks)
-        model = dataclasses.replace(model, validator=found)
+        model = dataclasses.replace(model, confidence=found)
     if not parts:
         return model
     lines = [entry for entry in entries if entry.keyword == "LandmarkDetector_part"]
@@ -111,7 +134,9 @@ def load_openface(
 
 
 def _part_model(entry: Entry) -> Model:
-    return assemble(entry.path, read_openface(entry.path, missing=entry.missing))
+    # A part starts from the landmarks of its face.
+    model = assemble(entry.path, read_openface(entry.path, missing=entry.missing))
+    return dataclasses.replace(model, defaults=model.defaults.replace(rotations=None))
 
 
 def _validator(main: Path, entries: Sequence[Entry], landmarks: int) -> Validator:
@@ -129,7 +154,7 @@ def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
         kind = _KINDS[arrays.kind]
         experts = kind.create(**arrays.experts)
         settings = kind.settings_wild if "wild" in arrays.name else kind.settings
-        defaults = settings(experts, arithmetic="exact")
+        defaults = settings(experts, arithmetic="exact").replace(rotations=ROTATIONS)
         return Model(
             pdm, experts, defaults, arrays.name, early_termination=arrays.early_termination
         )

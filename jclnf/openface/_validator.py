@@ -1,243 +1,250 @@
-"""OpenFace's files of validation networks: binary, one network and one warp for each view.
+"""How far a fit is to be trusted: a small network looks at the face, warped to the mean shape.
 
-A file holds, little-endian, matrices as `BinaryReader.matrix` describes them:
-
-- int32 3, the kind (a convolutional network; older kinds are not read); int32 number of views;
-- for each view its centre, a 3x1 float64 matrix of Euler angles in degrees;
-- for each view: the mean and the deviation of the face's normalised pixels, matrices of one row;
-  int32 number of layers and the layers, see `_read_layer`; then the warp, see `_read_warp`.
-
-Pixels, of faces as of maps in the network, are listed column by column.
+The warp is piecewise affine: each pixel of the face in the mean shape's frame lies in a triangle of
+landmarks, and is read where the same mixture of the fitted landmarks is. What the network sees
+therefore depends on the fit only through the texture: a face when the landmarks are right.
+Source: Baltrusaitis, Robinson, Morency, "OpenFace: an open source facial behavior analysis toolkit"
+(WACV 2016).
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from abc import abstractmethod
+from collections.abc import Sequence
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Real
 
-from jclnf.fitting import LAYERS, Validator, View
-from jclnf.openface._binary import BinaryReader, read_bytes
-from jclnf.openface._layers import MAX_BYTES, MAX_LAYERS, read_convolution, read_dense, read_floats
+from jclnf.errors import ModelFileError, check_fields, is_concrete
+from jclnf.fitting import AbstractConfidence, FitResult
+from jclnf.geometry import PDM, sample_areas
 
-MAX_VIEWS = 100
-MAX_SIDE = 512
-MAX_VALUES = 2**22
-"""Most numbers that a layer may put out; those of OpenFace's networks put out up to 62,720."""
-MAX_TRIANGLES = 10_000
-TOLERANCE = 0.01
-"""By how much, in pixels and in parts of a triangle, a pixel may lie off where the warp has it."""
-
-_KIND = 3
-_INT32, _FLOAT64 = 4, 6
+SUCCESS_CONFIDENCE = 0.725
+"""A fit of at most this confidence has failed."""
 
 
-class LayerArrays(NamedTuple):
-    """A layer of a network: the name of its class in `fitting/_validator.py`, and its arrays."""
+class Layer(eqx.Module):
+    """A step of the network, from maps `(c, y, x)` or a vector to maps or a vector."""
 
-    kind: str
-    arrays: dict[str, np.ndarray]
+    def __check_init__(self) -> None:
+        check_fields(self, f"{type(self).__name__} of a validator")
 
-
-@dataclass(frozen=True)
-class ViewArrays:
-    """The arrays of a `jclnf.fitting.View`."""
-
-    vertices: np.ndarray
-    mixture: np.ndarray
-    mask: np.ndarray
-    mean: np.ndarray
-    deviation: np.ndarray
-    layers: tuple[LayerArrays, ...]
+    @abstractmethod
+    def __call__(self, maps: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The layer's output."""
 
 
-class ValidatorArrays(NamedTuple):
-    """The arrays of a `jclnf.fitting.Validator`, in NumPy."""
+class Convolution(Layer):
+    """`out_k = bias_k + sum_c kernels_kc * in_c`, a correlation where the kernel fits wholly."""
 
-    centres: np.ndarray
-    """`(v, 3)`, radians."""
-    views: tuple[ViewArrays, ...]
+    kernels: Float[Array, "*v k c y x"]
+    bias: Float[Array, "*v k"]
 
-
-def read_validator(path: Path, landmarks: int, *, missing: str = "no such file") -> ValidatorArrays:
-    """Read the validation networks of a file.
-
-    Args:
-        path: the file.
-        landmarks: number of landmarks that its faces must have.
-        missing: what to say if the file is not there.
-
-    Raises:
-        ModelFileError: missing, truncated, trailing bytes, a field that cannot be what the format
-            says, numbers that are not finite in float32, layers that do not go together, or a warp
-            whose pixels do not lie in their triangles.
-    """
-    reader = BinaryReader(path, read_bytes(path, MAX_BYTES, missing=missing))
-    reader.expect(_KIND, "kind of the validator (3, a convolutional network)")
-    views = reader.integer("number of views", 1, MAX_VIEWS)
-    centres = np.stack([_read_centre(reader) for _ in range(views)])
-    read = []
-    for view in range(views):
-        reader.within = f"view {view}: "
-        read.append(_read_view(reader, landmarks))
-    reader.within = ""
-    reader.end()
-    return ValidatorArrays(centres, tuple(read))
+    def __call__(self, maps: Float[Array, "c h w"]) -> Float[Array, "k oy ox"]:
+        """The layer's output."""
+        k, _, y, x = self.kernels.shape
+        height, width = maps.shape[1] - y + 1, maps.shape[2] - x + 1
+        # As fast as XLA's convolution for one face, and faster for faces of different views, whose
+        # kernels differ.
+        rows = jnp.stack([maps[:, i : i + height] for i in range(y)], axis=1)
+        patches = jnp.stack([rows[..., j : j + width] for j in range(x)], axis=2)
+        patches = lax.optimization_barrier(patches.reshape(-1, height * width))
+        out = jnp.matmul(self.kernels.reshape(k, -1), patches, precision=lax.Precision.HIGHEST)
+        return out.reshape(k, height, width) + self.bias[:, None, None]
 
 
-def make_validator(arrays: ValidatorArrays) -> Validator:
-    """The validator of arrays that were read."""
-    views = []
-    for view in arrays.views:
-        layers = tuple(
-            LAYERS[layer.kind](**{k: jnp.asarray(v) for k, v in layer.arrays.items()})
-            for layer in view.layers
-        )
-        fields = {name: jnp.asarray(a) for name, a in vars(view).items() if name != "layers"}
-        views.append(View(**fields, layers=layers))
-    return Validator.create(jnp.asarray(arrays.centres), views)
+class Dense(Layer):
+    """`weights in + bias`; maps are flattened, map after map, row by row."""
+
+    weights: Float[Array, "*v k i"]
+    bias: Float[Array, "*v k"]
+
+    def __call__(self, maps: Float[Array, "..."]) -> Float[Array, " k"]:
+        """The layer's output."""
+        flat = maps.reshape(-1)
+        return jnp.matmul(self.weights, flat, precision=lax.Precision.HIGHEST) + self.bias
 
 
-def _read_centre(reader: BinaryReader) -> np.ndarray:
-    start = reader.offset
-    degrees = reader.matrix("the centre of a view", (3, 1), (_FLOAT64,))[:, 0]
-    if not (np.abs(degrees) <= 360).all():
-        raise reader.error("the centre of a view is not within 360 degrees", offset=start)
-    return np.radians(degrees).astype(np.float32)
+class MaxPool(Layer):
+    """The largest of every 2 by 2 pixels; the last row and column of odd maps stand alone."""
+
+    def __call__(self, maps: Float[Array, "c h w"]) -> Float[Array, "c y x"]:
+        """The layer's output."""
+        # Not `lax.reduce_window`, which takes five times as long on a CPU.
+        _, height, width = maps.shape
+        odd = ((0, 0), (0, height % 2), (0, width % 2))
+        maps = jnp.pad(maps, odd, constant_values=-jnp.inf)
+        rows = jnp.maximum(maps[:, ::2], maps[:, 1::2])
+        return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
 
-def _read_view(reader: BinaryReader, landmarks: int) -> ViewArrays:
-    start = reader.offset
-    mean = read_floats(reader, "the mean face", (1, None))[0]
-    deviation_at = reader.offset
-    deviation = read_floats(reader, "the deviation of faces", (1, len(mean)))[0]
-    if not (deviation >= np.finfo(np.float32).tiny).all():
-        raise reader.error("a deviation of faces is not positive", offset=deviation_at)
-    network_at = reader.offset
-    count = reader.integer("number of layers", 1, MAX_LAYERS)
-    # The network stands before the warp, which has the size of its input.
-    network = [_read_layer(reader) for _ in range(count)]
-    vertices, mixture, mask = _read_warp(reader, landmarks)
-    if len(mean) != mask.sum():
-        problem = f"a mean face of {len(mean)} pixels for a mask of {mask.sum()}"
-        raise reader.error(problem, offset=start)
-    return ViewArrays(
-        vertices,
-        mixture,
-        mask,
-        _on_mask(mean, mask, 0.0),
-        _on_mask(deviation, mask, 1.0),
-        tuple(_connect(reader, network, mask.shape, network_at)),
+class Rectifier(Layer):
+    """`max(0, in)`."""
+
+    def __call__(self, maps: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The layer's output."""
+        return jax.nn.relu(maps)
+
+
+class Sigmoid(Layer):
+    """`1 / (1 + exp(-in))`."""
+
+    def __call__(self, maps: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The layer's output."""
+        return jax.nn.sigmoid(maps)
+
+
+LAYERS: dict[str, type[Layer]] = {
+    kind.__name__: kind for kind in (Convolution, Dense, MaxPool, Rectifier, Sigmoid)
+}
+"""The kinds of layers by their names."""
+
+
+class View(eqx.Module):
+    """The warp and the network of one view; or of `v` views, each array with a leading axis."""
+
+    vertices: Int[Array, "*v h w 3"]
+    """The landmarks at the corners of the triangle that each pixel lies in."""
+    mixture: Float[Array, "*v h w 3"]
+    """The pixel's place in the triangle: weights of the corners, 1 in all."""
+    mask: Bool[Array, "*v h w"]
+    """Pixels that belong to the face."""
+    mean: Float[Array, "*v h w"]
+    """Mean of the normalised pixels over the training faces."""
+    deviation: Float[Array, "*v h w"]
+    """Divisor of the normalised pixels less their mean; positive."""
+    layers: tuple[Layer, ...]
+    """The network; its last output is a vector."""
+
+    def __check_init__(self) -> None:
+        check_fields(self, "view of a validator")
+
+
+class Validator(AbstractConfidence):
+    """The validators of all views."""
+
+    centres: Float[Array, "v 3"]
+    """Head rotation that each view stands for: Euler angles in radians."""
+    views: View | tuple[View, ...]
+    """All views stacked, if their arrays are of the same shapes; else one after the other."""
+    threshold: Float[Array, ""] = eqx.field(
+        kw_only=True, default_factory=lambda: jnp.float32(SUCCESS_CONFIDENCE)
     )
 
+    def __check_init__(self) -> None:
+        check_fields(self, "validator")
+        count = len(self.centres)
+        if not isinstance(self.views, View) and len(self.views) != count:
+            raise ModelFileError("validator", f"views are {len(self.views)} for {count} centres")
+        for view in (self.views,) if isinstance(self.views, View) else self.views:
+            stacked = (count,) if isinstance(self.views, View) else ()
+            _check_view(view, stacked)
 
-def _read_layer(reader: BinaryReader) -> LayerArrays:
-    """A layer: int32 code, and for two of the codes more, see `openface/_layers.py`.
+    @staticmethod
+    def create(centres: Float[Array, "v 3"], views: Sequence[View]) -> "Validator":
+        """The validator of these views."""
+        leaves, structures = zip(*(jax.tree.flatten(view) for view in views), strict=True)
+        shapes = {tuple((leaf.shape, leaf.dtype) for leaf in one) for one in leaves}
+        if len(shapes) > 1 or len(set(structures)) > 1:
+            return Validator(centres, tuple(views))
+        return Validator(centres, jax.tree.map(lambda *arrays: jnp.stack(arrays), *views))
 
-    The codes are 0, convolution; 1, pooling; 2, fully connected; 3, rectifier; 4, sigmoid.
-    """
-    code = reader.integer("kind of a layer", 0, 4)
-    if code == 0:
-        kernels, bias = read_convolution(reader, MAX_SIDE)
-        return LayerArrays("Convolution", {"kernels": kernels.swapaxes(0, 1), "bias": bias})
-    if code == 2:
-        weights, bias = read_dense(reader)
-        return LayerArrays("Dense", {"weights": weights.T, "bias": bias})
-    return LayerArrays({1: "MaxPool", 3: "Rectifier", 4: "Sigmoid"}[code], {})
+    def misfit(self, pdm: PDM) -> str | None:
+        """See `AbstractConfidence.misfit`."""
+        for view in (self.views,) if isinstance(self.views, View) else self.views:
+            vertices = view.vertices
+            if is_concrete(vertices):
+                least, most = np.min(vertices), np.max(vertices)
+                if least < 0 or most >= pdm.n_landmarks:
+                    return f"the validator's vertices are not of {pdm.n_landmarks} landmarks"
+        return None
 
+    def judge(
+        self, pdm: PDM, image: Real[Array, "h w"], result: FitResult
+    ) -> tuple[Float[Array, ""], None]:
+        """See `AbstractConfidence.judge`; it says nothing of single landmarks."""
+        del pdm
+        return self(image, result.landmarks, result.pose.rotation), None
 
-def _connect(
-    reader: BinaryReader, layers: list[LayerArrays], sides: tuple[int, ...], start: int
-) -> list[LayerArrays]:
-    """The layers, checked to fit together, full ones turned to take maps row by row."""
-    connected = []
-    shape = (1, *sides)
-    for index, layer in enumerate(layers):
-        problem = None
-        if layer.kind == "Convolution":
-            outputs, inputs, *kernel = layer.arrays["kernels"].shape
-            if len(shape) != 3 or shape[0] != inputs:
-                problem = f"takes {inputs} maps, not {shape}"
-            shape = (outputs, *(a - b + 1 for a, b in zip(shape[1:], kernel, strict=False)))
-        elif layer.kind == "MaxPool":
-            if len(shape) != 3:
-                problem = "pools what are no maps"
-            shape = (shape[0], *(-(-side // 2) for side in shape[1:]))
-        elif layer.kind == "Dense":
-            weights = layer.arrays["weights"]
-            outputs, inputs = weights.shape
-            if inputs != np.prod(shape):
-                problem = f"takes {inputs} numbers, not {shape}"
-            elif len(shape) == 3:
-                maps, height, width = shape
-                weights = weights.reshape(outputs, maps, width, height).swapaxes(2, 3)
-                arrays = layer.arrays | {"weights": weights.reshape(outputs, inputs)}
-                layer = LayerArrays("Dense", arrays)
-            shape = (outputs,)
-        if problem is None and (min(shape) < 1 or np.prod(shape) > MAX_VALUES):
-            problem = f"puts out {shape}"
-        if problem is not None:
-            raise reader.error(f"layer {index} {problem}", offset=start)
-        connected.append(layer)
-    if len(shape) != 1 or shape[0] < 2:
-        problem = f"the network puts out {shape}, not a number for each of two or more bins"
-        raise reader.error(problem, offset=start)
-    return connected
+    def __call__(
+        self,
+        image: Real[Array, "h w"] | np.ndarray,
+        landmarks: Float[Array, "n 2"],
+        rotation: Float[Array, "3"],
+    ) -> Float[Array, ""]:
+        """The confidence in a face: 0 to 1, in steps of one over the network's outputs.
 
+        The network of the view nearest to the rotation sorts the face into one of `b` bins of
+        expected error; the likeliest bin `i` gives `1 - (i + 1/2) / b`. An image without texture
+        gives 0. The confidence is piecewise constant: its derivative is 0.
 
-def _read_warp(reader: BinaryReader, landmarks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`vertices`, `mixture` and `mask` of a `jclnf.fitting.View`.
-
-    The file has int32 number of pixels in the mask; float64 least x and y of the frame; the
-    landmarks in it (all x, then all y); triangles of landmarks (int32, T x 3); for each pixel its
-    triangle (int32, -1 for none); the mask (int32); and alpha and beta, T x 3 each: the part of a
-    triangle's second corner is `alpha . (1, x, y)`, that of its third `beta . (1, x, y)`.
-    """
-    start = reader.offset
-    pixels = reader.integer("number of pixels in the mask", 1, MAX_SIDE**2)
-    origin = [reader.number(f"least {axis} of the frame", -1e4, 1e4) for axis in "xy"]
-    shape = read_floats(reader, "the landmarks of the frame", (2 * landmarks, 1))
-    points = shape.reshape(2, landmarks).T.astype(np.float64)
-    triangles_at = reader.offset
-    triangles = reader.matrix("the triangles", (None, 3), (_INT32,))
-    if not 1 <= len(triangles) <= MAX_TRIANGLES:
-        problem = f"{len(triangles)} triangles, not 1 to {MAX_TRIANGLES}"
-        raise reader.error(problem, offset=triangles_at)
-    if not ((triangles >= 0) & (triangles < landmarks)).all():
-        raise reader.error("a triangle has a corner that is no landmark", offset=triangles_at)
-    map_at = reader.offset
-    triangle = reader.matrix("the triangles of the pixels", (None, None), (_INT32,))
-    if not all(1 <= side <= MAX_SIDE for side in triangle.shape):
-        raise reader.error(f"the frame is of shape {triangle.shape}", offset=map_at)
-    mask_at = reader.offset
-    mask = reader.matrix("the mask", triangle.shape, (_INT32,))
-    if not np.isin(mask, (0, 1)).all() or mask.sum() != pixels:
-        raise reader.error(f"the mask is not one of {pixels} pixels", offset=mask_at)
-    mask = mask.astype(bool)
-    inside = triangle[mask]
-    if not ((inside >= 0) & (inside < len(triangles))).all():
-        raise reader.error("a pixel of the mask lies in no triangle", offset=map_at)
-    parts = [
-        read_floats(reader, what, (len(triangles), 3)).astype(np.float64)
-        for what in ("alpha", "beta")
-    ]
-    y, x = np.nonzero(mask)
-    position = np.stack([x + origin[0], y + origin[1]], axis=-1)
-    second, third = (p[inside, 0] + np.sum(p[inside, 1:] * position, axis=-1) for p in parts)
-    weights = np.stack([1 - second - third, second, third], axis=-1)
-    corners = triangles[inside]
-    error = np.abs(np.sum(weights[..., None] * points[corners], axis=1) - position)
-    if not (error.max() <= TOLERANCE and weights.min() >= -TOLERANCE):
-        raise reader.error("alpha and beta do not put pixels in their triangles", offset=start)
-    vertices = np.zeros((*mask.shape, 3), np.int32)
-    mixture = np.zeros((*mask.shape, 3), np.float32)
-    vertices[mask], mixture[mask] = corners, weights
-    return vertices, mixture, mask
+        Args:
+            image: grey levels 0-255.
+            landmarks: (x, y) in image pixels.
+            rotation: of the head, Euler angles (pitch, yaw, roll) in radians.
+        """
+        image = jnp.asarray(image)
+        nearest = jnp.argmin(jnp.sum((self.centres - rotation) ** 2, axis=-1))
+        views = self.views
+        if isinstance(views, View):
+            view = jax.tree.map(lambda array: array[nearest], views)
+            return view_confidence(view, image, landmarks)
+        return lax.switch(
+            nearest, [lambda view=view: view_confidence(view, image, landmarks) for view in views]
+        )
 
 
-def _on_mask(values: np.ndarray, mask: np.ndarray, elsewhere: float) -> np.ndarray:
-    """An image of values that are listed column by column, over the pixels of a mask."""
-    columns = np.full(mask.T.shape, elsewhere, np.float32)
-    columns[mask.T] = values
-    return np.ascontiguousarray(columns.T)
+def _check_view(view: View, stacked: tuple[int, ...]) -> None:
+    """Raise unless the arrays of a view, or of several stacked, and its layers go together."""
+
+    def outputs(view: View) -> Array:
+        if view.mask.ndim != 2:
+            raise ValueError(f"its arrays are not stacked by views as {stacked}")
+        return run_layers(view, view.mean)
+
+    for _ in stacked:
+        outputs = jax.vmap(outputs)
+    try:
+        shape = jax.eval_shape(outputs, view).shape
+    except (TypeError, ValueError, IndexError) as error:
+        raise ModelFileError("validator", f"layers do not go together: {error}") from None
+    if len(shape) != 1 + len(stacked) or shape[:-1] != stacked or shape[-1] < 2:
+        raise ModelFileError("validator", f"layers put out {shape}, not a number for each bin")
+
+
+def run_layers(view: View, pixels: Float[Array, "y x"]) -> Array:
+    """The outputs of a view's network for the pixels of a warped face."""
+    maps = pixels[None]
+    for layer in view.layers:
+        maps = layer(maps)
+    return maps
+
+
+def view_confidence(
+    view: View, image: Real[Array, "h w"], landmarks: Float[Array, "n 2"]
+) -> Float[Array, ""]:
+    """The confidence by the validator of one view."""
+    face = warp_face(view, image, landmarks)
+    pixels = view.mask.sum().astype(face.dtype)
+    mean = face.sum() / pixels
+    face = jnp.where(view.mask, face - mean, 0.0)
+    variance = jnp.sum(face**2) / pixels
+    # No more than rounding is left of a face of one grey level.
+    textured = variance > (8 * jnp.finfo(face.dtype).eps * mean) ** 2
+    face = face / jnp.sqrt(jnp.where(textured, variance, 1.0))
+    maps = run_layers(view, jnp.where(view.mask, (face - view.mean) / view.deviation, 0.0))
+    likeliest = jnp.argmax(maps)
+    return jnp.where(textured, 1 - (likeliest + 0.5) / maps.size, 0.0).astype(landmarks.dtype)
+
+
+def warp_face(
+    view: View, image: Real[Array, "h w"], landmarks: Float[Array, "n 2"]
+) -> Float[Array, "y x"]:
+    """The face in the frame of the mean shape, sampled bilinearly; 0 outside image and mask."""
+    positions = jnp.einsum("yxt,yxtc->yxc", view.mixture, landmarks[view.vertices])
+    # An area of a single pixel is a sample.
+    unturned = jnp.array([1.0, 0.0], positions.dtype)
+    pixels = sample_areas(image, positions.reshape(-1, 2), unturned, 1)
+    return jnp.where(view.mask, pixels.reshape(view.mask.shape), 0.0)

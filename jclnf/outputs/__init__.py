@@ -1,5 +1,21 @@
-"""What is written: files put in place whole."""
+"""Outputs: built beside their destination and put in place when whole, by one process at a time."""
 
-from jclnf.outputs._atomic import lock, remove_partial, write_bytes, write_png
+from jclnf.outputs._write import (
+    appending,
+    discard,
+    locked,
+    make_folder,
+    replacing,
+    write_bytes,
+    write_png,
+)
 
-__all__ = ["lock", "remove_partial", "write_bytes", "write_png"]
+__all__ = [
+    "appending",
+    "discard",
+    "locked",
+    "make_folder",
+    "replacing",
+    "write_bytes",
+    "write_png",
+]

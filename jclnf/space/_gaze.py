@@ -58,7 +58,7 @@ def gaze(result: Any, camera: Camera, head: HeadPose) -> Gaze:
     Args:
         result: a `FitResult` for which `has_gaze` is true, in the pixels of the camera's picture.
         camera: the camera.
-        head: the face's pose in space, see `jclnf.head_pose`.
+        head: the face's pose in space, see `jclnf.space.head_pose`.
     """
     matrix = euler_to_matrix(head.rotation)
     face = landmarks_in_space(result, camera)

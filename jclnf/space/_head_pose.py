@@ -88,7 +88,7 @@ def pose_of_points(
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         matrix, translation = carry
         turned = points @ matrix.T
-        seen = turned + translation
+        seen = turned + translation[None]
         inverse = 1 / seen[:, 2]
         residual = landmarks - camera.project(seen)
         zero = jnp.zeros_like(inverse)

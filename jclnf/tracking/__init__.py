@@ -1,9 +1,10 @@
 """Faces followed over the frames of a video."""
 
-from jclnf.tracking._overlap import SAME_FACE, assign, extent, overlap
+from jclnf.tracking._overlap import SAME_FACE, assign, overlap
 from jclnf.tracking._smoothing import OneEuro
 from jclnf.tracking._track import TrackParams, TrackState, track, track_frame
-from jclnf.tracking._tracker import TrackedFace, Tracker, grey_of, tracked_face, usable
+from jclnf.tracking._tracker import TrackedFace, Tracker, box_of, grey_of, tracked_face, usable
+from jclnf.tracking._warm_up import warm_up
 
 __all__ = [
     "SAME_FACE",
@@ -13,11 +14,12 @@ __all__ = [
     "TrackedFace",
     "Tracker",
     "assign",
-    "extent",
+    "box_of",
     "grey_of",
     "overlap",
     "track",
     "track_frame",
     "tracked_face",
     "usable",
+    "warm_up",
 ]

@@ -1,17 +1,9 @@
 """Boxes that mean the same face: overlap, and the assignment of detections to known faces."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 SAME_FACE = 0.5
 """Intersection over union from which two boxes are one face."""
-
-
-def extent(landmarks: np.ndarray) -> np.ndarray:
-    """The box (x, y, w, h) around landmarks `(n, 2)`, float64."""
-    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
-    return np.concatenate([low, high - low]).astype(np.float64)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -35,14 +27,13 @@ def shows(box: np.ndarray, landmarks: np.ndarray) -> bool:
     return bool(np.mean(inside.all(axis=1)) >= 0.5)
 
 
-def assign(scores: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Pairs (row, column) of a table of scores, the best first, each row and column once.
+def assign(scores: np.ndarray) -> list[tuple[int, int]]:
+    """The pairs (row, column) of a table of scores whose sum is largest.
 
-    Greedy: the best pair of all, then the best of the rest, as long as scores are positive. For the
-    few faces of a picture that is as good as the best assignment in all.
+    Each row and each column is in at most one pair, and pairs of score 0 or less are left out.
     """
-    scores = np.array(scores, np.float64)
-    while scores.size and scores.max() > 0:
-        row, column = np.unravel_index(np.argmax(scores), scores.shape)
-        yield int(row), int(column)
-        scores[row, :] = scores[:, column] = 0.0
+    from scipy.optimize import linear_sum_assignment
+
+    scores = np.maximum(scores, 0.0)
+    pairs = zip(*linear_sum_assignment(scores, maximize=True), strict=True)
+    return [(int(row), int(column)) for row, column in pairs if scores[row, column] > 0]

@@ -17,17 +17,18 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.errors import ImageError, ParamsError
 from jclnf.fitting import (
-    OPENFACE_ROTATIONS,
     FitResult,
     Model,
     Trace,
-    best_of,
     check_inputs,
-    finish,
+    fit_face,
     fit_from,
+    postprocess,
+    prepared,
 )
 from jclnf.geometry import Pose
-from jclnf.params import Arithmetic, FitParams
+from jclnf.openface import ROTATIONS
+from jclnf.params import Arithmetic, FitParams, as_dtype
 
 TRACKING_WINDOWS = (0, 9, 7, 0)
 """OpenFace's windows by scale for a face that was seen in the frame before."""
@@ -37,13 +38,11 @@ class TrackParams(eqx.Module):
     """Settings of tracking."""
 
     detection: FitParams
-    """For a face that was just found, and for one that was lost in the frame before."""
+    """For a face that was just found, and for one that was lost in the frame before. Its
+    `rotations` are the starts of a face that was just found."""
     tracking: FitParams
     """For a face that was seen in the frame before; as `detection`, but for windows, iterations and
     numbers."""
-    rotations: Float[Array, "r 3"] | None = None
-    """Start rotations of a face that was just found, of which the likeliest fit is kept, see
-    `jclnf.fit_hypotheses`; None for a single fit from where `jclnf.fit` starts."""
 
     def __check_init__(self) -> None:
         for name in ("arithmetic", "parts", "uncertainty", "derivatives"):
@@ -60,28 +59,27 @@ class TrackParams(eqx.Module):
         A face that was seen in the frame before is fitted without the model's coarsest scale, and
         without any finer than the third, if that leaves a scale.
         """
-        return _with_small_windows(model.defaults, several_starts=model.start is None)
+        return _with_small_windows(model.defaults)
 
     @staticmethod
     def openface(model: Model, *, arithmetic: str | Arithmetic = "openface") -> "TrackParams":
         """OpenFace's settings for videos, in its arithmetic unless told otherwise."""
         detection = FitParams.openface(model, arithmetic=arithmetic)
-        return _with_small_windows(detection, several_starts=True)
+        return _with_small_windows(detection.replace(rotations=ROTATIONS))
 
 
-def _with_small_windows(detection: FitParams, *, several_starts: bool) -> TrackParams:
+def _with_small_windows(detection: FitParams) -> TrackParams:
     small = tuple(
         min(narrow, window)
         for narrow, window in zip(TRACKING_WINDOWS, detection.windows, strict=False)
     )
     small += (0,) * (len(detection.windows) - len(small))
-    tracking = detection.replace(windows=small) if any(small) else detection
-    rotations = jnp.array(OPENFACE_ROTATIONS, jnp.float32) if several_starts else None
-    return TrackParams(detection, tracking, rotations)
+    tracking = detection.replace(rotations=None)
+    return TrackParams(detection, tracking.replace(windows=small) if any(small) else tracking)
 
 
 class TrackState(eqx.Module):
-    """What is known of a face after a frame: all that its fit in the next one needs."""
+    """A face after a frame: all that its fit in the next one needs."""
 
     pose: Pose
     """In pixels of the frame."""
@@ -131,7 +129,7 @@ def track_frame(
     Returns:
         The state after this frame, and the fit. Its trace is empty: it has no scales.
     """
-    return _step(_Prepared(model, model), image, state, params)
+    return _step(_Prepared(model, model), image, as_dtype(state, model.pdm.mean.dtype), params)
 
 
 def track(
@@ -147,7 +145,7 @@ def track(
     let a `jclnf.Tracker` do it. Each new number or size of frames costs a compilation.
 
     Args:
-        model: prepared or not.
+        model: from `load_model` or `load_openface`.
         frames: grey levels 0-255, of any floating-point type or uint8.
         start: the state that an earlier call returned; or a box (x, y, w, h) around the face in the
             first frame.
@@ -166,10 +164,12 @@ def track(
         raise ImageError(f"frames must be grey, (t, h, w) and not empty, not {shape}")
     if isinstance(start, TrackState):
         check_inputs(model, frames[0], np.ones(4), params.detection)
+        start = as_dtype(start, model.pdm.mean.dtype)
     else:
         start = check_inputs(model, frames[0], start, params.detection)
     check_inputs(model, frames[0], np.ones(4), params.tracking)
-    return _track(model, frames, start, params)
+    models = _Prepared(prepared(model, params.tracking), prepared(model, params.detection))
+    return _track(models, frames, start, params)
 
 
 class _Prepared(eqx.Module):
@@ -181,13 +181,15 @@ class _Prepared(eqx.Module):
 
 @eqx.filter_jit
 def _track(
-    model: Model,
+    models: _Prepared,
     frames: Real[Array, "t h w"] | np.ndarray,
     start: TrackState | Float[Array, "4"],
     params: TrackParams,
 ) -> tuple[TrackState, FitResult]:
     frames = jnp.asarray(frames)
-    models = _Prepared(model.prepare(params.tracking), model.prepare(params.detection))
+    models = _Prepared(
+        models.tracking.prepare(params.tracking), models.detection.prepare(params.detection)
+    )
 
     def step(state: TrackState, image: Real[Array, "h w"]) -> tuple[TrackState, FitResult]:
         return _step(models, image, state, params)
@@ -203,7 +205,8 @@ def found(
     model: Model, image: Real[Array, "h w"] | np.ndarray, box: Any, params: TrackParams
 ) -> FitResult:
     """The fit of a face that was just found in a box, neither compiled nor checked."""
-    return without_trace(best_of(model, image, box, params.rotations, params.detection))
+    detection = params.detection
+    return without_trace(fit_face(model, image, box, detection.rotations, detection))
 
 
 def follow(
@@ -212,9 +215,9 @@ def follow(
     state: TrackState,
     settings: FitParams,
 ) -> tuple[TrackState, FitResult]:
-    """What `track_frame` does with one of its two settings, whether the face was seen or not."""
+    """`track_frame` with one of its two settings, whether the face was seen or not."""
     result = fit_from(model, image, state.pose, state.shape, settings)
-    result = finish(model, image, without_trace(result), settings)
+    result = postprocess(model, image, without_trace(result), settings)
     return state.next(result), result
 
 
@@ -232,7 +235,7 @@ def _step(
         lambda: fitted(models.tracking, params.tracking),
         lambda: fitted(models.detection, params.detection),
     )
-    result = finish(models.tracking, image, result, params.tracking)
+    result = postprocess(models.tracking, image, result, params.tracking)
     return state.next(result), result
 
 

@@ -15,14 +15,14 @@ import numpy as np
 
 from jclnf.detect import Detector, find_faces
 from jclnf.errors import BoxError, ImageError, ParamsError
-from jclnf.fitting import FitResult, Model, check_inputs
-from jclnf.geometry import Pose
+from jclnf.fitting import FitResult, Model, check_inputs, prepared
+from jclnf.geometry import Pose, tight_box
 from jclnf.images import BUCKETS, check_box, check_grey, cut, region
-from jclnf.tracking._overlap import SAME_FACE, assign, extent, nearness, overlap, shows
+from jclnf.tracking._overlap import SAME_FACE, assign, nearness, overlap, shows
 from jclnf.tracking._track import TrackParams, TrackState, follow, found
 
 MARGIN = 0.75
-"""What a crop holds on each side of a face's landmarks, in larger sides of the box around them:
+"""Margin of a crop on each side of a face's landmarks, in larger sides of the box around them:
 the areas that are read, and how far landmarks may move in a frame."""
 SIDES = tuple(sorted({*BUCKETS, *(3 * side // 2 for side in BUCKETS)}))
 """Sides of crops in pixels; more than for single images: each frame pays for what is too large."""
@@ -48,7 +48,7 @@ class TrackedFace:
 
 @dataclasses.dataclass
 class _Track:
-    """What is kept of a face from frame to frame."""
+    """A face as it is kept from frame to frame."""
 
     id: int
     state: TrackState
@@ -57,7 +57,7 @@ class _Track:
 
 @dataclasses.dataclass(frozen=True)
 class _Ended:
-    """What is kept of a face that is followed no more."""
+    """A face that is followed no more."""
 
     id: int
     box: np.ndarray
@@ -163,6 +163,7 @@ class Tracker:
             frame: `(h, w)` grey 0-255, or `(h, w, 3)` uint8 in OpenCV's order blue, green, red.
             boxes: `(k, 4)` or `(4,)` x, y, w, h of faces in this frame in pixels, the most
                 important first, in place of the detector's; they need not be given in each frame.
+                Empty: there are none.
 
         Returns:
             The faces that are followed, by their numbers; also those that were not seen in this
@@ -176,8 +177,8 @@ class Tracker:
         given = None if boxes is None else _boxes(boxes, grey.shape)
         faces = self._follow(grey)
         if given is None and self.detector is not None and self._wants_detection():
-            picture = frame if np.ndim(frame) == 3 else _bytes(grey)
-            found_boxes = find_faces(self.detector, picture)
+            image = frame if np.ndim(frame) == 3 else _bytes(grey)
+            found_boxes = find_faces(self.detector, image)
             given = np.array([box for box in found_boxes if usable(box, grey.shape)])
         if given is not None and len(given):
             self._use(given.reshape(-1, 4), grey, faces)
@@ -235,7 +236,7 @@ class Tracker:
             if self.max_faces is not None and len(self._tracks) >= self.max_faces:
                 break
             state, result = jax.device_get(self._fits.find(grey, box))
-            around = extent(np.asarray(result.landmarks))
+            around = box_of(result)
             if (result.success or (self.single and result.ok)) and not self._known(around, faces):
                 track = _Track(self._new_id(around), state, around)
                 faces[track.id] = tracked_face(track.id, result, detected=True)
@@ -295,7 +296,7 @@ class Tracker:
 
         Not the model and the settings: `restore` it into a tracker made with the same.
         """
-        modes = self.model.pdm.n_modes
+        modes, precision = self.model.pdm.n_modes, self.model.pdm.mean.dtype
         states = [track.state for track in self._tracks]
         ended = self._ended
         return {
@@ -304,12 +305,10 @@ class Tracker:
             "boxes": np.array([t.box for t in self._tracks], np.float64).reshape(-1, 4),
             "seen": np.array([s.seen for s in states], bool),
             "failures": np.array([s.failures for s in states], np.int32),
-            "scale": np.array([s.pose.scale for s in states], np.float32),
-            "matrix": np.array([s.pose.matrix for s in states], np.float32).reshape(-1, 3, 3),
-            "translation": np.array([s.pose.translation for s in states], np.float32).reshape(
-                -1, 2
-            ),
-            "shape": np.array([s.shape for s in states], np.float32).reshape(-1, modes),
+            "scale": np.array([s.pose.scale for s in states], precision),
+            "matrix": np.array([s.pose.matrix for s in states], precision).reshape(-1, 3, 3),
+            "translation": np.array([s.pose.translation for s in states], precision).reshape(-1, 2),
+            "shape": np.array([s.shape for s in states], precision).reshape(-1, modes),
             "ended_ids": np.array([one.id for one in ended], np.int64),
             "ended_boxes": np.array([one.box for one in ended], np.float64).reshape(-1, 4),
             "ended_frames": np.array([one.frame for one in ended], np.int64),
@@ -352,10 +351,10 @@ class _Fits:
         blank = np.zeros((8, 8), np.uint8)
         for settings in (params.tracking, params.detection):
             check_inputs(model, blank, np.ones(4), settings)
-        detection = model.prepare(params.detection)
+        detection = prepared(model, params.detection)
         # Each call hands over only what it works with: every array costs the host some time.
         inputs = {
-            "seen": (model.prepare(params.tracking), params.tracking),
+            "seen": (prepared(model, params.tracking), params.tracking),
             "lost": (detection, params.detection),
             "found": (detection, params),
         }
@@ -366,18 +365,25 @@ class _Fits:
 
     def follow(self, grey: np.ndarray, state: TrackState, box: np.ndarray) -> Any:
         """The next state and fit of a face; box: around its landmarks before."""
-        piece, offset = _piece(grey, box, MARGIN * max(box[2:]))
+        image, offset = _cropped(grey, box, MARGIN * max(box[2:]))
         compiled, leaves = self._calls["seen" if state.seen else "lost"]
-        return compiled(leaves, piece, offset, state)
+        return compiled(leaves, image, offset, state)
 
     def find(self, grey: np.ndarray, box: np.ndarray) -> Any:
         """The state and fit of a face that was just found in a box."""
-        piece, offset = _piece(grey, box, max(box[2:]))
+        image, offset = _cropped(grey, box, max(box[2:]))
         compiled, leaves = self._calls["found"]
-        return compiled(leaves, piece, offset, box.astype(np.float32))
+        return compiled(leaves, image, offset, box.astype(np.float32))
+
+    def warm_up(self, grey: np.ndarray, box: np.ndarray) -> None:
+        """Compile all of them for faces as large as this box."""
+        state, _ = self.find(grey, box)
+        for seen in (True, False):
+            start = dataclasses.replace(state, seen=jnp.array(seen))
+            jax.block_until_ready(self.follow(grey, start, box))
 
 
-def _piece(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray, np.ndarray]:
+def _cropped(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray, np.ndarray]:
     """The crop around a box, and its offset in the frame."""
     x0, y0, side = region(box, grey.shape, beside, beside, SIDES)
     return cut(grey, x0, y0, side), np.array([x0, y0], np.float32)
@@ -387,15 +393,15 @@ def _piece(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray
 def _compiled(name: str, structure: Any) -> Any:
     """A compiled fit with models and settings of this structure; all trackers share it."""
 
-    def next_one(leaves: Any, piece: Any, offset: Any, state: TrackState) -> Any:
+    def next_one(leaves: Any, image: Any, offset: Any, state: TrackState) -> Any:
         model, settings = jax.tree.unflatten(structure, leaves)
-        image = jnp.asarray(piece, state.shape.dtype)
+        image = jnp.asarray(image, state.shape.dtype)
         after, result = follow(model, image, _moved(state, -offset), settings)
         return _moved(after, offset), result.shifted(offset)
 
-    def first_one(leaves: Any, piece: Any, offset: Any, box: Any) -> Any:
+    def first_one(leaves: Any, image: Any, offset: Any, box: Any) -> Any:
         model, params = jax.tree.unflatten(structure, leaves)
-        image = jnp.asarray(piece, box.dtype)
+        image = jnp.asarray(image, box.dtype)
         shift = jnp.concatenate([offset, jnp.zeros_like(offset)])
         result = found(model, image, box - shift, params).shifted(offset)
         return TrackState.after(result), result
@@ -404,8 +410,14 @@ def _compiled(name: str, structure: Any) -> Any:
 
 
 def _moved(state: TrackState, offset: Any) -> TrackState:
-    pose = dataclasses.replace(state.pose, translation=state.pose.translation + offset)
-    return dataclasses.replace(state, pose=pose)
+    translation = state.pose.translation
+    moved = translation + jnp.asarray(offset, translation.dtype)
+    return dataclasses.replace(state, pose=dataclasses.replace(state.pose, translation=moved))
+
+
+def box_of(result: FitResult) -> np.ndarray:
+    """The box around a fit's landmarks, `(4,)` float64."""
+    return np.asarray(tight_box(np.asarray(result.landmarks)), np.float64)
 
 
 def tracked_face(number: int, result: FitResult, *, detected: bool) -> TrackedFace:
@@ -415,7 +427,7 @@ def tracked_face(number: int, result: FitResult, *, detected: bool) -> TrackedFa
         result=result,
         success=bool(result.success),
         confidence=None if result.confidence is None else float(result.confidence),
-        box=extent(np.asarray(result.landmarks)),
+        box=box_of(result),
         detected=detected,
     )
 
@@ -439,8 +451,8 @@ def _bytes(grey: np.ndarray) -> np.ndarray:
 def _boxes(boxes: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Given boxes as `(k, 4)`, each checked."""
     array = np.asarray(boxes, np.float64)
-    array = array[None] if array.ndim == 1 and array.size else array.reshape(len(array), -1)
-    if array.size and array.shape[1] != 4:
+    array = array[None] if array.ndim == 1 and array.size else array
+    if array.size and (array.ndim != 2 or array.shape[1] != 4):
         raise BoxError(f"boxes are (k, 4), x, y, w, h of each face, not {np.shape(boxes)}")
     return np.array([check_box(box, shape) for box in array]).reshape(-1, 4)
 

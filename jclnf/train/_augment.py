@@ -1,16 +1,16 @@
-"""Random changes of a picture's light and quality, as cameras and videos make them."""
+"""Random changes of an image's light and quality, as cameras and videos make them."""
 
 import cv2
 import numpy as np
 
 
-def augment(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture `(h, w)` uint8 under other light, less sharp, noisy, compressed, partly hidden.
+def augment(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An image `(h, w)` uint8 under other light, less sharp, noisy, compressed, partly hidden.
 
     Each change happens with a probability of its own.
     """
-    height, width = picture.shape
-    image: np.ndarray = picture.astype(np.float32)
+    height, width = grey.shape
+    image: np.ndarray = grey.astype(np.float32)
     if rng.random() < 0.25:
         image = _coarser(image, rng.uniform(1.2, 3.0))
     if rng.random() < 0.25:
@@ -39,7 +39,7 @@ def augment(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _coarser(image: np.ndarray, factor: float) -> np.ndarray:
-    """The picture as a smaller one would show it."""
+    """The image as a smaller one would show it."""
     height, width = image.shape
     small = (max(8, round(width / factor)), max(8, round(height / factor)))
     reduced = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
@@ -56,7 +56,7 @@ def _motion(image: np.ndarray, length: int, angle: float) -> np.ndarray:
 
 
 def _hidden(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A rectangle or an ellipse of one grey level, or of another part of the picture, in front."""
+    """A rectangle or an ellipse of one grey level, or of another part of the image, in front."""
     height, width = image.shape
     size = rng.uniform(0.1, 0.4, 2) * [width, height]
     centre = rng.uniform(0, 1, 2) * [width, height]

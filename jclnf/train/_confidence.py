@@ -1,12 +1,12 @@
 """Teaches a model's confidence by its own fits, right and wrong ones.
 
-The network of `fitting/_confidence.py` learns on the faces that the model has learned from, in
-changed pictures. There the model is surer of itself than on faces that it has not seen: what it
+The network of `jclnf.Confidence` learns on the faces that the model has learned from, in
+changed images. There the model is surer of itself than on faces that it has not seen: what it
 learned is therefore calibrated on other people.
 """
 
+import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+from scipy.optimize import minimize
 
 from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, Confidence, Model
-from jclnf.train._batches import Example
+from jclnf.train._examples import Batch, Example
 from jclnf.train._faces import Faces
-from jclnf.train._fit_examples import FitExamples, Fits, fits_of, made
-from jclnf.train._loop import Batch, Course, run_course
+from jclnf.train._fit_examples import FitExamples, Fits, fits_of, repeated
+from jclnf.train._loop import Progress, TrainConfig, train
 
-COURSE = Course(30, batch=128, rate=2e-3)
+CONFIDENCE_CONFIG = TrainConfig(30, batch_size=128, learning_rate=2e-3)
 """How long the network learns."""
 HIDDEN = 128
 """Width of its hidden layer."""
@@ -35,7 +36,6 @@ THRESHOLD = 0.5
 _NOISE = 0.1
 """Deviation of what is added to each characteristic, in its own standard deviations."""
 _DECAY = 1e-2
-_NEWTON = 30  # steps; a handful is enough
 
 
 def learn_confidence(
@@ -43,7 +43,7 @@ def learn_confidence(
     faces: Faces,
     held_out: Faces,
     mirror: np.ndarray,
-    course: Course = COURSE,
+    config: TrainConfig = CONFIDENCE_CONFIG,
     *,
     effort: float = 1.0,
     quiet: bool = False,
@@ -58,14 +58,14 @@ def learn_confidence(
         faces: what to learn from.
         held_out: faces of other people, to calibrate on.
         mirror: `(n,)` index of each landmark's mirror image.
-        course: how long and how fast.
+        config: how long and how fast.
         effort: factor on the numbers of fits, `FITS` and `CALIBRATED_ON`.
         quiet: no progress bar.
     """
-    count = max(FITS * effort, _LEAST_EACH * len(faces), 4 * course.batch)
-    fits = _fits_of(model, faces, mirror, count, course.seed)
-    learned = train_evidence(fits, course, quiet=quiet)
-    return adapt_confidence(model, learned, held_out, mirror, effort=effort, seed=course.seed)
+    count = max(FITS * effort, _LEAST_EACH * len(faces), 4 * config.batch_size)
+    fits = _fits_of(model, faces, mirror, count, config.seed)
+    learned = train_evidence(fits, config, quiet=quiet)
+    return adapt_confidence(model, learned, held_out, mirror, effort=effort, seed=config.seed)
 
 
 def adapt_confidence(
@@ -87,20 +87,16 @@ def adapt_confidence(
 
 def _fits_of(model: Model, faces: Faces, mirror: np.ndarray, count: float, seed: int) -> Fits:
     each = math.ceil(count / len(faces))
-    return fits_of(model, made(FitExamples(faces, mirror), len(faces), each, seed=seed))
+    return fits_of(model, repeated(FitExamples(faces, mirror), each, seed=seed))
 
 
 def train_evidence(
-    fits: Fits, course: Course = COURSE, *, checkpoint: Path | None = None, quiet: bool = False
+    fits: Fits, config: TrainConfig = CONFIDENCE_CONFIG, *, quiet: bool = False
 ) -> Confidence:
     """A confidence that tells right fits and landmarks from wrong ones, not calibrated."""
     mean, deviation = fits.given.mean(0), fits.given.std(0) + 1e-3
     standard = (fits.given - mean) / deviation
     right = np.concatenate(_right(fits), axis=1)
-
-    def make(index: int, rng: np.random.Generator) -> Example:
-        noise = _NOISE * rng.standard_normal(standard.shape[1], np.float32)
-        return {"given": standard[index] + noise, "right": right[index]}
 
     def objective(learned: Confidence, batch: Batch) -> tuple[Array, None]:
         logits = jax.vmap(learned.evidence)(batch["given"])
@@ -108,7 +104,7 @@ def train_evidence(
         return losses[:, 0].mean() + losses[:, 1:].mean(), None
 
     inputs, outputs = standard.shape[1], right.shape[1]
-    weights = np.random.default_rng(course.seed).standard_normal((inputs, HIDDEN), np.float32)
+    weights = np.random.default_rng(config.seed).standard_normal((inputs, HIDDEN), np.float32)
     untrained = Confidence(
         hidden=jnp.asarray(weights * np.float32(np.sqrt(2 / inputs))),
         hidden_bias=jnp.zeros(HIDDEN),
@@ -116,28 +112,28 @@ def train_evidence(
         out_bias=jnp.zeros(outputs),
         threshold=jnp.float32(THRESHOLD),
     )
-    optimiser = optax.adamw(course.schedule(len(right)), weight_decay=_DECAY, mask=_is_matrix)
-    learned, _ = run_course(
-        untrained,
-        None,
-        objective,
-        optimiser,
-        make,
-        len(right),
-        course,
-        name="confidence",
-        checkpoint=checkpoint,
-        quiet=quiet,
-    )
+    schedule = config.schedule(len(right))
+    optimiser = optax.adamw(schedule, weight_decay=_DECAY, mask=_is_matrix)
+    progress = Progress("confidence", quiet=quiet)
+    examples = _Noisy(standard, right)
+    learned = train(untrained, objective, optimiser, examples, config, progress).learned
     # A fit's characteristics come as they are: the first layer standardises them.
     hidden = learned.hidden / deviation[:, None]
-    return Confidence(
-        hidden,
-        learned.hidden_bias - mean @ hidden,
-        learned.out,
-        learned.out_bias,
-        learned.threshold,
-    )
+    bias = learned.hidden_bias - mean @ hidden
+    return dataclasses.replace(learned, hidden=hidden, hidden_bias=bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noisy:
+    given: np.ndarray
+    right: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Example:
+        noise = _NOISE * rng.standard_normal(self.given.shape[1], np.float32)
+        return {"given": self.given[index] + noise, "right": self.right[index]}
 
 
 def _is_matrix(learned: Any) -> Any:
@@ -166,13 +162,8 @@ def calibrated(learned: Confidence, fits: Fits, faces: int) -> Confidence:
     n = points.shape[1]
     factor = jnp.array([a, *[c] * n], jnp.float32)
     shift = jnp.array([b, *[d] * n], jnp.float32)
-    return Confidence(
-        learned.hidden,
-        learned.hidden_bias,
-        learned.out * factor,
-        learned.out_bias * factor + shift,
-        learned.threshold,
-    )
+    out, bias = learned.out * factor, learned.out_bias * factor + shift
+    return dataclasses.replace(learned, out=out, out_bias=bias)
 
 
 def _line(
@@ -180,17 +171,10 @@ def _line(
 ) -> tuple[float, float]:
     """`a` and `b` of greatest likelihood, with Gaussians of deviation 1 around 1 (of the logarithm)
     and 0 beforehand; fits of one face count together as one."""
-    z, y = jnp.asarray(logits), jnp.asarray(right)
 
-    def loss(at: Array) -> Array:
-        losses = optax.sigmoid_binary_cross_entropy(jnp.exp(at[0]) * z + at[1], y)
-        return losses.mean() + 0.5 * (at**2).sum() / faces
+    def loss(at: np.ndarray) -> float:
+        z = np.exp(at[0]) * logits + at[1]
+        return float(np.mean(np.logaddexp(0, z) - right * z) + 0.5 * (at**2).sum() / faces)
 
-    @jax.jit
-    def newton(at: Array) -> Array:
-        return at - jnp.linalg.solve(jax.hessian(loss)(at), jax.grad(loss)(at))
-
-    at = jnp.zeros(2)
-    for _ in range(_NEWTON):
-        at = newton(at)
-    return float(jnp.exp(at[0])), float(at[1])
+    at = minimize(loss, np.zeros(2)).x
+    return float(np.exp(at[0])), float(at[1])

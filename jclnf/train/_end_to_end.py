@@ -4,119 +4,69 @@ Beside the trunk's weights this learns what a fit is otherwise told: regularisat
 of each scale, each landmark's weight, and how much a spread response counts.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from jclnf.experts import TrunkExperts
-from jclnf.fitting import Model, fit_from
-from jclnf.train._batches import Maker
-from jclnf.train._loop import Batch, Course, run_course
+from jclnf.experts import CCNF
+from jclnf.fitting import Model, fit_from, initial_state, map_faces, read_off
+from jclnf.geometry import pose_from_box
+from jclnf.train._examples import Batch, Examples
+from jclnf.train._loop import Progress, TrainConfig, train
+from jclnf.train._parametrisation import Parametrisation
 
 EYE_DISTANCE = 0.58
 """Distance of the outer eye corners of a face towards the camera, over the size of the face."""
-
-
-class Learned(eqx.Module):
-    """What is learned; positive numbers as their logarithms."""
-
-    kernels: dict[str, Array]
-    confidence: Float[Array, "s v n"]
-    softness: Float[Array, " s"]
-    regularisation: Float[Array, " s"]
-    kernel_width: Float[Array, " s"]
-
-    @staticmethod
-    def of(model: Model) -> "Learned":
-        """What there is to learn of a model with trunk experts."""
-        experts, params = model.experts, model.defaults
-        assert isinstance(experts, TrunkExperts)
-        return Learned(
-            experts.kernels,
-            jnp.log(experts.confidence),
-            jnp.log(experts.softness),
-            jnp.log(params.regularisation),
-            jnp.log(params.kernel_width),
-        )
-
-    def put_into(self, model: Model) -> Model:
-        """The model with what was learned."""
-        assert isinstance(model.experts, TrunkExperts)
-        experts = dataclasses.replace(
-            model.experts,
-            kernels=self.kernels,
-            confidence=jnp.exp(self.confidence),
-            softness=jnp.exp(self.softness),
-        )
-        params = dataclasses.replace(
-            model.defaults,
-            regularisation=jnp.exp(self.regularisation),
-            kernel_width=jnp.exp(self.kernel_width),
-        )
-        return dataclasses.replace(model, experts=experts, defaults=params)
+LEARNED = (
+    "model.experts.kernels",
+    "model.experts.confidence",
+    "model.experts.softness",
+    "params.regularisation",
+    "params.kernel_width",
+)
 
 
 def train_end_to_end(
     model: Model,
-    make: Maker,
-    count: int,
-    course: Course,
-    *,
-    checkpoint: Path | None = None,
-    report: Callable[[int, float, Model], None] | None = None,
-    quiet: bool = False,
+    examples: Examples,
+    config: TrainConfig,
+    progress: Progress,
+    validate: Callable[[Model], float],
 ) -> Model:
     """Train a model with trunk experts through its fit.
 
     Args:
         model: where to begin; its learned start stays as it is.
-        make: makes examples with `picture`, `box` and `points`, see `BoxExamples`.
-        report: called after each epoch with its number, the mean loss (% of the eye distance) and
-            the model so far.
-        count, course, checkpoint, quiet: as for `run_course`.
+        examples: with `image`, `box` and `points`, see `BoxExamples.of_fits`.
+        config, progress: as for `train`.
+        validate: of the model so far, a figure for the history.
     """
+    parametrisation = Parametrisation(model, LEARNED, relative=False)
 
-    def objective(learned: Learned, batch: Batch) -> tuple[Array, None]:
-        # All at once: in a loop, the gradients of convolutions take ten times as long.
-        put = learned.put_into(model)
-        return jax.vmap(lambda example: fit_loss(put, example))(batch).mean(), None
+    def objective(learned: Any, batch: Batch) -> tuple[Array, None]:
+        return fit_losses(parametrisation.model(learned), batch).mean(), None
 
-    rate = course.schedule(count)
-    # The few numbers that are not weights of the network take larger steps.
-    kinds = {"kernels": optax.adam(rate), "settings": optax.adam(lambda step: 20 * rate(step))}
-    labels = jax.tree_util.tree_map_with_path(
-        lambda path, _: "kernels" if path[0].name == "kernels" else "settings", Learned.of(model)
-    )
+    first = parametrisation.free()
     optimiser = optax.chain(
-        optax.zero_nans(), optax.clip_by_global_norm(1.0), optax.partition(kinds, labels)
+        optax.zero_nans(),
+        optax.clip_by_global_norm(1.0),
+        parametrisation.optimiser(first, config.schedule(len(examples))),
     )
-
-    def told(epoch: int, mean: float, learned: Learned, _: None) -> None:
-        if report is not None:
-            report(epoch, mean, learned.put_into(model))
-
-    learned, _ = run_course(
-        Learned.of(model),
-        None,
+    found = train(
+        first,
         objective,
         optimiser,
-        make,
-        count,
-        course,
-        name="whole fit",
-        checkpoint=checkpoint,
-        report=told,
-        quiet=quiet,
+        examples,
+        config,
+        progress,
+        validate=lambda learned, _: validate(parametrisation.model(learned)),
     )
-    return learned.put_into(model)
+    return parametrisation.model(found.learned)
 
 
 def averaged(models: Sequence[Model]) -> Model:
@@ -125,18 +75,39 @@ def averaged(models: Sequence[Model]) -> Model:
     Its errors on other people are smaller than those of each of them, at the cost of one (Wortsman
     et al., "Model soups", ICML 2022).
     """
-    learned = [Learned.of(model) for model in models]
-    return jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *learned).put_into(models[0])
+    each = [Parametrisation(model, LEARNED, relative=False) for model in models]
+    learned = [parametrisation.free() for parametrisation in each]
+    return each[0].model(jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *learned))
 
 
-def fit_loss(model: Model, example: Batch) -> Float[Array, ""]:
-    """The `distance` of a fit's landmarks from the truth."""
-    image = example["picture"].astype(jnp.float32)
-    truth = example["points"]
-    assert model.start is not None
-    pose, shape = lax.stop_gradient(model.start(model.pdm, image, example["box"]))
-    fitted = fit_from(model, image, pose, shape, model.defaults).landmarks
-    return distance(fitted, truth)
+def fit_losses(
+    model: Model, batch: Batch, offset: Any = 0.0, *, moves_start: bool = False
+) -> Float[Array, " b"]:
+    """The `distance` of each fit's landmarks from the truth.
+
+    Args:
+        model: with the settings to fit with as its defaults.
+        batch: `image`, `box`, `points`, and maybe `rotation` to start from.
+        offset: as for `distance`.
+        moves_start: whether derivatives pass through a learned start.
+    """
+    params, convolutions = model.defaults, moves_start or not isinstance(model.experts, CCNF)
+    model = model.prepare(params)
+
+    def one(face: Batch) -> Array:
+        image = face["image"].astype(model.pdm.mean.dtype)
+        if "rotation" in face:
+            pose = pose_from_box(model.pdm, face["box"], face["rotation"])
+            shape = model.pdm.mean_shape()
+        else:
+            pose, shape = initial_state(model, image, face["box"])
+            if not moves_start:
+                pose, shape = lax.stop_gradient((pose, shape))
+        landmarks = read_off(model, fit_from(model, image, pose, shape, params)).landmarks
+        return distance(landmarks, face["points"], offset)
+
+    losses: Array = map_faces(one, batch, side_by_side=convolutions)
+    return losses
 
 
 def distance(

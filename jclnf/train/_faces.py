@@ -1,4 +1,4 @@
-"""Annotated faces as training needs them: small grey pictures, true points, true poses."""
+"""Annotated faces as training needs them: small grey images, true points, true poses."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MIRROR_68 = np.array(
     + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
     + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
 )
-"""The landmark of the 68-point (iBUG) scheme that each one becomes in a mirrored picture."""
+"""The landmark of the 68-point (iBUG) scheme that each one becomes in a mirrored image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,34 +26,31 @@ class Faces:
     """`f` faces, packed.
 
     Attributes:
-        pictures: grey `(h, w)` uint8 around each face, at most `LARGEST_FACE` large.
-        points: `(f, n, 2)` true landmarks in pixels of the pictures.
+        images: grey `(h, w)` uint8 around each face, at most `LARGEST_FACE` large.
+        points: `(f, n, 2)` true landmarks in pixels of the images.
     """
 
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     points: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def subset(self, index: Sequence[int] | np.ndarray) -> "Faces":
         """The faces of the given indices."""
-        return Faces([self.pictures[i] for i in index], self.points[np.asarray(index)])
+        return Faces([self.images[i] for i in index], self.points[np.asarray(index)])
 
     def with_mirrored(self, mirror: np.ndarray) -> "Faces":
         """These faces, then their mirror images."""
-        pictures = [picture[:, ::-1] for picture in self.pictures]
-        widths = np.array([picture.shape[1] for picture in pictures], float)
+        images = [np.ascontiguousarray(image[:, ::-1]) for image in self.images]
+        widths = np.array([image.shape[1] for image in images], float)
         flipped = self.points[:, mirror].copy()
         flipped[..., 0] = widths[:, None] - 1 - flipped[..., 0]
-        return Faces(
-            self.pictures + [np.ascontiguousarray(p) for p in pictures],
-            np.concatenate([self.points, flipped]),
-        )
+        return Faces(self.images + images, np.concatenate([self.points, flipped]))
 
 
 def cut_out(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The picture of a face, and its points there.
+    """The surroundings of a face, reduced if they are large, and its points there.
 
     Args:
         image: `(h, w)` grey 0-255.
@@ -64,14 +61,14 @@ def cut_out(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarr
     rows, columns = image.shape
     left, top = np.maximum(np.floor(low - SURROUNDINGS * side), 0).astype(int)
     right, bottom = np.ceil(high + SURROUNDINGS * side).astype(int) + 1
-    piece = image[top : min(bottom, rows), left : min(right, columns)]
+    cropped = image[top : min(bottom, rows), left : min(right, columns)]
     moved = points - [left, top]
     if side > LARGEST_FACE:
-        height, width = (max(1, round(n * LARGEST_FACE / side)) for n in piece.shape)
-        zoom = np.array([width / piece.shape[1], height / piece.shape[0]])
-        piece = cv2.resize(piece, (width, height), interpolation=cv2.INTER_AREA)
+        height, width = (max(1, round(n * LARGEST_FACE / side)) for n in cropped.shape)
+        zoom = np.array([width / cropped.shape[1], height / cropped.shape[0]])
+        cropped = cv2.resize(cropped, (width, height), interpolation=cv2.INTER_AREA)
         moved = (moved + 0.5) * zoom - 0.5
-    return np.clip(np.rint(piece), 0, 255).astype(np.uint8), moved
+    return np.clip(np.rint(cropped), 0, 255).astype(np.uint8), moved
 
 
 @dataclasses.dataclass(frozen=True)

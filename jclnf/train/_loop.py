@@ -1,169 +1,256 @@
-"""The loop of all training by gradient descent: batches, steps on all devices, checkpoints."""
+"""The loop of every training by gradient descent: batches, steps on all devices, checkpoints."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array
 from tqdm import tqdm
 
 from jclnf.errors import TrainingError
-from jclnf.train._batches import Maker, batches
+from jclnf.train._checkpoint import load_checkpoint, save_checkpoint
+from jclnf.train._examples import Batch, Example, Examples, stacked
 
 _MEMORY = 0.98
 """Part of the running averages that a step keeps."""
 
-Batch = dict[str, Any]
 Objective = Callable[[Any, Batch], tuple[Array, Any]]
 """From what is learned and a batch: the loss, and what running averages are to be kept of."""
+History = list[dict[str, int | float]]
+"""`epoch`, mean `loss` and `validation` figure of each epoch; the first, 0, is before training."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class TrainConfig:
     """How long and how fast to train.
 
     Attributes:
-        epochs: passes over the faces and their mirror images.
-        batch: examples a step; the devices share them evenly.
-        rate: largest learning rate; it rises over the first steps and falls as a cosine to 0.
+        epochs: passes over the examples.
+        batch_size: examples a step; the devices share them evenly.
+        learning_rate: the largest; it rises over the first steps and falls as a cosine to 0.
         seed: of everything random.
     """
 
     epochs: int
-    batch: int = 32
-    rate: float = 2e-3
+    batch_size: int = 32
+    learning_rate: float = 2e-3
     seed: int = 0
 
-    def adapted(self, effort: float, seed: int) -> "Course":
-        """The course `effort` times as long, with another seed."""
+    def scaled(self, effort: float, seed: int) -> "TrainConfig":
+        """The same with `effort` times as many epochs, and another seed."""
         epochs = max(1, round(self.epochs * effort))
         return dataclasses.replace(self, epochs=epochs, seed=seed)
 
-    def steps(self, count: int) -> int:
-        """Steps of an epoch over `count` faces."""
-        return count // self.batch
-
     def schedule(self, count: int) -> Callable[[Any], Any]:
-        """The learning rate of each step."""
-        total = max(1, self.steps(count) * self.epochs)
-        return optax.warmup_cosine_decay_schedule(0.0, self.rate, min(200, total // 10), total)
+        """The learning rate of each step, with `count` examples an epoch."""
+        total = max(1, count // self.batch_size * self.epochs)
+        warmup = min(200, total // 10)
+        return optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a training is kept and shown.
+
+    Attributes:
+        name: what is trained, for the progress bar and in errors.
+        checkpoint: file to resume from if it is there, and to write after each epoch.
+        on_epoch: called with the history when the loop begins or resumes, and after each epoch.
+        quiet: no progress bar.
+    """
+
+    name: str
+    checkpoint: Path | None = None
+    on_epoch: Callable[[History], None] | None = None
+    quiet: bool = False
+
+
+class Trained(NamedTuple):
+    """Results of `train`."""
+
+    learned: Any
+    averages: Any
+    best: Any
+    """What was learned at the epoch of the smallest validation figure, see `best_epoch`."""
+    history: History
 
 
 class _State(eqx.Module):
     learned: Any
     averages: Any
     optimiser: Any
-    epoch: Array
+    best: Any
 
 
-def run_course(
+def train(
     learned: Any,
-    averages: Any,
     objective: Objective,
     optimiser: optax.GradientTransformation,
-    make: Maker,
-    count: int,
-    course: Course,
+    examples: Examples,
+    config: TrainConfig,
+    progress: Progress,
     *,
-    name: str,
-    checkpoint: Path | None = None,
-    report: Callable[[int, float, Any, Any], bool | None] | None = None,
-    quiet: bool = False,
-) -> tuple[Any, Any]:
+    averages: Any = None,
+    validate: Callable[[Any, Any], float] | None = None,
+    patience: int | None = None,
+) -> Trained:
     """Minimise an objective over epochs of examples made on the host.
+
+    The checkpoint is written when an epoch's steps are done and again when it is validated. So an
+    interruption repeats the steps of one epoch at most, and the history has every epoch.
 
     Args:
         learned: arrays to begin with.
-        averages: arrays of which running averages are kept, as the objective returns them.
         objective: a mean over the batch's examples.
         optimiser: takes the gradients.
-        make: makes the example of a face.
-        count: number of different faces that `make` knows.
-        course: how long and how fast.
-        name: what is trained, for the progress bar.
-        checkpoint: file to go on from if it is there, and to write after each epoch.
-        report: called after each epoch with its number, the mean loss, and what was learned and
-            averaged so far; it may return True to end the training.
-        quiet: no progress bar.
-
-    Returns:
-        What was learned, and the averages.
+        examples: to learn from.
+        config: how long and how fast.
+        progress: where the training is kept and shown.
+        averages: arrays of which running averages are kept, as the objective returns them.
+        validate: of what is learned and averaged, a figure that is better the smaller it is.
+        patience: end after so many epochs without a smaller figure.
 
     Raises:
-        TrainingError: the loss is not finite any more, or the checkpoint is of another training.
+        TrainingError: the loss is not finite any more, the checkpoint cannot be used, or there are
+            fewer examples than a batch has.
     """
-    steps = course.steps(count)
-    if steps == 0:
+    if len(examples) < config.batch_size:
         raise TrainingError(
-            f"{name}: {count} faces (with their mirror images) are fewer than a batch of "
-            f"{course.batch}: give more faces, or a smaller batch"
+            f"{progress.name}: {len(examples)} faces (with their mirror images) are fewer than a "
+            f"batch of {config.batch_size}: give more faces, or a smaller batch"
         )
-    state = _State(learned, averages, optimiser.init(learned), jnp.zeros((), jnp.int32))
-    if checkpoint is not None and checkpoint.exists():
-        try:
-            state = eqx.tree_deserialise_leaves(checkpoint, state)
-        except Exception as error:  # whatever NumPy meets in a damaged file
-            problem = f"{checkpoint}: not a checkpoint of this training ({error}): remove it"
-            raise TrainingError(problem) from None
-    devices = jax.local_devices()
-    devices = devices[: max(n for n in range(1, len(devices) + 1) if course.batch % n == 0)]
-    mesh = jax.make_mesh((len(devices),), ("examples",), devices=devices)
+    state = _State(learned, averages, optimiser.init(learned), learned)
+    history: History = [{"epoch": 0, "loss": math.nan}]
+    if progress.checkpoint is not None and progress.checkpoint.exists():
+        state, history = load_checkpoint(progress.checkpoint, state)
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec("examples"))
-    one = SingleDeviceSharding(devices[0])
+    def save() -> None:
+        if progress.checkpoint is not None:
+            save_checkpoint(progress.checkpoint, state, history)
 
-    def on_one_device(learned: Any, batch: Batch) -> Any:
-        (value, seen), gradient = jax.value_and_grad(objective, has_aux=True)(learned, batch)
-        return jax.tree.map(lambda array: array[None], (value, seen, gradient))
-
-    # Each device returns its own gradients, and the first adds them up. As a collective of the
-    # program itself that can stop for ever on a CPU: the devices share one pool of threads, and
-    # one that waits for another holds a thread which the other may need.
-    parts = jax.jit(
-        jax.shard_map(
-            on_one_device,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec("examples")),
-            out_specs=PartitionSpec("examples"),
-            check_vma=False,
-        )
-    )
-
-    @jax.jit
-    def move(state: _State, parts: Any) -> tuple[_State, Array]:
-        value, seen, gradient = jax.tree.map(lambda array: array.mean(0), parts)
-        updates, after = optimiser.update(gradient, state.optimiser, state.learned)
-        kept = jax.tree.map(lambda a, b: _MEMORY * a + (1 - _MEMORY) * b, state.averages, seen)
-        moved = optax.apply_updates(state.learned, updates)
-        return _State(moved, kept, after, state.epoch), value
-
-    state = jax.device_put(state, one)
-    for epoch in range(int(state.epoch), course.epochs):
-        made = batches(make, count, course.batch, seed=course.seed, epoch=epoch)
-        bar = tqdm(
-            made, total=steps, desc=f"{name}, epoch {epoch + 1}/{course.epochs}", disable=quiet
-        )
+    step = _Step(objective, optimiser, config.batch_size)
+    state = jax.device_put(state, step.first)
+    while True:
+        last = history[-1]
+        if "validation" not in last:
+            figure = math.nan if validate is None else validate(state.learned, state.averages)
+            last["validation"] = figure
+            if best_epoch(history) == last["epoch"]:
+                state = dataclasses.replace(state, best=state.learned)
+            save()
+        if progress.on_epoch is not None:
+            progress.on_epoch(history)
+        epoch = int(last["epoch"])
+        if epoch >= config.epochs or (
+            patience is not None and epoch - best_epoch(history) >= patience
+        ):
+            return Trained(state.learned, state.averages, state.best, history)
         losses = []
-        for batch in bar:
-            learned = jax.device_put(state.learned, everywhere)
-            found = parts(learned, jax.device_put(batch, split))
-            state, value = move(state, jax.device_put(found, one))
-            losses.append(value)
+        for batch in tqdm(
+            batches(examples, config.batch_size, seed=config.seed, epoch=epoch),
+            total=len(examples) // config.batch_size,
+            desc=f"{progress.name}, epoch {epoch + 1}/{config.epochs}",
+            disable=progress.quiet,
+        ):
+            state, loss = step(state, batch)
+            losses.append(loss)
         mean = float(jnp.mean(jnp.stack(losses)))
-        if not jnp.isfinite(mean):
-            raise TrainingError(f"{name}: the loss is not finite in epoch {epoch + 1}")
-        state = eqx.tree_at(lambda s: s.epoch, state, state.epoch + 1)
-        if checkpoint is not None:
-            partial = checkpoint.with_suffix(".part")
-            eqx.tree_serialise_leaves(partial, state)
-            partial.replace(checkpoint)
-        if report is not None and report(epoch, mean, state.learned, state.averages):
-            break
-    return state.learned, state.averages
+        if not math.isfinite(mean):
+            raise TrainingError(f"{progress.name}: the loss is not finite in epoch {epoch + 1}")
+        history.append({"epoch": epoch + 1, "loss": mean})
+        save()
+
+
+def best_epoch(history: History) -> int:
+    """The first epoch with the smallest validation figure."""
+
+    def figure(line: dict[str, int | float]) -> tuple[bool, float]:
+        return math.isnan(line["validation"]), line["validation"]
+
+    return int(min(history, key=figure)["epoch"])
+
+
+class _Step:
+    """A step of the optimiser on a batch that the devices share."""
+
+    def __init__(
+        self, objective: Objective, optimiser: optax.GradientTransformation, batch_size: int
+    ) -> None:
+        devices = jax.local_devices()
+        count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+        mesh = jax.make_mesh((count,), ("examples",), devices=devices[:count])
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._split = NamedSharding(mesh, PartitionSpec("examples"))
+        self.first = SingleDeviceSharding(devices[0])
+
+        def on_one_device(learned: Any, batch: Batch) -> Any:
+            (value, seen), gradient = jax.value_and_grad(objective, has_aux=True)(learned, batch)
+            return jax.tree.map(lambda array: array[None], (value, seen, gradient))
+
+        # Each device returns its own gradients, and the first adds them up. As a collective of the
+        # program itself that can stop for ever on a CPU: the devices share one pool of threads,
+        # and one that waits for another holds a thread which the other may need.
+        self._gradients = jax.jit(
+            jax.shard_map(
+                on_one_device,
+                mesh=mesh,
+                in_specs=(PartitionSpec(), PartitionSpec("examples")),
+                out_specs=PartitionSpec("examples"),
+                check_vma=False,
+            )
+        )
+
+        def move(state: _State, gradients: Any) -> tuple[_State, Array]:
+            value, seen, gradient = jax.tree.map(lambda array: array.mean(0), gradients)
+            updates, after = optimiser.update(gradient, state.optimiser, state.learned)
+            averages = jax.tree.map(
+                lambda a, b: _MEMORY * a + (1 - _MEMORY) * b, state.averages, seen
+            )
+            moved = optax.apply_updates(state.learned, updates)
+            return _State(moved, averages, after, state.best), value
+
+        self._move = jax.jit(move)
+
+    def __call__(self, state: _State, batch: Example) -> tuple[_State, Array]:
+        learned = jax.device_put(state.learned, self._everywhere)
+        gradients = self._gradients(learned, jax.device_put(batch, self._split))
+        moved: tuple[_State, Array] = self._move(state, jax.device_put(gradients, self.first))
+        return moved
+
+
+def batches(
+    examples: Examples, size: int, *, seed: int, epoch: int, threads: int = 2, ahead: int = 4
+) -> Iterator[Example]:
+    """One epoch in random order, in batches of `size` (the rest is left out), made on the host
+    while the device works on earlier ones.
+
+    Every example follows from the seed, the epoch and its place in it alone: a training that is
+    resumed goes on as if it had not been interrupted, whatever the number of threads.
+    """
+    count = len(examples)
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+
+    def batch(start: int) -> Example:
+        faces = enumerate(order[start : start + size], start)
+        return stacked(
+            [examples(int(face), np.random.default_rng([seed, epoch, i])) for i, face in faces]
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Any] = deque()
+        for start in range(0, count - size + 1, size):
+            waiting.append(pool.submit(batch, start))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

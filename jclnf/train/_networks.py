@@ -5,7 +5,6 @@ Convolutions are normalised over the batch (Ioffe and Szegedy, ICML 2015) while 
 """
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,19 +13,20 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from jclnf.experts import Layer, Shapes, convolve, initial_weights, normalised, plain_layer, trunk
-from jclnf.fitting import decode, start_network
+from jclnf.experts import Layer, Shapes, convolve, initial_weights, normalised, plain_layer
+from jclnf.fitting import decode_start
 from jclnf.geometry import PDM, project
-from jclnf.train._batches import Maker
-from jclnf.train._loop import Batch, Course, run_course
+from jclnf.train._examples import Batch, Examples
+from jclnf.train._loop import Progress, TrainConfig, train
+from jclnf.train._validation import map_chunks, one_of_each
 
 Weights = dict[str, Array]
 Averages = dict[str, tuple[Array, Array]]
 """Mean and variance over the batch of each normalised layer's output."""
-Trained = tuple[Weights, Averages]
+Unfolded = tuple[Weights, Averages]
 Network = Callable[[Array, Layer], Array]
 Loss = Callable[[Array, Batch], Array]
-"""Mean loss of a network's output for a batch."""
+"""Loss of a network's output for an example."""
 
 DECAY = 1e-2
 """Weight decay of the kernels (AdamW)."""
@@ -64,68 +64,64 @@ def train_network(
     shapes: Shapes,
     last: Collection[str],
     loss: Loss,
-    make: Maker,
-    count: int,
-    course: Course,
+    examples: Examples,
+    held_out: Examples,
+    config: TrainConfig,
+    progress: Progress,
     *,
-    name: str,
-    start_from: Trained | None = None,
-    checkpoint: Path | None = None,
-    report: Callable[[int, float, Weights], None] | None = None,
-    quiet: bool = False,
-) -> Trained:
+    start_from: Unfolded | None = None,
+) -> Unfolded:
     """Train a network.
 
     Args:
         network, shapes: what to train.
         last: the names of layers that are not normalised.
-        loss: of the output for a batch.
-        make: makes an example (with a `picture`).
-        start_from: an earlier training's outcome.
-        report: called after each epoch with its number, the mean loss and the folded weights.
-        count, course, name, checkpoint, quiet: as for `run_course`.
+        loss: of the output for an example.
+        examples: with an `image`, to learn from.
+        held_out: others, whose loss is noted after each epoch.
+        start_from: results of an earlier training.
+        config, progress: as for `train`.
     """
 
     def objective(weights: Weights, batch: Batch) -> tuple[Array, Averages]:
         seen: Averages = {}
-        output = network(seen_as(batch["picture"]), _normalised_layer(weights, seen, last))
-        return loss(output, batch), seen
+        output = network(network_input(batch["image"]), _normalised_layer(weights, seen, last))
+        return jax.vmap(loss)(output, batch).mean(), seen
 
+    @jax.jit
+    def losses(weights: Weights, batch: Batch) -> Array:
+        output = network(network_input(batch["image"]), plain_layer(weights))
+        return jax.vmap(loss)(output, batch)
+
+    watched = one_of_each(held_out)
     optimiser = optax.chain(
         optax.clip_by_global_norm(2.0),
-        optax.adamw(course.schedule(count), weight_decay=DECAY, mask=_is_kernel),
+        optax.adamw(config.schedule(len(examples)), weight_decay=DECAY, mask=_is_kernel),
     )
-    weights, averages = start_from or _untrained(shapes, last, course.seed)
-
-    def told(epoch: int, mean: float, weights: Weights, averages: Averages) -> None:
-        if report is not None:
-            report(epoch, mean, folded(weights, averages))
-
-    return run_course(
+    weights, averages = start_from or _untrained(shapes, last, config.seed)
+    trained = train(
         weights,
-        averages,
         objective,
         optimiser,
-        make,
-        count,
-        course,
-        name=name,
-        checkpoint=checkpoint,
-        report=told,
-        quiet=quiet,
+        examples,
+        config,
+        progress,
+        averages=averages,
+        validate=lambda *found: float(map_chunks(losses, folded(*found), watched).mean()),
     )
+    return trained.learned, trained.averages
 
 
-def seen_as(pictures: Array) -> Float[Array, "b h w 1"]:
-    """A batch of pictures `(b, h, w)` uint8 as the networks see it."""
-    return jax.vmap(normalised)(pictures.astype(jnp.float32))[..., None]
+def network_input(images: Array) -> Float[Array, "b h w 1"]:
+    """A batch of images `(b, h, w)` uint8 as the networks see it."""
+    return jax.vmap(normalised)(images.astype(jnp.float32))[..., None]
 
 
 def _is_kernel(weights: Any) -> Any:
     return {name: name.endswith(".kernel") for name in weights}
 
 
-def _untrained(shapes: Shapes, last: Collection[str], seed: int) -> Trained:
+def _untrained(shapes: Shapes, last: Collection[str], seed: int) -> Unfolded:
     weights = initial_weights(shapes, jax.random.key(seed), last)
     widths = {name: outputs for name, (_, _, outputs) in shapes.items() if name not in last}
     weights |= {f"{name}.gain": jnp.ones(width) for name, width in widths.items()}
@@ -139,16 +135,16 @@ def map_loss(width: float) -> Loss:
         width: standard deviation of the Gaussians in cells. Landmarks outside their map count 0.
     """
 
-    def loss(maps: Float[Array, "b g g n"], batch: Batch) -> Float[Array, ""]:
-        grid = maps.shape[1]
-        points = batch["points"]
+    def loss(maps: Float[Array, "g g n"], example: Batch) -> Float[Array, ""]:
+        grid = maps.shape[0]
+        points = example["points"]
         cells = jnp.arange(grid, dtype=points.dtype)
         target = jnp.exp(-((cells - points[..., None]) ** 2) / (2 * width**2))
-        along_x, along_y = jnp.moveaxis(target / target.sum(-1, keepdims=True), 2, 0)
-        expected = jnp.einsum("byxn,bnx,bny->bn", maps, along_x, along_y)
-        total = jax.nn.logsumexp(maps, axis=(1, 2))
+        along_x, along_y = jnp.moveaxis(target / target.sum(-1, keepdims=True), 1, 0)
+        expected = jnp.einsum("yxn,nx,ny->n", maps, along_x, along_y)
+        total = jax.nn.logsumexp(maps, axis=(0, 1))
         inside = ((points > 0) & (points < grid - 1)).all(-1)
-        return jnp.sum(jnp.where(inside, total - expected, 0.0)) / points[..., 0].size
+        return jnp.where(inside, total - expected, 0.0).mean()
 
     return loss
 
@@ -156,25 +152,10 @@ def map_loss(width: float) -> Loss:
 def start_loss(pdm: PDM) -> Loss:
     """Distance of the landmarks from the truth, in hundredths of the box's mean side."""
 
-    def loss(codes: Float[Array, "b out"], batch: Batch) -> Float[Array, ""]:
-        def one(code: Array, box: Array, points: Array) -> Array:
-            pose, shape = decode(pdm, box, code)
-            apart = project(pdm, pose, shape) - points
-            distance = jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-2).mean()
-            return 100 * distance / box[2:].mean() + 0.02 * jnp.mean(code[6:] ** 2)
-
-        return jax.vmap(one)(codes, batch["box"], batch["points"]).mean()
+    def loss(code: Float[Array, " out"], example: Batch) -> Float[Array, ""]:
+        pose, shape = decode_start(pdm, example["box"], code)
+        apart = project(pdm, pose, shape) - example["points"]
+        distance = jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-2).mean()
+        return 100 * distance / example["box"][2:].mean() + 0.02 * jnp.mean(code[6:] ** 2)
 
     return loss
-
-
-@jax.jit
-def start_codes(weights: Weights, pictures: Array) -> Array:
-    """What the learned start says of a batch of pictures."""
-    return start_network(seen_as(pictures), plain_layer(weights))
-
-
-@jax.jit
-def trunk_maps(weights: Weights, pictures: Array) -> Array:
-    """The trunk's maps of a batch of pictures."""
-    return trunk(seen_as(pictures), plain_layer(weights))

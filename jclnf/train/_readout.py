@@ -1,57 +1,46 @@
 """The last step of a training: a shape model to read landmarks off by, see
-`fitting/_readout.py`."""
+`jclnf.fitting.read_off`."""
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
 from jclnf.fitting import Model
 from jclnf.geometry import PDM
-from jclnf.train._batches import BoxExamples
+from jclnf.train._examples import BoxExamples
 from jclnf.train._faces import Faces
-from jclnf.train._measure import fitted
+from jclnf.train._validation import fit_each, map_chunks
 
 RIDGE = 0.1
 """Shrinks the regression on shape parameters, in parts of the number of faces."""
 FEWEST = 100.0
 """Shrinks all of it where there are not many more faces than this."""
-_CHUNK = 32
 
 
-def learn_readout(model: Model, faces: Faces, size: int, margin: tuple[float, float]) -> Model:
+def learn_readout(model: Model, faces: Faces) -> Model:
     """The model with a shape model to read landmarks off by.
 
     The distance from fit to annotation, turned into the head's frame, is regressed on the shape
-    parameters of the fit; that is added to the mean shape and the modes, in x and y. Pictures are
-    as they were annotated, from inexact boxes. Give it no mirror images: what an annotation does
-    to the left and to the right need not be the same, and this is where a model can follow it.
+    parameters of the fit; that is added to the mean shape and the modes, in x and y. Images are as
+    they were annotated, from inexact boxes. Give it no mirror images: what an annotation does to
+    the left and to the right need not be the same, and this is where a model can follow it.
 
     Args:
         model: a trained model.
         faces: the faces to learn from.
-        size, margin: of the pictures that are fitted, see `BoxExamples`.
     """
     model = dataclasses.replace(model, readout=None)
-    make = BoxExamples(faces, size, margin, changed=False)
-    apart, latent = [], []
-    for first in range(0, len(faces), _CHUNK):
-        several = range(first, min(first + _CHUNK, len(faces)))
-        made = [make(face, np.random.default_rng([face, 1])) for face in several]
-        pictures, boxes, points = (
-            np.stack([example[key] for example in made]) for key in ("picture", "box", "points")
-        )
-        result = fitted(model, pictures, boxes)
-        matrix, scale = np.asarray(result.pose.matrix), np.asarray(result.pose.scale)
-        residual = points - np.asarray(result.landmarks)
-        in_head = np.einsum("fnc,fcd->fnd", residual, matrix[:, :2, :2])
-        apart.append(in_head / scale[:, None, None])
-        latent.append(np.asarray(result.shape / jnp.sqrt(model.pdm.eigenvalues)))
-    readout = moved(model.pdm, np.concatenate(apart), np.concatenate(latent))
-    return dataclasses.replace(model, readout=readout)
+    make = BoxExamples.of_fits(faces, changed=False)
+    examples = [make(face, np.random.default_rng([face, 1])) for face in range(len(make))]
+    fits = map_chunks(fit_each, model, examples)
+    residuals = np.stack([example["points"] for example in examples]) - fits.landmarks
+    in_head = np.einsum("fnc,fcd->fnd", residuals, fits.pose.matrix[:, :2, :2])
+    apart = in_head / fits.pose.scale[:, None, None]
+    latent = np.asarray(fits.shape) / np.sqrt(np.asarray(model.pdm.eigenvalues))
+    return dataclasses.replace(model, readout=regressed(model.pdm, apart, latent))
 
 
-def moved(pdm: PDM, apart: np.ndarray, latent: np.ndarray) -> PDM:
+def regressed(pdm: PDM, apart: np.ndarray, latent: np.ndarray) -> PDM:
     """A shape model with its mean and modes moved by a ridge regression.
 
     Args:

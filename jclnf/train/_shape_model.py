@@ -13,7 +13,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from scipy.spatial.transform import Rotation
+
+from jclnf.geometry import PDM
 
 START_YAWS = (0.0, -0.6, 0.6, -1.1, 1.1)
 """Head turns in radians that a face's pose is sought from."""
@@ -39,14 +43,28 @@ class ShapeModel:
         components: `(n, 3, m)`, orthonormal modes, ordered by variance.
         eigenvalues: `(m,)` variance of each parameter.
         noise: standard deviation of what the model leaves of the annotations, in millimetres.
-        course: the noise after each iteration.
+        noises: `noise` after each iteration.
     """
 
     mean: np.ndarray
     components: np.ndarray
     eigenvalues: np.ndarray
     noise: float
-    course: list[float]
+    noises: tuple[float, ...] = ()
+
+    @staticmethod
+    def of(pdm: PDM, noise: float = 1.5) -> "ShapeModel":
+        """The shape model of a fit."""
+        mean, components, eigenvalues = (
+            np.asarray(array) for array in (pdm.mean, pdm.components, pdm.eigenvalues)
+        )
+        return ShapeModel(mean, components, eigenvalues, noise)
+
+    @property
+    def pdm(self) -> PDM:
+        """As a fit uses it."""
+        arrays = (self.mean, self.components, self.eigenvalues)
+        return PDM(*(jnp.asarray(array, jnp.float32) for array in arrays))
 
 
 def learn_shape_model(
@@ -84,7 +102,7 @@ def learn_shape_model(
 
     poses = start_poses(mean, both)
     latent = np.zeros((len(both), modes))
-    noise, course = 3.0, []
+    noise, noises = 3.0, []
     for iteration in range(iterations):
         poses = step_poses(poses, mean + basis_times(basis, latent), both)
         latent, spread, faces = _posterior(mean, basis, poses, both, noise)
@@ -98,10 +116,10 @@ def learn_shape_model(
         spread_seen = np.einsum("fac,ncm->fnam", poses.matrix[:, :2], basis)
         unsure = np.einsum("fnam,fmk,fnak->", spread_seen, spread, spread_seen, optimize=True)
         noise = float(np.sqrt(((residual**2).sum() + unsure) / residual.size))
-        course.append(noise)
+        noises.append(noise)
         if progress is not None:
             progress(iteration, noise)
-    return _ordered(mean, basis, latent, spread, mirror, noise, course)
+    return _ordered(mean, basis, latent, spread, mirror, noise, noises)
 
 
 def fit_shapes(
@@ -137,29 +155,26 @@ def basis_times(basis: np.ndarray, latent: np.ndarray) -> np.ndarray:
 
 def start_poses(mean: np.ndarray, points: np.ndarray) -> Poses:
     """The pose of the mean shape nearest to each face's points, from several head turns."""
-    best, least = None, np.full(len(points), np.inf)
     low, high = points.min(1), points.max(1)
+    tried, errors = [], []
     for yaw in START_YAWS:
-        c, s = np.cos(yaw), np.sin(yaw)
-        matrix = np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+        matrix = Rotation.from_euler("y", yaw).as_matrix()
         turned = mean @ matrix[:2].T
         scale = ((high - low) / np.ptp(turned, axis=0)).mean(1)
         centre = points.mean(1) - scale[:, None] * turned.mean(0)
         poses = Poses(scale, np.broadcast_to(matrix, (len(points), 3, 3)), centre)
         for _ in range(15):
             poses = step_poses(poses, mean[None], points)
-        seen = _seen(poses, mean[None]) - _in_millimetres(poses, points)
-        error = (seen**2).sum((1, 2))
-        better = error < least
-        least = np.where(better, error, least)
-        best = poses if best is None else _where(better, poses, best)
-    assert best is not None
-    return best
+        apart = _seen(poses, mean[None]) - _in_millimetres(poses, points)
+        tried.append(poses)
+        errors.append((apart**2).sum((1, 2)))
+    best = np.argmin(errors, axis=0), np.arange(len(points))
+    return Poses(*(np.stack(arrays)[best] for arrays in zip(*tried, strict=True)))
 
 
 def step_poses(poses: Poses, shapes: np.ndarray, points: np.ndarray) -> Poses:
     """A Gauss-Newton step of all poses towards the points, in the coordinates of
-    `geometry/_pdm.py`."""
+    `jclnf.geometry.rigid_jacobian`."""
     axes = poses.matrix[:, :2]
     shapes = np.broadcast_to(shapes, (len(points), *shapes.shape[1:]))
     projected = shapes @ axes.transpose(0, 2, 1)
@@ -178,30 +193,8 @@ def step_poses(poses: Poses, shapes: np.ndarray, points: np.ndarray) -> Poses:
     delta = np.linalg.solve(normal, right)[..., 0]
     return Poses(
         np.maximum(poses.scale + delta[:, 0], 0.1 * poses.scale),
-        poses.matrix @ _rotations(np.clip(delta[:, 1:4], -0.5, 0.5)),
+        poses.matrix @ Rotation.from_rotvec(np.clip(delta[:, 1:4], -0.5, 0.5)).as_matrix(),
         poses.translation + delta[:, 4:],
-    )
-
-
-def _rotations(turns: np.ndarray) -> np.ndarray:
-    """Rotation matrices of axis-angle vectors `(f, 3)` (Rodrigues)."""
-    angle = np.linalg.norm(turns, axis=1)[:, None, None]
-    x, y, z = turns.T
-    zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
-    return (
-        np.eye(3)
-        + np.sinc(angle / np.pi) * cross
-        + 0.5 * np.sinc(angle / 2 / np.pi) ** 2 * (cross @ cross)
-    )
-
-
-def _where(condition: np.ndarray, yes: Poses, no: Poses) -> Poses:
-    return Poses(
-        *(
-            np.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-            for a, b in zip(yes, no, strict=True)
-        )
     )
 
 
@@ -278,9 +271,9 @@ def _fixed_frame(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same model at the place, turn and size of `frame`, its modes without rigid motion."""
     mean = _symmetric(mean - mean.mean(0), mirror)
-    left, _, right = np.linalg.svd((frame - frame.mean(0)).T @ mean)
-    turn = left @ np.diag([1.0, 1.0, np.sign(np.linalg.det(left @ right))]) @ right
-    size = np.sqrt(((frame - frame.mean(0)) ** 2).sum() / (mean**2).sum())
+    frame = frame - frame.mean(0)
+    turn = Rotation.align_vectors(frame, mean)[0].as_matrix()
+    size = np.linalg.norm(frame) / np.linalg.norm(mean)
     mean = size * mean @ turn.T
     basis = size * np.einsum("cd,ndm->ncm", turn, basis)
     return mean, _without_rigid(mean, basis)
@@ -303,7 +296,7 @@ def _ordered(
     spread: np.ndarray,
     mirror: np.ndarray,
     noise: float,
-    course: list[float],
+    noises: list[float],
 ) -> ShapeModel:
     """Principal components of the learned shapes, which a mirrored face has just as well."""
     m = basis.shape[-1]
@@ -313,7 +306,7 @@ def _ordered(
     covariance = (flat @ second @ flat.T + reflected @ second @ reflected.T) / 2
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1][:m], vectors[:, ::-1][:, :m]
-    return ShapeModel(mean, vectors.reshape(*mean.shape, m), values, noise, course)
+    return ShapeModel(mean, vectors.reshape(*mean.shape, m), values, noise, tuple(noises))
 
 
 def _symmetric(shape: np.ndarray, mirror: np.ndarray) -> np.ndarray:
@@ -326,10 +319,9 @@ def _aligned(examples: np.ndarray) -> np.ndarray:
     target = shapes[0]
     size = np.sqrt((shapes**2).sum((1, 2)).mean())
     for _ in range(5):
-        left, _, right = np.linalg.svd(np.einsum("nc,fnd->fcd", target, shapes))
-        sign = np.sign(np.linalg.det(left @ right))
-        left[:, :, 2] *= sign[:, None]
-        shapes = np.einsum("fcd,fnd->fnc", left @ right, shapes)
+        shapes = np.array(
+            [Rotation.align_vectors(target, shape)[0].apply(shape) for shape in shapes]
+        )
         shapes *= size / np.sqrt((shapes**2).sum((1, 2), keepdims=True))
         target = shapes.mean(0)
     return shapes

@@ -1,5 +1,5 @@
 """Calibrates the covariances of a model's landmarks on annotated faces, see
-`fitting/_uncertainty.py`."""
+`jclnf.fitting.Uncertainty`."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -11,8 +11,10 @@ import optax
 from jaxtyping import Array, Float, Real
 
 from jclnf.fitting import FitResult, Model, Uncertainty, fit
+from jclnf.train._examples import Batch
 from jclnf.train._faces import Faces
-from jclnf.train._fit_examples import FitExamples, chunks, made
+from jclnf.train._fit_examples import FitExamples, repeated
+from jclnf.train._validation import map_chunks
 
 SPREADS, FLOORS = (1.0, 2.0, 4.0, 8.0, 16.0), (0.005, 0.02, 0.08, 0.3, 1.2)
 """Values of two of the numbers that are tried; the other two are fitted for each pair of them."""
@@ -42,7 +44,7 @@ class Measured(NamedTuple):
     def covariance(self, pair: Any, inflation: Any, residual: Any) -> Float[Array, "b n 2 2"]:
         """The covariances with these numbers."""
         unit = jnp.eye(2) * self.scales[:, None, None, None] ** 2
-        return inflation * self.covariances[pair] + residual * unit
+        return inflation * jnp.asarray(self.covariances)[pair] + residual * unit
 
 
 def calibrate_uncertainty(
@@ -57,25 +59,19 @@ def calibrate_uncertainty(
         effort: factor on the number of fits, `CALIBRATED_ON`.
         seed: of the boxes that the fits begin from.
     """
-    make = FitExamples(faces, mirror, {"given": 1.0})
     each = -(-max(round(CALIBRATED_ON * effort), len(faces)) // len(faces))
-    parts = []
-    for batch, count in chunks(made(make, len(faces), each, seed=seed)):
-        pictures = batch["picture"].astype(np.float32)
-        found, covariances = _several(model, pictures, batch["box"])
-        errors = batch["points"] - np.asarray(found.landmarks)
-        parts.append((covariances[:, :count], found.pose.scale[:count], errors[:count]))
-    covariances, scales, errors = zip(*parts, strict=True)
-    measured = Measured(
-        jnp.concatenate(covariances, axis=1), jnp.concatenate(scales), jnp.concatenate(errors)
-    )
-    return calibrated(measured)[1]
+    examples = repeated(FitExamples(faces, mirror, {"given": 1.0}), each, seed=seed)
+    covariances, scales, errors = map_chunks(_measured, model, examples, 64)
+    return calibrated(Measured(np.moveaxis(covariances, 1, 0), scales, errors))[1]
 
 
 @jax.jit
-def _several(model: Model, images: Array, boxes: Array) -> tuple[FitResult, Array]:
-    fits, covariances = jax.lax.map(lambda face: with_pairs(model, *face), (images, boxes))
-    return fits, jnp.moveaxis(covariances, 1, 0)
+def _measured(model: Model, batch: Batch) -> tuple[Array, Array, Array]:
+    def one(example: Batch) -> tuple[Array, Array, Array]:
+        found, covariances = with_pairs(model, example["image"], example["box"])
+        return covariances, found.pose.scale, example["points"] - found.landmarks
+
+    return jax.lax.map(one, batch)
 
 
 def with_pairs(

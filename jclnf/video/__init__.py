@@ -1,17 +1,6 @@
-"""From a video to tables and pictures: reading, tracking, writing, and going on after a stop."""
+"""From a video to tables and images: reading, tracking, writing, and going on after a stop."""
 
-from jclnf.video._derived import one_euro
-from jclnf.video._job import Done, do_video, load
-from jclnf.video._settings import Settings
-from jclnf.video._source import VIDEO_SUFFIXES, Camera, Source
+import lazy_loader
 
-__all__ = [
-    "VIDEO_SUFFIXES",
-    "Camera",
-    "Done",
-    "Settings",
-    "Source",
-    "do_video",
-    "load",
-    "one_euro",
-]
+# So that the command line knows the settings before JAX and OpenCV are there.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

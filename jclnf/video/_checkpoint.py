@@ -1,7 +1,6 @@
 """Where a run over a video stands, on disk: what it needs to go on after it was killed."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jclnf.errors import VideoError
+from jclnf.outputs import discard, replacing
 
 
 class Checkpoint:
@@ -21,16 +21,12 @@ class Checkpoint:
 
     def __init__(self, path: Path, digest: str) -> None:
         self.path, self.digest = path, digest
-        self._partial = path.with_name(path.name + ".part")
 
     def save(self, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
         """Write the state: arrays, and what goes into JSON."""
         header = json.dumps({"digest": self.digest, **numbers})
-        with self._partial.open("wb") as file:
+        with replacing(self.path) as part, part.open("wb") as file:
             np.savez(file, _header=np.frombuffer(header.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        self._partial.replace(self.path)
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The state that was saved last; None if there is none.
@@ -58,4 +54,4 @@ class Checkpoint:
     def remove(self) -> None:
         """The run is complete."""
         self.path.unlink(missing_ok=True)
-        self._partial.unlink(missing_ok=True)
+        discard(self.path)

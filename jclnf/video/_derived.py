@@ -1,25 +1,25 @@
-"""What is made of a finished table: smoothed numbers, Parquet, a plot, and the video drawn over.
+"""Outputs made from a finished table: smoothed numbers, Parquet, a plot, and the video drawn over.
 
 All of it follows from the table and the video, so that a run that is killed here makes it again.
 """
 
 import array
+import contextlib
 import csv
 import io
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jclnf.draw import draw_overlay
+from jclnf import draw
 from jclnf.errors import JclnfError, ParamsError
-from jclnf.outputs import write_bytes
+from jclnf.outputs import replacing, write_bytes
 from jclnf.tracking import OneEuro
-from jclnf.video._source import Ahead, Frame
+from jclnf.video._source import Frame, Prefetcher
 
 KEPT = ("frame", "face_id", "timestamp", "confidence", "success")
 """Columns that are no measurements."""
@@ -51,7 +51,7 @@ def one_euro(text: str) -> OneEuro:
     return OneEuro(*values)
 
 
-def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> None:
+def write_smoothed(table: Path, out: Path, smoothing: str, formats: list[str]) -> None:
     """The table with all measurements smoothed, each face on its own; what was not seen is as it
     was, and a face that is seen again begins anew.
 
@@ -59,12 +59,11 @@ def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> 
         table: the table.
         out: the file.
         smoothing: as `one_euro` takes it.
-        forms: how each column's numbers are written, `OpenFaceTable.forms`.
+        formats: how each column's numbers are written, `OpenFaceTable.formats`.
     """
-    form = ", ".join(forms[len(KEPT) :])
+    form = ", ".join(formats[len(KEPT) :])
     filters: dict[str, OneEuro] = {}
-    part = out.with_name(f".{out.name}.part")
-    with part.open("w", newline="") as file:
+    with replacing(out) as part, part.open("w", newline="") as file:
         for first, (names, row) in zip(itertools.count(), rows_of(table)):
             if first == 0:
                 file.write(", ".join(names) + "\n")
@@ -76,9 +75,6 @@ def write_smoothed(table: Path, out: Path, smoothing: str, forms: list[str]) -> 
             else:
                 face.reset()
             file.write(", ".join([*row[: len(KEPT)], values]) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(out)
 
 
 def write_parquet(table: Path, out: Path) -> None:
@@ -94,23 +90,20 @@ def write_parquet(table: Path, out: Path) -> None:
         raise JclnfError("Parquet needs pyarrow: pip install 'jclnf[parquet]'") from None
     whole = {"frame": pa.int32(), "face_id": pa.int32(), "success": pa.int8()}
     whole["timestamp"] = pa.float64()
-    part = out.with_name(f".{out.name}.part")
-    writer, rows = None, rows_of(table)
-    while group := list(itertools.islice(rows, 4096)):
-        names = group[0][0]
-        fields = [pa.field(name, whole.get(name, pa.float32())) for name in names]
-        schema = pa.schema(fields)
-        columns = zip(*(row for _, row in group), strict=True)
-        arrays = [
-            pa.array([int(v) if pa.types.is_integer(f.type) else float(v) for v in values], f.type)
-            for f, values in zip(fields, columns, strict=True)
-        ]
-        writer = pq.ParquetWriter(part, schema) if writer is None else writer
-        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-    if writer is None:
+    rows = rows_of(table)
+    first = next(rows, None)
+    if first is None:
         raise JclnfError(f"{table.name}: has no rows, so there is no Parquet file")
-    writer.close()
-    part.replace(out)
+    fields = [pa.field(name, whole.get(name, pa.float32())) for name in first[0]]
+    schema, rows = pa.schema(fields), itertools.chain([first], rows)
+    with replacing(out) as part, pq.ParquetWriter(part, schema) as writer:
+        while group := [row for _, row in itertools.islice(rows, 4096)]:
+            columns = zip(*group, strict=True)
+            arrays = [
+                pa.array(list(map(int if pa.types.is_integer(f.type) else float, values)), f.type)
+                for f, values in zip(fields, columns, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 PLOTTED = (
@@ -124,7 +117,7 @@ PLOTTED = (
 """Panels of the plot, with the columns that they show."""
 
 
-def draw_summary(table: Path, out: Path) -> None:
+def write_plot(table: Path, out: Path) -> None:
     """A plot of confidence, pose and some landmarks over time; the faces in colours of their own.
 
     Raises:
@@ -196,7 +189,7 @@ def _reduced(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def draw_video(
+def write_overlay(
     table: Path, frames: Iterator[Frame], rate: float, size: tuple[int, int], out: Path
 ) -> None:
     """The video with the faces of the table drawn in, as MPEG-4.
@@ -212,27 +205,23 @@ def draw_video(
     """
     import cv2
 
-    part = out.with_name(f".{out.stem}.part{out.suffix}")
-    code = cv2.VideoWriter.fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(part), code, rate, size)
-    if not writer.isOpened():
-        raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
     rows = _drawn(table)
     waiting = next(rows, None)
-    try:
-        with Ahead(frames) as ahead:
-            for frame in ahead:
-                canvas = frame.picture
+    with replacing(out) as part:
+        writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        if not writer.isOpened():
+            raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
+        with contextlib.ExitStack() as stack:
+            stack.callback(writer.release)
+            for frame in stack.enter_context(Prefetcher(frames)):
+                canvas = frame.image
                 if canvas is None:
                     canvas = np.zeros((size[1], size[0], 3), np.uint8)
                 while waiting is not None and waiting[0] == frame.number:
                     _, label, landmarks = waiting
-                    canvas = draw_overlay(canvas, landmarks, label=label)
+                    canvas = draw.landmarks(canvas, landmarks, label=label)
                     waiting = next(rows, None)
                 writer.write(canvas)
-    finally:
-        writer.release()
-    part.replace(out)
 
 
 def _drawn(table: Path) -> Iterator[tuple[int, str, np.ndarray]]:

@@ -13,16 +13,16 @@ from typing import Any
 import jclnf
 from jclnf.errors import JclnfError, VideoError
 from jclnf.fitting import Model
-from jclnf.outputs import write_bytes
-from jclnf.video._derived import draw_summary, draw_video, write_parquet, write_smoothed
-from jclnf.video._run import CHECKPOINT_SECONDS, Run, Told
+from jclnf.outputs import locked, write_bytes
+from jclnf.video._derived import write_overlay, write_parquet, write_plot, write_smoothed
+from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
 from jclnf.video._source import Source, open_source
 
 
 @dataclass
-class Done:
-    """How a video went."""
+class JobResult:
+    """How the processing of a video went, in a line or a few; the results are in files."""
 
     path: str
     summary: str = ""
@@ -39,9 +39,9 @@ def load(settings: Settings) -> Model:
     from jclnf.files import find_model
     from jclnf.openface import main_file, offers
 
-    if settings.model is None or settings.model.endswith(".safetensors"):
-        return jclnf.load_model(settings.model)
-    path = find_model(settings.model)
+    path = find_model(settings.model or "default")
+    if path.suffix == ".safetensors":
+        return jclnf.load_model(path)
     there = offers(main_file(path))
     return jclnf.load_openface(
         path,
@@ -50,7 +50,7 @@ def load(settings: Settings) -> Model:
     )
 
 
-def do_video(
+def process_video(
     settings: Settings,
     model: Model,
     path: str,
@@ -60,58 +60,58 @@ def do_video(
     resume: bool = False,
     every: float = CHECKPOINT_SECONDS,
     source: Source | None = None,
-    told: Told | None = None,
-    begun: Callable[[Source, int], None] | None = None,
-) -> Done:
-    """Make all results of a video; what cannot be done is said in the result.
+    on_frame: OnFrame | None = None,
+    on_start: Callable[[Source, int], None] | None = None,
+) -> JobResult:
+    """Make all results of a video; use this to process one from Python.
+
+    What cannot be done is said in the result: nothing is raised.
 
     Args:
-        settings, model: what to do, and with which model.
-        path: the video, or folder of pictures.
+        settings, model: see `Settings` and `load`.
+        path: the video, or folder of images.
         out, stem: where the results go, and the first part of their names.
         resume: go on with a run that was ended; one that is complete is left as it is.
         every: seconds between checkpoints.
         source: the opened video, if it is no file.
-        told: see `jclnf.video._run.Told`.
-        begun: called with the source and the number of its frames done already.
+        on_frame: called after each frame with it and its faces; returns False to end the run.
+        on_start: called with the source and the number of its frames done already.
     """
-    done = Done(path)
+    done = JobResult(path)
     try:
         source = open_source(path, rate=settings.rate) if source is None else source
         run = Run(settings, model, source, out, stem)
-        metadata = out / f"{stem}.json"
-        if resume and _complete(metadata, run.checkpoint.digest):
-            run.tidy()
-            done.summary = "complete already"
-            return done
-        metadata.unlink(missing_ok=True)
-        start = time.monotonic()
-        record = run.perform(
-            resume=resume,
-            every=every,
-            told=told,
-            begun=None if begun is None else functools.partial(begun, source),
-        )
-        seconds = time.monotonic() - start
-        done.problems += [f"{path}: {problem}" for problem in source.problems]
-        _derive(settings, run, source, done)
-        description = describe(settings, model, run, source) | {
-            "digest": run.checkpoint.digest,
-            "frames": record.frames,
-            "rows": record.rows,
-            "rows_with_success": record.seen,
-            "unreadable_frames": record.unreadable,
-            "problems": source.problems,
-            "seconds": round(seconds, 3),
-        }
-        write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
-        run.tidy()
-        part = record.seen / record.rows if record.rows else 0.0
-        done.summary = (
-            f"{record.frames} frames, {record.rows} rows, {100 * part:.1f} % with success"
-        )
-        if record.rows == 0:
-            done.problems.append(f"{path}: no face was found")
+        with locked(run.path):
+            metadata = out / f"{stem}.json"
+            if resume and _complete(metadata, run.checkpoint.digest):
+                run.clean_up()
+                done.summary = "complete already"
+                return done
+            metadata.unlink(missing_ok=True)
+            start = time.monotonic()
+            counts = run.perform(
+                resume=resume,
+                every=every,
+                on_frame=on_frame,
+                on_start=None if on_start is None else functools.partial(on_start, source),
+            )
+            seconds = time.monotonic() - start
+            done.problems += [f"{path}: {problem}" for problem in source.problems]
+            _derive(settings, run, source, done)
+            description = describe(settings, model, run, source) | {
+                "digest": run.checkpoint.digest,
+                **asdict(counts),
+                "problems": source.problems,
+                "seconds": round(seconds, 3),
+            }
+            write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
+            run.clean_up()
+            part = counts.rows_with_success / counts.rows if counts.rows else 0.0
+            done.summary = (
+                f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success"
+            )
+            if counts.rows == 0:
+                done.problems.append(f"{path}: no face was found")
     except JclnfError as error:
         text = str(error)
         done.problems.append(text if path in text else f"{path}: {text}")
@@ -123,34 +123,31 @@ def do_video(
     return done
 
 
-def _derive(settings: Settings, run: Run, source: Source, done: Done) -> None:
+def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> None:
     """Make what follows from the table; one that fails does not keep the others from it."""
-    table, out, stem = run.path, run.out, run.stem
-    makers: list[tuple[bool, Callable[[], None]]] = [
+    table, formats = run.path, run.table.formats
+    makers: list[tuple[Any, str, Callable[[Path], None]]] = [
         (
-            settings.smooth is not None,
-            lambda: write_smoothed(
-                table, out / f"{stem}_smoothed.csv", settings.smooth or "", run.table.forms
-            ),
+            settings.smooth,
+            "_smoothed.csv",
+            lambda out: write_smoothed(table, out, str(settings.smooth), formats),
         ),
-        (settings.parquet, lambda: write_parquet(table, out / f"{stem}.parquet")),
-        (settings.plot, lambda: draw_summary(table, out / f"{stem}.png")),
+        (settings.parquet, ".parquet", lambda out: write_parquet(table, out)),
+        (settings.plot, ".png", lambda out: write_plot(table, out)),
         (
             settings.overlay,
-            lambda: draw_video(
-                table, run.used(), source.rate, source.size, out / f"{stem}_overlay.mp4"
-            ),
+            "_overlay.mp4",
+            lambda out: write_overlay(table, run.selected_frames(), source.rate, source.size, out),
         ),
     ]
-    for wanted, make in makers:
-        if not wanted:
-            continue
+    for wanted, ending, make in makers:
+        out = run.out / f"{run.stem}{ending}"
         try:
-            make()
+            if wanted:
+                make(out)
         except ImportError:
             done.problems.append(
-                f"{out / stem}.png: the plot needs matplotlib: pip install 'jclnf[plots]', or "
-                "--no-plot"
+                f"{out}: the plot needs matplotlib: pip install 'jclnf[plots]', or --no-plot"
             )
         except JclnfError as error:
             done.problems.append(str(error))
@@ -175,7 +172,7 @@ def _complete(metadata: Path, digest: str) -> bool:
 
 
 def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict[str, Any]:
-    """What a result can be understood and made again by."""
+    """Everything that a result can be understood and made again by, for its metadata."""
     import cv2
     import jax
     import numpy as np

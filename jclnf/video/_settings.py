@@ -1,54 +1,128 @@
-"""What a run over a video is told to do."""
+"""Settings of a run over a video, and what tells one run from another."""
 
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from jclnf.errors import ParamsError
 
 CHUNK = 32
 """Frames between which rows reach the file; a run goes on from the beginning of a chunk."""
 
 
+ModelOption = Annotated[
+    str | None,
+    "a name that `jclnf models list` shows, a .safetensors file, or OpenFace's main file or model "
+    "folder (default: the model that comes with jclnf)",
+    {"metavar": "MODEL"},
+]
+DetectorOption = Annotated[
+    str,
+    "what finds faces: haar (OpenCV's cascades, the default); mtcnn (OpenFace's networks, where "
+    "its models are installed) or mtcnn:PATH (its model folder); yunet:FILE.onnx (OpenCV's "
+    "network); module:function (your own)",
+    {"metavar": "NAME"},
+]
+FocalOption = Annotated[
+    tuple[float, float] | None,
+    "focal length in pixels, or those along x and y (default: OpenFace's guess)",
+    {"metavar": "F[,F]", "least": 1},
+]
+CentreOption = Annotated[
+    tuple[float, float] | None, "of the image, in pixels (default: its middle)", {"metavar": "X,Y"}
+]
+PrecisionOption = Annotated[bool, "all digits instead of OpenFace's decimals"]
+ArithmeticOption = Annotated[
+    Literal["exact", "openface"] | None,
+    "openface follows OpenFace's numerical short cuts (default: as the model has it, which is "
+    "exact unless it says otherwise)",
+]
+IterationsOption = Annotated[int | None, "of each pass at each scale"]
+
+_FACES = {"group": "which faces (default: all that are found)"}
+_WHICH, _FOUND = _FACES | {"exclusive": "which"}, _FACES | {"exclusive": "found"}
+_TIME = {"group": "time and camera"}
+_RESULTS = {"group": "results"}
+_FIT = {"group": "the fit (default: as the model was trained)"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings of a run; plain values only, as they go to other processes and into files."""
+    """Settings of a run; plain values only, as they go to other processes and into files.
 
-    model: str | None = None
-    """As `jclnf.load_model` takes it."""
-    parts: bool = True
-    """Load the part models of an OpenFace model, if it has any."""
-    validator: bool = True
-    """Load the validator of an OpenFace model, if it has one."""
-    arithmetic: str | None = None
-    iterations: int | None = None
-    detector: str = "haar"
-    """As `jclnf.detect.make_detector` takes it."""
-    boxes: str | None = None
-    """A `jclnf.outputs.FrameBoxTable` in place of the detector."""
-    one: bool = False
-    """One face, as OpenFace's program for single faces has it."""
-    faces: int | None = None
-    """Most faces followed at a time."""
-    independent: bool = False
-    """Fit each frame from detected boxes instead of from the frame before."""
-    begin: float = 0.0
-    """Seconds of the video that are left out."""
-    end: float | None = None
-    """Seconds of the video after which nothing is used."""
-    rate: float | None = None
-    """Frames per second of a folder of pictures."""
-    focal: tuple[float, float] | None = None
-    centre: tuple[float, float] | None = None
-    """The camera, in pixels; assumed if not given, see `jclnf.Camera.assumed`."""
-    full_precision: bool = False
-    pts: bool = False
-    aligned: int = 0
-    """Side in pixels of aligned pictures of the faces; 0 for none."""
-    overlay: bool = False
-    parquet: bool = False
-    smooth: str | None = None
-    plot: bool = True
+    The options of `jclnf video` are made of these fields: each has its help beside its type.
+
+    Raises:
+        ParamsError: settings that cannot be, or contradict each other.
+    """
+
+    model: ModelOption = None
+    parts: Annotated[bool, "OpenFace's models of the eyes and the inner face"] = True
+    validator: Annotated[bool, "OpenFace's validator"] = True
+    arithmetic: Annotated[ArithmeticOption, _FIT] = None
+    iterations: Annotated[IterationsOption, _FIT] = None
+    detector: Annotated[DetectorOption, _FOUND] = "haar"
+    boxes: Annotated[
+        str | None,
+        "where faces begin, in place of a detector: the columns frame, x, y, w, h and, for several "
+        "videos, video",
+        _FOUND | {"metavar": "CSV"},
+    ] = None
+    one: Annotated[bool, "one, as OpenFace's FeatureExtraction", _WHICH] = False
+    faces: Annotated[int | None, "at most N at a time", _WHICH] = None
+    independent: Annotated[
+        bool,
+        "detect and fit in each frame by itself: slower and less steady, but no error goes from "
+        "one frame to the next",
+        _FACES,
+    ] = False
+    begin: Annotated[
+        float,
+        "seconds left out at the beginning",
+        _TIME | {"name": "from", "metavar": "S"},
+    ] = 0.0
+    end: Annotated[
+        float | None, "seconds after which nothing is used", _TIME | {"name": "to", "metavar": "S"}
+    ] = None
+    rate: Annotated[
+        float | None, "frames per second of a folder of images (default: 30)", _TIME
+    ] = None
+    focal: Annotated[FocalOption, _TIME] = None
+    centre: Annotated[CentreOption, _TIME] = None
+    full_precision: Annotated[PrecisionOption, _RESULTS] = False
+    pts: Annotated[bool, "a .pts file for each face and frame", _RESULTS] = False
+    aligned: Annotated[
+        int,
+        "an image of each face and frame, turned and sized alike (default side: 112)",
+        _RESULTS | {"metavar": "SIDE", "nargs": "?", "const": 112},
+    ] = 0
+    overlay: Annotated[bool, "the video with the faces drawn in", _RESULTS] = False
+    parquet: Annotated[bool, "the table as Parquet as well", _RESULTS] = False
+    smooth: Annotated[
+        str | None,
+        "a second table, smoothed by the One-Euro filter; the first one keeps the raw values. "
+        "Not for tremor",
+        _RESULTS | {"metavar": "one-euro[:MINCUTOFF,BETA]"},
+    ] = None
+    plot: Annotated[bool, "NAME.png", _RESULTS] = True
+
+    def __post_init__(self) -> None:
+        if self.independent and self.boxes is not None:
+            raise ParamsError("independent fits need the boxes of every frame: use a detector")
+        if self.faces is not None and self.faces < 1:
+            raise ParamsError(f"faces: at least 1, not {self.faces}")
+        if self.aligned and not 8 <= self.aligned <= 4096:
+            raise ParamsError(f"aligned: a side of 8 to 4096 pixels, not {self.aligned}")
+        if self.smooth is not None:
+            from jclnf.video._derived import one_euro
+
+            one_euro(self.smooth)
+        if self.focal is not None or self.centre is not None:
+            from jclnf.space import Camera
+
+            Camera.assumed(640, 480, self.focal, self.centre)
 
     def digest(self, *others: Any) -> str:
         """A number for these settings (and whatever else a result depends on)."""
@@ -57,7 +131,7 @@ class Settings:
 
 
 def source_digest(path: Path) -> list[Any]:
-    """What tells a file from another of the same name, without reading all of it."""
+    """Tell a file from another of the same name, without reading all of it."""
     if path.is_dir():
         return sorted([file.name, file.stat().st_size] for file in path.iterdir())
     with path.open("rb") as file:

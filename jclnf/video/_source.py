@@ -1,4 +1,4 @@
-"""Frames of videos, folders of numbered pictures, and cameras, one after the other."""
+"""Frames of videos, folders of numbered images, and cameras, one after the other."""
 
 import os
 import queue
@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jclnf.errors import ImageError, VideoError
-from jclnf.images import IMAGE_SUFFIXES, read_photo
+from jclnf.images import IMAGE_SUFFIXES, read_image_file
 
 VIDEO_SUFFIXES = frozenset(
     f".{kind}"
@@ -23,10 +23,10 @@ VIDEO_SUFFIXES = frozenset(
 )
 """Endings, in lower case, by which videos are recognised in a folder."""
 
-AHEAD = 8
+PREFETCHED = 8
 """Frames that are read ahead, at most."""
 FOLDER_RATE = 30.0
-"""Frames per second that a folder of pictures is taken to have unless one is given."""
+"""Frames per second that a folder of images is taken to have unless one is given."""
 _MISSING = 0.05
 """Part of the frames that a file declares and that may be missing: many only estimate them."""
 
@@ -39,7 +39,7 @@ class Frame:
     """Counted from 1."""
     time: float
     """Seconds from the first frame: the file's own time stamps, as far as they make sense."""
-    picture: np.ndarray | None
+    image: np.ndarray | None
     """`(h, w, 3)` uint8 (blue, green, red), upright; None if it could not be read."""
 
 
@@ -56,7 +56,7 @@ class Source(Protocol):
     count: int | None
     """Number of frames that are expected; None if nobody knows."""
     problems: list[str]
-    """What was wrong, as far as it was read."""
+    """A line for each fault that has been found so far, reading."""
 
     def frames(self, start: int = 1) -> Iterator[Frame]:
         """The frames from number `start` on."""
@@ -64,7 +64,7 @@ class Source(Protocol):
 
 
 def open_source(path: str | os.PathLike[str], *, rate: float | None = None) -> Source:
-    """Open a video file, or a folder of pictures in the order of the numbers in their names.
+    """Open a video file, or a folder of images in the order of the numbers in their names.
 
     Args:
         path: the file or folder.
@@ -75,7 +75,7 @@ def open_source(path: str | os.PathLike[str], *, rate: float | None = None) -> S
     """
     where = Path(path)
     if where.is_dir():
-        return PictureFolder(where, FOLDER_RATE if rate is None else rate)
+        return ImageFolder(where, FOLDER_RATE if rate is None else rate)
     return VideoFile(where)
 
 
@@ -86,7 +86,7 @@ class VideoFile:
         """Open the file and decode its first frame.
 
         Raises:
-            VideoError: it is missing, empty, no video, or holds no picture.
+            VideoError: it is missing, empty, no video, or holds no image.
         """
         self.path, self.name = path, path.stem
         self.problems: list[str] = []
@@ -104,14 +104,14 @@ class VideoFile:
         self.rate = rate if 0 < rate < 1000 else 30.0
         declared = capture.get(_cv2().CAP_PROP_FRAME_COUNT)
         self.count = int(declared) if 0 < declared < 2**31 else None
-        works, picture = capture.read()
+        works, image = capture.read()
         capture.release()
         if not works:
             raise VideoError(f"{path}: no frame of it can be decoded: it is damaged")
-        self.size = picture.shape[1], picture.shape[0]
+        self.size = image.shape[1], image.shape[0]
 
     def _open(self) -> Any:
-        # FFmpeg and nothing else: OpenCV would take a name with a % for that of many pictures.
+        # FFmpeg and nothing else: OpenCV would take a name with a % for that of many images.
         capture = _cv2().VideoCapture(str(self.path), _cv2().CAP_FFMPEG)
         if not capture.isOpened():
             raise VideoError(
@@ -123,7 +123,7 @@ class VideoFile:
     def frames(self, start: int = 1) -> Iterator[Frame]:
         """See `Source`. Frames before `start` are passed by one by one: files' seeking is inexact.
 
-        A picture that cannot be decoded is None; where the file ends early is a problem.
+        An image that cannot be decoded is None; where the file ends early is a problem.
         """
         cv2 = _cv2()
         self.problems = []
@@ -136,11 +136,11 @@ class VideoFile:
                 time = clock.at(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
                 if number < start:
                     continue
-                works, picture = capture.retrieve()
-                if not works or picture is None or picture.shape[1::-1] != self.size:
-                    picture = None
+                works, image = capture.retrieve()
+                if not works or image is None or image.shape[1::-1] != self.size:
+                    image = None
                     self.problems.append(f"frame {number} cannot be decoded")
-                yield Frame(number, time, picture)
+                yield Frame(number, time, image)
         finally:
             capture.release()
         if clock.corrected:
@@ -173,14 +173,14 @@ class _Clock:
         return time
 
 
-class PictureFolder:
-    """A folder of pictures, in the order of the numbers in their names."""
+class ImageFolder:
+    """A folder of images, in the order of the numbers in their names."""
 
     def __init__(self, path: Path, rate: float) -> None:
         """List the folder.
 
         Raises:
-            VideoError: it cannot be read, or holds no pictures.
+            VideoError: it cannot be read, or holds no images.
         """
         self.path, self.name, self.rate = path, path.resolve().name or "frames", rate
         self.problems: list[str] = []
@@ -194,27 +194,27 @@ class PictureFolder:
         self.count: int | None = len(self.files)
         for file in self.files:
             try:
-                picture = read_photo(file).colour
+                image = read_image_file(file).colour
             except ImageError:
                 continue
-            self.size = picture.shape[1], picture.shape[0]
+            self.size = image.shape[1], image.shape[0]
             return
-        raise VideoError(f"{path}: none of its {self.count} pictures can be read")
+        raise VideoError(f"{path}: none of its {self.count} images can be read")
 
     def frames(self, start: int = 1) -> Iterator[Frame]:
         """See `Source`."""
         self.problems = []
         for number, file in enumerate(self.files[start - 1 :], start):
-            picture: np.ndarray | None = None
+            image: np.ndarray | None = None
             try:
-                picture = read_photo(file).colour
-                if picture.shape[1::-1] != self.size:
+                image = read_image_file(file).colour
+                if image.shape[1::-1] != self.size:
                     width, height = self.size
                     self.problems.append(f"{file.name} is not {width} x {height} as the others")
-                    picture = None
+                    image = None
             except ImageError as error:
                 self.problems.append(str(error))
-            yield Frame(number, (number - 1) / self.rate, picture)
+            yield Frame(number, (number - 1) / self.rate, image)
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
@@ -236,10 +236,10 @@ class Camera:
         self.count: int | None = None
         self.problems: list[str] = []
         self._capture = _cv2().VideoCapture(number)
-        works, picture = self._capture.read() if self._capture.isOpened() else (False, None)
-        if not works or picture is None:
+        works, image = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not works or image is None:
             raise VideoError(f"camera {number}: there is none, or another program uses it")
-        self.size = picture.shape[1], picture.shape[0]
+        self.size = image.shape[1], image.shape[0]
         rate = float(self._capture.get(_cv2().CAP_PROP_FPS))
         self.rate = rate if 0 < rate < 1000 else 30.0
 
@@ -247,25 +247,25 @@ class Camera:
         """Frames as they come, until the camera is taken away."""
         from time import monotonic
 
-        begun, number = monotonic(), start - 1
+        begin, number = monotonic(), start - 1
         try:
             while True:
-                works, picture = self._capture.read()
+                works, image = self._capture.read()
                 if not works:
                     return
                 number += 1
-                yield Frame(number, monotonic() - begun, picture)
+                yield Frame(number, monotonic() - begin, image)
         finally:
             self._capture.release()
 
 
-class Ahead:
+class Prefetcher:
     """Frames read by a thread of its own, some before they are asked for.
 
     Use it as a context: leaving it ends the thread.
     """
 
-    def __init__(self, frames: Iterator[Frame], most: int = AHEAD) -> None:
+    def __init__(self, frames: Iterator[Frame], most: int = PREFETCHED) -> None:
         self._frames = frames
         self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(most)
         self._stop = threading.Event()

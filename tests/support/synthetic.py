@@ -9,8 +9,14 @@ import numpy as np
 from jclnf.experts import CCNF
 from jclnf.fitting import Model
 from jclnf.fitting._scales import reference_shape
-from jclnf.geometry import PDM, Pose, invert, project, sample_areas
-from jclnf.geometry._warp import align
+from jclnf.geometry import (
+    PDM,
+    Pose,
+    invert_similarity,
+    project,
+    sample_areas,
+    similarity_between,
+)
 from jclnf.params import FitParams
 
 SCALINGS = (0.5, 1.0)
@@ -84,7 +90,8 @@ def planted(*, seed: int = 2, views: int = 2, size: int = 240) -> Planted:
     )
     model = Model(pdm, experts, default_params(), "planted")
     for k in range(scales):
-        to_image = invert(align(landmarks, reference_shape(model, shape, jnp.int32(k))))
+        frame = reference_shape(model, shape, jnp.int32(k))
+        to_image = invert_similarity(similarity_between(landmarks, frame))
         patches = np.asarray(sample_areas(jnp.asarray(image), landmarks, to_image, SUPPORT))
         patches = patches - patches.mean((1, 2), keepdims=True)
         weights[k, 0, :, 0] = 10 * patches / np.linalg.norm(patches, axis=(1, 2), keepdims=True)

@@ -2,9 +2,9 @@
 
 import cv2
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from jclnf.train._batches import euler_matrix
-from jclnf.train._faces import MIRROR_68, Faces
+from jclnf.train import MIRROR_68, Faces
 
 
 def symmetric_mean(seed: int = 0) -> np.ndarray:
@@ -29,7 +29,8 @@ def projected(shapes: np.ndarray, seed: int = 0, *, turn: float = 0.5) -> np.nda
     rng = np.random.default_rng(seed)
     faces = []
     for shape in shapes:
-        matrix = euler_matrix(rng.uniform(-turn, turn, 3) * [0.5, 1.0, 0.3])
+        angles = rng.uniform(-turn, turn, 3) * [0.5, 1.0, 0.3]
+        matrix = Rotation.from_euler("XYZ", angles).as_matrix()
         faces.append(rng.uniform(0.4, 0.7) * shape @ matrix[:2].T + rng.uniform(75, 85, 2))
     return np.array(faces)
 
@@ -38,12 +39,12 @@ def drawn(count: int, seed: int = 0) -> Faces:
     """Faces whose landmarks are dots, each of a grey level of its own."""
     points = projected(shapes(count, seed=seed), seed, turn=0.2)
     rng = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for face in points:
-        picture = np.full((160, 160), 220, np.uint8)
+        image = np.full((160, 160), 220, np.uint8)
         for index, (x, y) in enumerate(face):
             centre = (round(float(x) * 16), round(float(y) * 16))
-            cv2.circle(picture, centre, 3 * 16, 2 * (index % 17) * 6, -1, cv2.LINE_AA, 4)
-        noisy = picture + rng.normal(0, 2, picture.shape)
-        pictures.append(np.clip(noisy, 0, 255).astype(np.uint8))
-    return Faces(pictures, points)
+            cv2.circle(image, centre, 3 * 16, 2 * (index % 17) * 6, -1, cv2.LINE_AA, 4)
+        noisy = image + rng.normal(0, 2, image.shape)
+        images.append(np.clip(noisy, 0, 255).astype(np.uint8))
+    return Faces(images, points)

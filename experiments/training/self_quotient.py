@@ -1,11 +1,12 @@
-"""Second part of the bundled model's training: a model of plain pictures learns to see evened ones.
+"""Second part of the bundled model's training: a model of plain images learns to see
+self-quotient images.
 
-    python -m experiments.training.evened FIRST FOLDER
+    python -m experiments.training.self_quotient FIRST FOLDER
 
 FIRST is the model of an earlier version of jclnf, whose trunk saw grey levels as they are
 (`git show 00ce7e0:models/default.safetensors`). Its trunk and its settings are trained on through
-the fit on evened pictures (`jclnf.experts._layers.evened`), from several seeds, and their weights
-averaged; start and shape model are those of the whole training on evened pictures
+the fit on self-quotient images (`self_quotient` of `jclnf.experts`), from several seeds, and their
+weights averaged; start and shape model are those of the whole training on self-quotient images
 (`experiments.training`), which models/default.safetensors holds when this begins. Readout,
 confidence and covariances are learned anew. Twenty minutes on two cores; FOLDER keeps the
 checkpoints.
@@ -24,22 +25,30 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jclnf
-from experiments.common import DATA, REPOSITORY
+from experiments.common import REPOSITORY, annotated
+from jclnf.annotations import AnnotatedFace
 from jclnf.cli._learning import split_people
 from jclnf.files._serialise import FORMAT_VERSION
-from jclnf.images import read_photo
+from jclnf.images import read_image
 from jclnf.runtime import use_all_cores
-from jclnf.train._batches import BoxExamples
-from jclnf.train._confidence import learn_confidence
-from jclnf.train._end_to_end import averaged, train_end_to_end
-from jclnf.train._faces import MIRROR_68, Faces, cut_out
-from jclnf.train._loop import Course
-from jclnf.train._measure import fit_errors, one_of_each, summary
-from jclnf.train._pipeline import FIT_MARGIN, FIT_PICTURE
-from jclnf.train._readout import learn_readout
-from jclnf.train._uncertainty import calibrate_uncertainty
+from jclnf.train import (
+    MIRROR_68,
+    BoxExamples,
+    Faces,
+    Progress,
+    TrainConfig,
+    averaged,
+    calibrate_uncertainty,
+    cut_out,
+    fit_errors,
+    learn_confidence,
+    learn_readout,
+    one_of_each,
+    summary,
+    train_end_to_end,
+)
 
-COURSES = [Course(8, rate=5e-4, seed=seed) for seed in (11, 12)]
+CONFIGS = [TrainConfig(8, learning_rate=5e-4, seed=seed) for seed in (11, 12)]
 
 
 def plain_model(path: Path, folder: Path) -> jclnf.Model:
@@ -52,9 +61,9 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
     return jclnf.load_model(copy)
 
 
-def packed(annotated: list[jclnf.AnnotatedFace]) -> Faces:
-    pieces = [cut_out(read_photo(face.image).grey, face.landmarks) for face in annotated]
-    pictures, points = zip(*pieces, strict=True)
+def packed(annotated: list[AnnotatedFace]) -> Faces:
+    crops = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
+    pictures, points = zip(*crops, strict=True)
     return Faces(list(pictures), np.array(points))
 
 
@@ -73,29 +82,25 @@ def main() -> None:
         confidence=None,
         uncertainty=None,
     )
-    annotated = jclnf.read_annotations(DATA / "faces" / "landmarks.csv", split="train")
     people = argparse.Namespace(held_out=0.03, seed=0, data="the training split")
-    faces, held_out = map(packed, split_people(people, annotated))
-    held = one_of_each(BoxExamples(held_out, FIT_PICTURE, FIT_MARGIN), len(held_out))
+    faces, held_out = map(packed, split_people(people, annotated("train")))
+    held = one_of_each(BoxExamples.of_fits(held_out))
     both_ways = faces.with_mirrored(MIRROR_68)
     trained = []
-    for course in COURSES:
-
-        def report(epoch: int, loss: float, model: jclnf.Model) -> None:
-            print(f"{epoch + 1}: loss {loss:.3f}, {summary(fit_errors(model, held))}", flush=True)
-
+    for config in CONFIGS:
+        progress = Progress(
+            "fit", folder / f"fit{config.seed}.eqx", lambda history: print(history[-1]), quiet=True
+        )
         trained.append(
             train_end_to_end(
                 model,
-                BoxExamples(both_ways, FIT_PICTURE, FIT_MARGIN),
-                len(both_ways),
-                course,
-                checkpoint=folder / f"fit{course.seed}.eqx",
-                report=report,
-                quiet=True,
+                BoxExamples.of_fits(both_ways),
+                config,
+                progress,
+                validate=lambda model: float(fit_errors(model, held).mean()),
             )
         )
-    model = learn_readout(averaged(trained), faces, FIT_PICTURE, FIT_MARGIN)
+    model = learn_readout(averaged(trained), faces)
     print(f"averaged, with the readout: {summary(fit_errors(model, held))}", flush=True)
     confidence = learn_confidence(model, faces, held_out, MIRROR_68, quiet=True)
     model = dataclasses.replace(model, name="default", confidence=confidence)

@@ -1,4 +1,7 @@
-"""The faces of each frame, by a tracker, or by fits that know nothing of each other."""
+"""The faces of each frame, by a tracker, or by fits that know nothing of each other.
+
+Both kinds have `fit_frames`, and `state` and `restore` for checkpoints.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,13 +11,13 @@ import numpy as np
 
 from jclnf.detect import Detector, find_faces
 from jclnf.errors import JclnfError
-from jclnf.fitting import fit_batch
+from jclnf.fitting import fit_images, padded
 from jclnf.tracking import (
     SAME_FACE,
     TrackedFace,
     Tracker,
     assign,
-    extent,
+    box_of,
     grey_of,
     overlap,
     tracked_face,
@@ -23,8 +26,8 @@ from jclnf.tracking import (
 from jclnf.video._source import Frame
 
 
-class Followed:
-    """The faces that a tracker follows.
+class TrackingFitter:
+    """Fits each frame from the one before, by a tracker; the default.
 
     Args:
         tracker: the tracker.
@@ -34,13 +37,13 @@ class Followed:
     def __init__(self, tracker: Tracker, boxes: dict[int, Any]) -> None:
         self._tracker, self._boxes = tracker, boxes
 
-    def follow(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
+    def fit_frames(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
         """Each frame as it comes with its faces; none of one that could not be read."""
         for frame in frames:
-            if frame.picture is None:
+            if frame.image is None:
                 yield frame, []
             else:
-                yield frame, self._tracker.step(frame.picture, self._boxes.get(frame.number))
+                yield frame, self._tracker.step(frame.image, self._boxes.get(frame.number))
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Tracker.state`."""
@@ -51,7 +54,7 @@ class Followed:
         self._tracker.restore(state)
 
 
-class Independent:
+class IndependentFitter:
     """Fits each frame from the boxes that a detector finds in it.
 
     A chunk's faces are fitted as batches over all of JAX's devices. Numbers of faces go on where
@@ -59,7 +62,7 @@ class Independent:
     but each frame costs a detection, and landmarks are less steady than a tracker's.
 
     Args:
-        model: prepared or not.
+        model: as for `jclnf.fit`.
         params: settings of the fits.
         detector: finds the faces.
         most: most faces of a frame.
@@ -73,32 +76,31 @@ class Independent:
         self._last: dict[int, np.ndarray] = {}
         self._next = 0
 
-    def follow(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
+    def fit_frames(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
         """All the frames with their faces, once the last of them has come."""
         chunk = list(frames)
         jobs: list[tuple[np.ndarray, np.ndarray]] = []
         counts = []
         for frame in chunk:
             boxes: list[np.ndarray] = []
-            if frame.picture is not None:
-                found = find_faces(self._detector, frame.picture)
-                boxes = [box for box in found if usable(box, frame.picture.shape)][: self._most]
-            grey = grey_of(frame.picture) if boxes else np.zeros((0, 0))
+            if frame.image is not None:
+                found = find_faces(self._detector, frame.image)
+                boxes = [box for box in found if usable(box, frame.image.shape)][: self._most]
+            grey = grey_of(frame.image) if boxes else np.zeros((0, 0))
             jobs += [(grey, box) for box in boxes]
             counts.append(len(boxes))
         results: list[Any] = []
         for first in range(0, len(jobs), self.BATCH):
             part = jobs[first : first + self.BATCH]
-            filled = part + part[-1:] * (self.BATCH - len(part))
-            images, given = zip(*filled, strict=True)
-            together = jax.device_get(fit_batch(self._model, images, np.array(given), self._params))
+            images, given = zip(*padded(part, self.BATCH), strict=True)
+            together = fit_images(self._model, images, np.array(given), self._params)
             results += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
         queue = iter(results)
         for frame, count in zip(chunk, counts, strict=True):
             yield frame, self._numbered([next(queue) for _ in range(count)])
 
     def _numbered(self, results: list[Any]) -> list[TrackedFace]:
-        boxes = [extent(np.asarray(result.landmarks)) for result in results]
+        boxes = [box_of(result) for result in results]
         before = list(self._last)
         overlaps = [[overlap(box, self._last[number]) for number in before] for box in boxes]
         table = np.array(overlaps).reshape(len(boxes), len(before))

@@ -1,4 +1,4 @@
-"""Drawing a fit over its picture."""
+"""Drawing a face's landmarks over an image."""
 
 from typing import Any
 
@@ -28,22 +28,22 @@ _BITS = 4  # of sub-pixel precision: OpenCV draws at coordinates in 1/16 of a pi
 _FAR = 2.0**20  # pixels; OpenCV's fixed-point coordinates overflow beyond 2^26
 
 
-def draw_overlay(
+def landmarks(
     image: np.ndarray,
-    landmarks: Any,
+    points: Any,
     *,
     box: Any = None,
     visible: Any = None,
     label: str | None = None,
 ) -> np.ndarray:
-    """Draw a face's landmarks over a copy of its picture.
+    """Draw a face's landmarks over a copy of its image, to see where a fit lies.
 
     The 68 points of the iBUG scheme are joined to contours; of other schemes only the points are
     drawn. Line width and dots follow the size of the face. Points that are not finite are left out.
 
     Args:
         image: `(h, w)` or `(h, w, 3)` uint8; colours in OpenCV's order blue, green, red.
-        landmarks: `(n, 2)` x, y in pixels of the image, pixel centres at integers.
+        points: `(n, 2)` x, y in pixels of the image, pixel centres at integers.
         box: x, y, w, h to draw as a rectangle, or None.
         visible: `(n,)` bool; points that are not visible are drawn hollow. All by default.
         label: Short text at the upper left corner of the face, such as its number.
@@ -62,9 +62,9 @@ def draw_overlay(
         raise ValueError(
             f"image: expected uint8 (h, w) or (h, w, 3), got {image.dtype} {image.shape}"
         )
-    points = np.asarray(landmarks, np.float64)
+    points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"landmarks: expected shape (n, 2), got {points.shape}")
+        raise ValueError(f"points: expected shape (n, 2), got {points.shape}")
     seen = np.ones(len(points), bool) if visible is None else np.asarray(visible, bool)
     if seen.shape != (len(points),):
         raise ValueError(f"visible: expected shape ({len(points)},), got {seen.shape}")
@@ -91,7 +91,7 @@ def draw_overlay(
 
 
 def _face_size(points: np.ndarray, box: Any, shape: tuple[int, ...]) -> float:
-    """Return the size in pixels that lines follow: the face's, at most the picture's."""
+    """Return the size in pixels that lines follow: the face's, at most the image's."""
     sizes = [float(max(shape[:2]))]
     if len(points) > 1:
         sizes.append(float(np.ptp(points, axis=0).max()))
@@ -147,7 +147,7 @@ def _draw_label(canvas: np.ndarray, label: str, corner: np.ndarray, size: float)
     width = max(1, round(2 * scale))
     (w, h), _ = cv2.getTextSize(label, font, scale, width)
     rows, columns = canvas.shape[:2]
-    # Beside the forehead if there is room, and always inside the picture.
+    # Beside the forehead if there is room, and always inside the image.
     x = int(np.clip(corner[0] - 1.3 * w, 0, max(0, columns - w)))
     y = int(np.clip(corner[1], h + 1, max(h + 1, rows - 1)))
     for thickness, colour in ((3 * width, _DARK), (width, _BOX)):

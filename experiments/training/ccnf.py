@@ -17,9 +17,10 @@ from jaxtyping import Array, Float
 
 from jclnf.experts import CCNF, ccnf_responses, covariance, gains, to_blocks
 from jclnf.geometry import sample_areas
-from jclnf.train._batches import Disturbance, Example, disturbed, similarity, warped
+from jclnf.train import Progress, TrainConfig
+from jclnf.train._examples import Batch, Example, Perturbation, perturbed, similarity, warped
 from jclnf.train._faces import Posed
-from jclnf.train._loop import Batch, Course, run_course
+from jclnf.train._loop import train
 
 VIEWS = ((0.0, -0.5, 0.0), (0.0, 0.0, 0.0), (0.0, 0.5, 0.0))
 """Head rotations (Euler angles, radians) with experts of their own."""
@@ -35,30 +36,31 @@ class AreaExamples:
     Attributes:
         posed: the faces.
         scaling: reference pixels per millimetre.
-        disturbance: how far from the truth the windows are placed.
+        perturbation: how far from the truth the windows are placed.
     """
 
     posed: Posed
     scaling: float
-    disturbance: Disturbance
+    perturbation: Perturbation
+
+    def __len__(self) -> int:
+        return len(self.posed.faces)
 
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
-        """`picture` `(side, side)` uint8 in the reference frame, `landmarks` `(n, 2)` where the
+        """`image` `(side, side)` uint8 in the reference frame, `landmarks` `(n, 2)` where the
         windows are centred and `points` `(n, 2)` the truth, both in it, and the `view`."""
         model = self.posed.model
-        state = disturbed(self.posed, face, self.disturbance, rng)
+        state = perturbed(self.posed, face, self.perturbation, rng)
         base = state.landmarks
         to_reference = similarity(base, self.scaling * state.shape[:, :2])
         side = round(self.scaling * 1.6 * np.ptp(model.mean[:, 0]))
         centroid = base.mean(0)
-        picture = warped(
-            self.posed.faces.pictures[face], centroid, np.linalg.inv(to_reference), side
-        )
+        image = warped(self.posed.faces.images[face], centroid, np.linalg.inv(to_reference), side)
         middle = (side - 1) / 2
         truth = self.posed.faces.points[face]
         yaw = np.arcsin(np.clip(state.matrix[0, 2], -1, 1))
         return {
-            "picture": picture,
+            "image": image,
             "landmarks": ((base - centroid) @ to_reference.T + middle).astype(np.float32),
             "points": ((truth - centroid) @ to_reference.T + middle).astype(np.float32),
             "view": np.argmin([abs(yaw - view[1]) for view in VIEWS]).astype(np.int32),
@@ -78,8 +80,8 @@ def train_ccnf(
     posed: Posed,
     scaling: float,
     window: int,
-    disturbance: Disturbance,
-    course: Course,
+    perturbation: Perturbation,
+    config: TrainConfig,
     *,
     neurons: int = 5,
     checkpoint: Path | None = None,
@@ -91,13 +93,13 @@ def train_ccnf(
         posed: the faces, with their mirror images.
         scaling: reference pixels per millimetre.
         window: side of the response maps in reference pixels.
-        disturbance: how far from the truth a fit is when it comes to this scale.
-        course: how long and how fast.
+        perturbation: how far from the truth a fit is when it comes to this scale.
+        config: how long and how fast.
         neurons: neurons of each expert.
-        checkpoint, quiet: as for `run_course`.
+        checkpoint, quiet: as for `Progress`.
     """
     n = posed.faces.points.shape[1]
-    keys = jax.random.split(jax.random.key(course.seed), 2)
+    keys = jax.random.split(jax.random.key(config.seed), 2)
     shape = (len(VIEWS), n, neurons)
     first = LearnedCCNF(
         weights=jax.random.normal(keys[0], (*shape, SUPPORT**2)),
@@ -111,10 +113,10 @@ def train_ccnf(
         alpha = jnp.exp(learned.alpha)
         fields = covariance(alpha, jnp.exp(learned.beta), blocks)
 
-        def one(picture: Array, landmarks: Array, points: Array, view: Array) -> Array:
+        def one(image: Array, landmarks: Array, points: Array, view: Array) -> Array:
             area = window + SUPPORT - 1
             upright = jnp.array([1.0, 0.0])
-            areas = sample_areas(picture.astype(jnp.float32), landmarks, upright, area)
+            areas = sample_areas(image.astype(jnp.float32), landmarks, upright, area)
             responses = ccnf_responses(
                 areas,
                 learned.weights[view],
@@ -125,24 +127,21 @@ def train_ccnf(
             )
             return response_loss(responses, points - landmarks + (window - 1) / 2)
 
-        args = (batch[key] for key in ("picture", "landmarks", "points", "view"))
+        args = (batch[key] for key in ("image", "landmarks", "points", "view"))
         return jax.vmap(one)(*args).mean(), None
 
     optimiser = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(course.schedule(len(posed.faces)))
+        optax.clip_by_global_norm(1.0), optax.adam(config.schedule(len(posed.faces)))
     )
-    learned, _ = run_course(
+    trained = train(
         first,
-        None,
         objective,
         optimiser,
-        AreaExamples(posed, scaling, disturbance),
-        len(posed.faces),
-        course,
-        name=f"CCNF experts at {scaling:g} px/mm",
-        checkpoint=checkpoint,
-        quiet=quiet,
+        AreaExamples(posed, scaling, perturbation),
+        config,
+        Progress(f"CCNF experts at {scaling:g} px/mm", checkpoint, quiet=quiet),
     )
+    learned: LearnedCCNF = trained.learned
     return learned
 
 

@@ -1,16 +1,19 @@
-"""Choosing what is tuned: leaves of settings and a model by their names, freed of their bounds."""
+"""What is learned of a model and its settings: leaves chosen by name, and freed of their bounds."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
 from jclnf.errors import ParamsError
 from jclnf.experts import PreparedCCNF
+from jclnf.fitting import Model
 
 SETTINGS = ("params.regularisation", "params.kernel_width", "params.weight_factor")
 WEIGHTS = "model.experts.confidence"
@@ -33,32 +36,44 @@ _POSITIVE = (
     "softness",
     "eigenvalues",
 )
+_FASTER = 20.0
+"""How much larger the steps of settings are than those of weights."""
 Bounds = Mapping[str, tuple[float, float]]
+Schedule = Callable[[Any], Any]
 
 
-class Leaves:
-    """Chosen leaves of `{"params": settings, "model": model}`, and what they are learned as.
+class Parametrisation:
+    """Chosen leaves of a model and its default settings, and what they are learned as.
 
     A positive leaf is learned as its logarithm (where it is 0 it stays so), one with bounds as the
-    logit of its place between them, any other in units of its root mean square: so one learning
-    rate does for all.
+    logit of its place between them, any other in units of its root mean square (if `relative`): so
+    one learning rate does for all.
 
     Args:
-        tree: the settings and the model as they are.
+        model: as it is before.
         what: a name of `GROUPS`, or dotted names of leaves or of what contains them, such as
             `"params.kernel_width"` or `"model.experts"`.
         bounds: the least and the largest value of leaves, by their names.
+        relative: whether leaves without bounds are learned in units of their size.
 
     Raises:
         ParamsError: a name that nothing has, a value outside its bounds, or experts that were
             prepared.
     """
 
-    def __init__(self, tree: Any, what: str | Sequence[str], bounds: Bounds | None = None) -> None:
-        if isinstance(tree["model"].experts, PreparedCCNF):
+    def __init__(
+        self,
+        model: Model,
+        what: str | Sequence[str],
+        bounds: Bounds | None = None,
+        *,
+        relative: bool = True,
+    ) -> None:
+        if isinstance(model.experts, PreparedCCNF):
             raise ParamsError("the model was prepared: tune it as it was loaded")
+        self._tree = {"params": model.defaults, "model": model}
+        known = _leaves(self._tree)
         bounds = {} if bounds is None else bounds
-        known = _leaves(tree)
         names: list[str] = []
         for wanted in [what] if isinstance(what, str) else what:
             group = GROUPS.get(wanted)
@@ -82,23 +97,32 @@ class Leaves:
         self.names = tuple(names)
         self._bounds = dict(bounds)
         self._values = {name: known[name] for name in names}
+        self._relative = relative
 
     def free(self) -> dict[str, Array]:
         """The chosen leaves as numbers without bounds, by their names."""
         return {name: self._free(name, values) for name, values in self._values.items()}
 
-    def put_into(self, tree: Any, free: Mapping[str, Any]) -> Any:
-        """The tree with its chosen leaves as these numbers say."""
+    def model(self, free: Mapping[str, Any]) -> Model:
+        """The model with its chosen leaves as these numbers say."""
 
         def one(path: Any, leaf: Any) -> Any:
             name = _name(path)
             return self._bound(name, free[name]) if name in self._values else leaf
 
-        return jax.tree_util.tree_map_with_path(one, tree)
+        tree = jax.tree_util.tree_map_with_path(one, self._tree)
+        changed: Model = dataclasses.replace(tree["model"], defaults=tree["params"])
+        return changed
 
-    def is_setting(self, name: str) -> bool:
-        """Whether a leaf is learned as a logarithm or logit, which may take large steps."""
-        return name in self._bounds or _positive(name)
+    def optimiser(self, learned: Iterable[str], rate: Schedule) -> optax.GradientTransformation:
+        """Adam for arrays of these names: those learned as a logarithm or a logit take larger
+        steps."""
+        faster = optax.adam(lambda step: _FASTER * rate(step))
+        labels = {
+            name: "faster" if name in self._bounds or _positive(name) else "plain"
+            for name in learned
+        }
+        return optax.partition({"faster": faster, "plain": optax.adam(rate)}, labels)
 
     def _free(self, name: str, values: Array) -> Array:
         if name in self._bounds:
@@ -106,7 +130,7 @@ class Leaves:
             return jax.scipy.special.logit((values - low) / (high - low))
         if _positive(name):
             return jnp.log(jnp.where(values > 0, values, 1.0))
-        return values / _size(values)
+        return values / self._size(values)
 
     def _bound(self, name: str, free: Any) -> Array:
         values = self._values[name]
@@ -115,13 +139,14 @@ class Leaves:
             return low + (high - low) * jax.nn.sigmoid(free)
         if _positive(name):
             return jnp.where(values > 0, jnp.exp(free), values)
-        return free * _size(values)
+        return free * self._size(values)
 
-
-def _size(values: Array) -> Array:
-    """Root mean square, 1 for zeros."""
-    size = jnp.sqrt(jnp.mean(values**2))
-    return jnp.where(size > 0, size, 1.0)
+    def _size(self, values: Array) -> Any:
+        """Root mean square, 1 for zeros."""
+        if not self._relative:
+            return 1.0
+        size = jnp.sqrt(jnp.mean(values**2))
+        return jnp.where(size > 0, size, 1.0)
 
 
 def _positive(name: str) -> bool:

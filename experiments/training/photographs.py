@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import skimage.data
 
 import jclnf
+from experiments.common import hopper
+from jclnf import draw
 from jclnf.detect import HaarDetector
-from jclnf.draw import draw_overlay
 
 HERE = Path(__file__).resolve().parent
 
@@ -18,16 +18,15 @@ SIDE = 360
 
 def main() -> None:
     model = jclnf.load_model()
-    sample = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     photographs = {
-        "grace_hopper": cv2.imread(str(sample)),
+        "grace_hopper": cv2.imread(str(hopper())),
         "astronaut": cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR),
     }
     for name, picture in photographs.items():
         grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
         box = HaarDetector()(grey)[0]
-        piece = jclnf.crop(grey, box)
-        result = jclnf.fit(model, piece.image, piece.box).shifted(piece.offset)
+        crop = jclnf.crop(grey, box)
+        result = jclnf.fit(model, crop.image, crop.box).shifted(crop.offset)
         x, y, w, h = box
         half = 1.1 * max(w, h)
         low = np.maximum([x + w / 2 - half, y + h / 2 - half], 0).astype(int)
@@ -35,7 +34,7 @@ def main() -> None:
         zoom = SIDE / max(part.shape)
         shown = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         points = (np.asarray(result.landmarks) - low + 0.5) * zoom - 0.5
-        cv2.imwrite(str(HERE / f"{name}.png"), draw_overlay(shown, points))
+        cv2.imwrite(str(HERE / f"{name}.png"), draw.landmarks(shown, points))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the readers of all formats share."""
+"""Text files and the numbers in them, read with errors that say where."""
 
 from collections.abc import Iterator
 from pathlib import Path

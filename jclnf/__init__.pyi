@@ -1,0 +1,32 @@
+from . import annotations as annotations
+from . import detect as detect
+from . import draw as draw
+from . import errors as errors
+from . import evaluation as evaluation
+from . import images as images
+from . import openface as openface
+from . import space as space
+from . import train as train
+from ._clnf import CLNF as CLNF
+from .errors import JclnfError as JclnfError
+from .files import load_model as load_model
+from .files import save_model as save_model
+from .fitting import FitResult as FitResult
+from .fitting import FitStatus as FitStatus
+from .fitting import Model as Model
+from .fitting import fit as fit
+from .fitting import fit_images as fit_images
+from .fitting import fit_points as fit_points
+from .geometry import PDM as PDM
+from .geometry import Pose as Pose
+from .images import crop as crop
+from .openface import load_openface as load_openface
+from .params import Arithmetic as Arithmetic
+from .params import FitParams as FitParams
+from .runtime import enable_compilation_cache as enable_compilation_cache
+from .tracking import Tracker as Tracker
+from .tracking import TrackParams as TrackParams
+from .tracking import track as track
+from .tracking import warm_up as warm_up
+
+__version__: str

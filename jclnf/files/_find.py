@@ -1,0 +1,42 @@
+"""Models by their names: one place where every command and `load_model` look."""
+
+import os
+from pathlib import Path
+
+from jclnf.errors import ModelFileError
+from jclnf.openface import installed_mains, models_folder
+
+DEFAULT_MODEL = "default"
+"""Name of the bundled model that is loaded where none is named."""
+
+
+def find_model(name: str | os.PathLike[str]) -> Path:
+    """The file or folder of a model: a path, the name of a bundled or of an installed model.
+
+    Use it where the file itself matters; `load_model` takes the same names.
+
+    Raises:
+        ModelFileError: a plain name that no model has; it lists those that there are.
+    """
+    path = Path(name)
+    if path.exists() or len(path.parts) != 1:
+        return path
+    bundled = [model for model in bundled_models() if model.stem == str(name)]
+    installed = [models_folder() / f"{prefix}{name}.txt" for prefix in ("main_", "")]
+    for candidate in (*bundled, *installed):
+        if candidate.is_file():
+            return candidate
+    if path.suffix:
+        return path
+    mains = [main.stem.removeprefix("main_") for main in installed_mains()]
+    names = ", ".join([*(model.stem for model in bundled_models()), *mains]) or "none"
+    problem = f"no such file, and no model of that name (there are: {names}); give the path of one"
+    raise ModelFileError(path, problem)
+
+
+def bundled_models() -> list[Path]:
+    """The files of the models that come with jclnf."""
+    package = Path(__file__).resolve().parents[1]
+    # In a wheel the folder lies inside the package, in a checkout beside it.
+    folders = (package / "models", package.parent / "models")
+    return sorted(path for folder in folders for path in folder.glob("*.safetensors"))

@@ -1,0 +1,17 @@
+from ._derived import one_euro as one_euro
+from ._job import JobResult as JobResult
+from ._job import load as load
+from ._job import process_video as process_video
+from ._settings import ArithmeticOption as ArithmeticOption
+from ._settings import CentreOption as CentreOption
+from ._settings import DetectorOption as DetectorOption
+from ._settings import FocalOption as FocalOption
+from ._settings import IterationsOption as IterationsOption
+from ._settings import ModelOption as ModelOption
+from ._settings import PrecisionOption as PrecisionOption
+from ._settings import Settings as Settings
+from ._source import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from ._source import Camera as Camera
+from ._source import Source as Source
+from ._workers import find_videos as find_videos
+from ._workers import process_videos as process_videos

@@ -1,0 +1,282 @@
+"""Several videos, one after the other or at the same time in processes of their own."""
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from jclnf.errors import JclnfError, VideoError
+from jclnf.images import IMAGE_SUFFIXES
+from jclnf.outputs import make_folder
+from jclnf.runtime import enable_compilation_cache
+from jclnf.video import _source
+from jclnf.video._job import JobResult, load, process_video
+from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame
+from jclnf.video._settings import Settings
+from jclnf.video._source import VIDEO_SUFFIXES, Source
+
+_ENVIRONMENT = {
+    # FFmpeg writes of every damaged packet; what matters, a run says itself.
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",
+    "OPENCV_LOG_LEVEL": "SILENT",
+    # A file that is a list of other files must not lead anywhere.
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file",
+}
+
+
+def find_videos(paths: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The videos that paths name, each once, and a line for each path that names none.
+
+    A folder stands for the videos in it or, if it has none, for the images in it as frames of one.
+    """
+    found: dict[str, str] = {}
+    problems = []
+    for text in paths:
+        path, videos = Path(text), [text]
+        if path.is_dir():
+            try:
+                files = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+            except OSError as error:
+                problems.append(f"{path}: cannot be read: {error.strerror or error}")
+                continue
+            videos = [str(p) for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
+            if not videos and any(p.suffix.lower() in IMAGE_SUFFIXES for p in files):
+                videos = [text]
+            if not videos:
+                problems.append(f"{path}: no videos and no images in this folder")
+        for video in videos:
+            found.setdefault(os.path.abspath(video), video)
+    return list(found.values()), problems
+
+
+def process_videos(
+    settings: Settings,
+    paths: list[str],
+    out: Path,
+    *,
+    workers: int = 1,
+    resume: bool = False,
+    every: float = CHECKPOINT_SECONDS,
+    on_start: Callable[[Source, int], None] | None = None,
+    on_frame: OnFrame | None = None,
+) -> Iterator[JobResult]:
+    """Make the results of several videos, and tell how each went as soon as it is done.
+
+    FFmpeg is kept quiet, and from following what a file refers to, by environment variables that
+    this sets unless they are set already. Recording from a camera ends with Ctrl-C.
+
+    Args:
+        settings: what to do, and with which model.
+        paths: files, folders of images, or numbers of cameras; each once, see `find_videos`.
+        out: folder of the results; it is made if need be.
+        workers: videos that are done at the same time, each in a process of its own if more than
+            one.
+        resume, every: as for `process_video`.
+        on_start, on_frame: as for `process_video`; only called with one worker.
+
+    Raises:
+        ModelFileError: there is no such model. Several workers say so in each result.
+        OutputError: `out` cannot be written.
+        VideoError: an overlay would take the place of a video or is
+            asked for of a camera.
+    """
+    jobs = list(zip(paths, _stems(paths), strict=True))
+    for path, stem in jobs if settings.overlay else ():
+        if is_camera(path):
+            raise VideoError("--overlay reads a video twice: it cannot be had of a camera")
+        overlay = out / f"{stem}_overlay.mp4"
+        if any(os.path.realpath(overlay) == os.path.realpath(other) for other in paths):
+            raise VideoError(f"{overlay}: would replace a video that is read: give another --out")
+    make_folder(out)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    options = {"resume": resume, "every": every}
+    if workers > 1 and len(jobs) > 1:
+        return _in_processes(settings, jobs, out, min(workers, len(jobs)), options)
+    return _in_turn(settings, jobs, out, options | {"on_start": on_start, "on_frame": on_frame})
+
+
+def is_camera(path: str) -> bool:
+    """Whether this is the number of a camera, and not a file of such a name."""
+    return path.isdecimal() and not Path(path).exists()
+
+
+def _stems(paths: list[str]) -> list[str]:
+    """A name for the results of each video; equal ones are numbered."""
+    taken: set[str] = set()
+    stems = []
+    for path in paths:
+        name = f"camera{path}" if is_camera(path) else Path(path).resolve().name
+        base = name if Path(path).is_dir() or is_camera(path) else Path(name).stem
+        stem, number = base, 1
+        # Some file systems do not tell upper case from lower.
+        while stem.casefold() in taken:
+            number += 1
+            stem = f"{base}_{number}"
+        taken.add(stem.casefold())
+        stems.append(stem)
+    return stems
+
+
+def _in_turn(
+    settings: Settings, jobs: Iterable[tuple[str, str]], out: Path, options: dict[str, Any]
+) -> Iterator[JobResult]:
+    model = load(settings)
+    for path, stem in jobs:
+        if not is_camera(path):
+            yield process_video(settings, model, path, out, stem, **options)
+            continue
+        try:
+            camera = _source.Camera(int(path))
+        except JclnfError as error:
+            yield JobResult(path, problems=[str(error)])
+            continue
+        with _until_interrupted(options.get("on_frame")) as on_frame:
+            yield process_video(
+                settings,
+                model,
+                path,
+                out,
+                stem,
+                **options | {"source": camera, "on_frame": on_frame},
+            )
+
+
+@contextmanager
+def _until_interrupted(on_frame: OnFrame | None) -> Iterator[OnFrame]:
+    """`on_frame`, which also ends the run after the first Ctrl-C; a second one interrupts.
+
+    A camera has no end of its own, so Ctrl-C is that.
+    """
+    interrupted = threading.Event()
+
+    def note(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield on_frame or (lambda *_: True)  # which cannot handle signals
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield (
+            lambda frame, faces: (
+                not interrupted.is_set() and (on_frame is None or on_frame(frame, faces))
+            )
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _in_processes(
+    settings: Settings, jobs: list[tuple[str, str]], out: Path, count: int, options: dict[str, Any]
+) -> Iterator[JobResult]:
+    import jax
+
+    cache: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    workers = [_Worker(settings, out, options, cache) for _ in range(count)]
+    free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def one(job: tuple[str, str]) -> JobResult:
+        worker = free.get()
+        try:
+            return worker.do(*job)
+        finally:
+            free.put(worker)
+
+    with ThreadPoolExecutor(count) as threads:
+        try:
+            for future in as_completed([threads.submit(one, job) for job in jobs]):
+                yield future.result()
+        finally:
+            for worker in workers:
+                worker.end()
+
+
+class _Worker:
+    """A process that does videos, one after the other; another takes its place if it is killed."""
+
+    def __init__(self, *work: Any) -> None:
+        self._work = work  # what `_serve` takes
+        self._lock = threading.Lock()
+        self._ended = False
+        self._process: Any = None
+        self._connection: Any = None
+
+    def do(self, path: str, stem: str) -> JobResult:
+        """Do a video; if the process is killed over it, that is said in the result."""
+        with self._lock:
+            if self._ended:
+                return JobResult(path)
+            if self._process is None:
+                self._begin()
+        try:
+            self._connection.send((path, stem))
+            done: JobResult = self._connection.recv()
+            return done
+        except (EOFError, OSError):
+            self._process = None
+            ended = "its process was ended by the system, for want of memory perhaps"
+            return JobResult(path, problems=[f"{path}: {ended}: go on with --resume"])
+
+    def end(self) -> None:
+        """End the process, and begin no other."""
+        with self._lock:
+            self._ended = True
+            if self._process is not None:
+                self._process.terminate()
+
+    def _begin(self) -> None:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, *self._work), daemon=True)
+        self._process.start()
+        theirs.close()
+
+
+def _serve(
+    connection: Any, settings: Settings, out: Path, options: dict[str, Any], cache: str | None
+) -> None:
+    """Do the videos that are asked for, in a process of its own."""
+    import cv2
+
+    # Ctrl-C goes to all processes; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # As many threads as cores in each process would only wait for each other.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    cv2.setNumThreads(1)
+    if cache is not None:
+        enable_compilation_cache(cache)
+
+    def jobs() -> Iterator[tuple[str, str]]:
+        with suppress(EOFError):
+            while True:
+                yield connection.recv()
+
+    try:
+        for done in _in_turn(settings, jobs(), out, options):
+            connection.send(done)
+    except JclnfError as error:  # of the model
+        for path, _ in jobs():
+            connection.send(JobResult(path, problems=[f"{path}: {error}"]))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is killed: its files are somebody else's then."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(130)

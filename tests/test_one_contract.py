@@ -1,0 +1,183 @@
+"""Entry points agree on where fits start, and compile no more than they have to."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import pytest
+from support.openface_files import random_model, write_model
+from support.synthetic import default_params, planted
+
+import jclnf
+from jclnf.fitting import FitResult
+from jclnf.images import BUCKETS, crop
+
+
+@pytest.fixture(scope="module")
+def face():
+    return planted()
+
+
+@pytest.fixture
+def compilations() -> Iterator[Callable[[], int]]:
+    """Programs that were compiled since the last call."""
+    events = []
+
+    def listen(event: str, _: float, **__: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    def count() -> int:
+        found = len(events)
+        events.clear()
+        return found
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def images_of_many_sizes(count: int) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
+    """Images of different sizes and types, with boxes of 40 to 1,000 px anywhere in them."""
+    rng = np.random.default_rng(3)
+    for i, side in enumerate(np.geomspace(40, 1000, count)):
+        height, width = (int(side * rng.uniform(1.3, 4)) + i for _ in range(2))
+        dtype = (np.uint8, np.float32, np.uint16)[i % 3]
+        image = np.full((height, width), 100, dtype)
+        image[::7] = 150
+        at = [rng.uniform(0, extent - side) for extent in (width, height)]
+        yield image, (*at, side, side)
+
+
+def test_images_of_a_hundred_sizes_compile_once_for_each_size_of_crop(face, compilations):
+    params = default_params(iterations=1, windows=(0, 3))
+    sizes = set()
+    for image, box in images_of_many_sizes(100):
+        size = len(crop(image, box).image)
+        compilations()
+        jclnf.fit(face.model, image, box, params)
+        if size in sizes:
+            assert compilations() == 0, (image.shape, box)
+        sizes.add(size)
+    assert len(sizes) >= 5
+    assert sizes <= set(BUCKETS)
+
+
+def test_a_last_batch_of_any_size_compiles_nothing(face, compilations):
+    params = default_params(iterations=1, windows=(0, 3))
+    boxes = np.repeat(face.box[None], 64, axis=0)
+    jclnf.fit_images(face.model, [face.image] * 64, boxes, params)
+    compilations()
+    found = jclnf.fit_images(face.model, [face.image] * 39, boxes[:39], params)
+    assert compilations() == 0
+    assert found.landmarks.shape == (39, 20, 2)
+
+
+def test_fits_of_images_are_single_fits_in_the_order_given(face):
+    """Crops of different sizes, and a start of its own for each face."""
+    pads = [((0, 0), (0, 0)), ((400, 300), (600, 200)), ((7, 0), (0, 3)), ((500, 0), (500, 3))]
+    images = [np.pad(face.image, pad) for pad in pads]
+    boxes = np.array([face.box + [pad[1][0], pad[0][0], 2 + i, 0] for i, pad in enumerate(pads)])
+    sizes = {len(crop(*one).image) for one in zip(images, boxes, strict=True)}
+    assert len(sizes) == 2
+    singles = [jclnf.fit(face.model, *one) for one in zip(images, boxes, strict=True)]
+    together = jclnf.fit_images(face.model, (image for image in images), boxes)
+    check_same(together, singles, 5e-3)
+    stacked = jax.tree.map(lambda *a: np.stack(a), *singles)
+    init = stacked.pose, stacked.shape
+    on = jclnf.fit_images(face.model, images, boxes, init=init)
+    check_same(
+        on,
+        [
+            jclnf.fit(face.model, image, box, init=(one.pose, one.shape))
+            for image, box, one in zip(images, boxes, singles, strict=True)
+        ],
+        5e-3,
+    )
+    with pytest.raises(jclnf.errors.BoxError, match="4 boxes for 2 images"):
+        jclnf.fit_images(face.model, images[:2], boxes)
+    with pytest.raises(jclnf.errors.BoxError, match="more images"):
+        jclnf.fit_images(face.model, images, boxes[:2])
+    with pytest.raises(jclnf.errors.ParamsError, match="poses"):
+        jclnf.fit_images(face.model, images[:2], boxes[:2], init=init)
+
+
+def check_same(batch: FitResult, singles: list[FitResult], tolerance: float) -> None:
+    for i, single in enumerate(singles):
+        np.testing.assert_allclose(batch.landmarks[i], single.landmarks, atol=tolerance)
+        np.testing.assert_array_equal(batch.status[i], single.status)
+
+
+def test_warming_up_compiles_what_fits_and_trackers_need(face, compilations):
+    params = default_params(iterations=1)
+    image = np.pad(face.image, 300).astype(np.uint8)
+    box = face.box + [300, 300, 0, 0]
+    size = float(box[2:].max())
+    tracker = jclnf.Tracker(face.model, jclnf.TrackParams(params, params.replace(windows=(0, 7))))
+    jclnf.warm_up(face.model, size, params)
+    jclnf.warm_up(tracker, size)
+    compilations()
+    jclnf.fit(face.model, image, box, params)
+    tracker.step(image, box)
+    tracker.step(image)
+    tracker.step(np.zeros_like(image) + 90)
+    tracker.step(image)
+    assert compilations() == 0
+
+
+def test_all_entry_points_start_an_openface_model_alike(tmp_path, rng, monkeypatch):
+    """From the eleven rotations; its presets from the frontal one, as OpenFace's program does."""
+    model = jclnf.load_openface(write_model(tmp_path, random_model()))
+    np.testing.assert_allclose(model.defaults.rotations, jclnf.openface.ROTATIONS)
+    for preset in (jclnf.FitParams.openface, jclnf.FitParams.openface_wild):
+        np.testing.assert_array_equal(preset(model).rotations, [jclnf.openface.FRONTAL])
+    small = model.defaults.replace(iterations=1, windows=(3, *(0,) * (len(model.scalings) - 1)))
+    model = dataclasses.replace(model, defaults=small)
+    image = rng.integers(0, 255, (160, 160)).astype(np.uint8)
+    box = np.array([40.0, 40, 70, 70])
+    eleven = jclnf.fit(model, image, box, init=jclnf.openface.ROTATIONS)
+    frontal = jclnf.fit(model, image, box, init=jclnf.openface.FRONTAL)
+    assert np.abs(eleven.landmarks - frontal.landmarks).max() > 0.1
+    (tracked,) = jclnf.Tracker(model, single=True).step(image, box)
+    _, frames = jclnf.track(model, image[None], box)
+    ways = {
+        "fit": jclnf.fit(model, image, box).landmarks,
+        "under jit": jax.jit(lambda b: jclnf.fit(model, image, b).landmarks)(box),
+        "fit_images": jclnf.fit_images(model, [image], [box]).landmarks[0],
+        "CLNF": jclnf.CLNF(model).fit(image, box)[0],
+        "Tracker": tracked.result.landmarks,
+        "track": frames.landmarks[0],
+        "command line": fitted_on_the_command_line(model, image, box, tmp_path, monkeypatch),
+        "video --independent": independent(model, image, box),
+    }
+    for name, landmarks in ways.items():
+        np.testing.assert_allclose(landmarks, eleven.landmarks, atol=1e-2, err_msg=name)
+
+
+def fitted_on_the_command_line(model, image, box, folder, monkeypatch) -> np.ndarray:
+    import csv
+
+    import cv2
+
+    from jclnf.cli import main
+
+    cv2.imwrite(str(folder / "face.png"), image)
+    monkeypatch.setattr(jclnf, "load_model", lambda *_, **__: model)
+    at = [str(number) for number in box]
+    out = ["--out", str(folder / "out"), "--no-overlay", "--quiet"]
+    main(["fit", str(folder / "face.png"), "--model", "any", "--box", *at, *out])
+    with open(folder / "out" / "landmarks.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    n = model.pdm.n_landmarks
+    return np.array([[float(row[f"{axis}_{i}"]) for axis in "xy"] for i in range(n)])
+
+
+def independent(model, image, box) -> np.ndarray:
+    from jclnf.video._fitters import IndependentFitter
+    from jclnf.video._source import Frame
+
+    frames = [Frame(1, 0.0, np.repeat(image[..., None], 3, axis=2))]
+    follower = IndependentFitter(model, model.defaults, lambda _: np.array([box]), None)
+    ((_, (found,)),) = follower.fit_frames(frames)
+    return found.result.landmarks
