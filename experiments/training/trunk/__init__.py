@@ -1,0 +1,1 @@
+"""A trunk and a fine stage learned from photographs whose landmarks were corrected by hand."""

@@ -1,0 +1,274 @@
+"""A training that goes on, from whenever it was stopped, to the weights that it would have had.
+
+A batch depends on the seed and the number of its step alone. A checkpoint is the whole state after
+a step; steps after the last checkpoint are repeated.
+"""
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.training.trunk.augment import Example
+from experiments.training.trunk.loss import map_loss
+from experiments.training.trunk.network import (
+    Network,
+    Weights,
+    folded,
+    initial_weights,
+    normalising_layer,
+    seen_as,
+)
+
+AHEAD = 4
+"""Batches made beforehand."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        epochs: passes over the faces.
+        batch: examples a step.
+        rate: the largest learning rate, after the first `warm` steps; it falls as a cosine to 0.
+        warm: steps that it rises over.
+        decay: of the kernels (AdamW).
+        clip: largest norm of a gradient.
+        average: what a step keeps of the averaged weights.
+        seed: of everything random.
+    """
+
+    epochs: int
+    batch: int = 32
+    rate: float = 2e-3
+    warm: int = 100
+    decay: float = 1e-2
+    clip: float = 5.0
+    average: float = 0.999
+    seed: int = 0
+
+    def steps(self, count: int) -> int:
+        """Steps of an epoch over `count` faces."""
+        return count // self.batch
+
+
+def optimiser(schedule: Schedule, steps: int) -> optax.GradientTransformation:
+    """AdamW for a training of `steps` steps."""
+    warm = min(schedule.warm, steps // 10)
+    rate = optax.warmup_cosine_decay_schedule(0.0, schedule.rate, warm, steps)
+    return optax.chain(
+        optax.clip_by_global_norm(schedule.clip),
+        optax.adamw(
+            rate,
+            weight_decay=schedule.decay,
+            mask=lambda weights: {name: name.endswith(".kernel") for name in weights},
+        ),
+    )
+
+
+def initial_state(network: Network, schedule: Schedule, steps: int) -> dict[str, Any]:
+    """The state before the first step."""
+    weights = initial_weights(network, jax.random.key(schedule.seed))
+    return {
+        "weights": weights,
+        "averaged": jax.tree.map(jnp.copy, weights),
+        "optimiser": optimiser(schedule, steps).init(weights),
+        "step": jnp.zeros((), jnp.int32),
+    }
+
+
+def statistics(network: Network, weights: Weights, pictures: jax.Array) -> dict[str, Any]:
+    """Mean and variance of each normalised layer over a batch."""
+    seen: dict[str, Any] = {}
+    network(seen_as(pictures), normalising_layer(network, weights, seen))
+    return seen
+
+
+def make_step(
+    network: Network, schedule: Schedule, steps: int
+) -> Callable[[Any, Any, Any], tuple[Any, jax.Array]]:
+    """One step, compiled: from a state and a batch to the next state and the loss."""
+    optimise = optimiser(schedule, steps)
+
+    def objective(weights: Weights, pictures: jax.Array, points: jax.Array) -> jax.Array:
+        output = network(seen_as(pictures), normalising_layer(network, weights, {}))
+        side = network.split * output.shape[1]
+        cells = in_cells(points, pictures.shape[1], side)
+        inside = ((cells > -0.5) & (cells < side - 0.5)).all(-1).astype(jnp.float32)
+        return map_loss(output, cells, inside, network.split)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: Any, pictures: jax.Array, points: jax.Array) -> tuple[Any, jax.Array]:
+        loss, gradient = jax.value_and_grad(objective)(state["weights"], pictures, points)
+        updates, after = optimise.update(gradient, state["optimiser"], state["weights"])
+        weights = optax.apply_updates(state["weights"], updates)
+        # Averages follow closely in the beginning, when weights change a lot.
+        keep = jnp.minimum(schedule.average, (1.0 + state["step"]) / (10.0 + state["step"]))
+        averaged = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, state["averaged"], weights)
+        found = {
+            "weights": weights,
+            "averaged": averaged,
+            "optimiser": after,
+            "step": state["step"] + 1,
+        }
+        return found, loss
+
+    return step
+
+
+def in_cells(points: jax.Array, side: int, cells: int) -> jax.Array:
+    """Positions in cells of a map of points in pixels of a crop."""
+    return (points + 0.5) * (cells / side) - 0.5
+
+
+def in_pixels(cells_at: jax.Array, side: int, cells: int) -> jax.Array:
+    """The reverse of `in_cells`."""
+    return (cells_at + 0.5) * (side / cells) - 0.5
+
+
+def batches(
+    make: Callable[[int, np.random.Generator], Example],
+    count: int,
+    schedule: Schedule,
+    first: int,
+    last: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pictures and points of the steps from `first` to before `last`, made in another thread.
+
+    Args:
+        make: makes an example of a face, of its index, from random numbers.
+        count: number of faces.
+    """
+    steps = schedule.steps(count)
+
+    def batch(number: int) -> tuple[np.ndarray, np.ndarray]:
+        epoch, at = divmod(number, steps)
+        order = np.random.default_rng([schedule.seed, epoch]).permutation(count)
+        chosen = order[at * schedule.batch : (at + 1) * schedule.batch]
+        made = [
+            make(int(index), np.random.default_rng([schedule.seed, number, place]))
+            for place, index in enumerate(chosen)
+        ]
+        pictures, points = zip(*made, strict=True)
+        return np.stack(pictures), np.stack(points).astype(np.float32)
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(batch, n) for n in range(first, min(first + AHEAD, last))]
+        for number in range(first, last):
+            yield coming.pop(0).result()
+            if number + AHEAD < last:
+                coming.append(pool.submit(batch, number + AHEAD))
+
+
+def save(path: Path, state: Any, about: dict[str, Any]) -> None:
+    """Write a state and what it is of, whole or not at all."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    partial_file = path.with_suffix(".part")
+    with open(partial_file, "wb") as file:
+        np.savez(
+            file, about=json.dumps(about), **{f"leaf{i:04d}": leaf for i, leaf in enumerate(leaves)}
+        )
+    partial_file.replace(path)
+
+
+def restored(path: Path, state: Any, about: dict[str, Any]) -> Any:
+    """The state in a file that `save` wrote, which must be of the same training."""
+    with np.load(path) as arrays:
+        found = json.loads(str(arrays["about"]))
+        if found != json.loads(json.dumps(about)):
+            raise SystemExit(f"{path}: is of another training: {found}, not {about}")
+        leaves = [arrays[name] for name in sorted(arrays.files) if name != "about"]
+    return jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(leaf) for leaf in leaves])
+
+
+def train(
+    network: Network,
+    make: Callable[[int, np.random.Generator], Example],
+    count: int,
+    schedule: Schedule,
+    *,
+    checkpoint: Path | None = None,
+    minutes: float = 3.0,
+    report: Callable[[int, float, float, Weights], None] | None = None,
+    every: int = 1,
+    stop_after: int | None = None,
+) -> Weights:
+    """Train a network, and fold it.
+
+    Args:
+        make, count: as for `batches`.
+        checkpoint: file to go on from if it is there.
+        minutes: between checkpoints; one is also written after each epoch and on SIGTERM.
+        report: called after each `every` epochs, and the last, with their number, the mean loss,
+            seconds a step, and the folded averaged weights.
+        stop_after: end after this step, as a training that is cut short would.
+    """
+    steps = schedule.steps(count)
+    total = steps * schedule.epochs
+    about = {"network": network._asdict(), "schedule": dataclasses.asdict(schedule), "faces": count}
+    state = initial_state(network, schedule, total)
+    if checkpoint is not None and checkpoint.exists():
+        state = restored(checkpoint, state, about)
+    step = make_step(network, schedule, total)
+    stopping: list[int] = []
+    if checkpoint is not None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    losses: list[jax.Array] = []
+    first, last = int(state["step"]), min(total, stop_after or total)
+    written = began = time.monotonic()
+    for number, (pictures, points) in enumerate(batches(make, count, schedule, first, last), first):
+        state, loss = step(state, pictures, points)
+        losses.append(loss)
+        epoch_done = (number + 1) % steps == 0
+        now = time.monotonic()
+        if checkpoint is not None and (epoch_done or stopping or now - written > 60 * minutes):
+            save(checkpoint, state, about)
+            written = now
+        if stopping:
+            raise SystemExit(f"stopped after step {number + 1}")
+        if epoch_done:
+            mean = float(np.mean([float(loss) for loss in losses]))
+            if not np.isfinite(mean):
+                raise SystemExit(f"the loss is not finite in epoch {(number + 1) // steps}")
+            epoch = (number + 1) // steps
+            if report is not None and (epoch % every == 0 or epoch == schedule.epochs):
+                pace = (time.monotonic() - began) / len(losses)
+                report(epoch, mean, pace, folded_averages(network, state, make, count, schedule))
+            losses, began = [], time.monotonic()
+    return folded_averages(network, state, make, count, schedule)
+
+
+def folded_averages(
+    network: Network,
+    state: Any,
+    make: Callable[[int, np.random.Generator], Example],
+    count: int,
+    schedule: Schedule,
+    *,
+    sets: int = 16,
+) -> Weights:
+    """The averaged weights without normalisation: means and variances are taken anew for them,
+    over some batches of examples."""
+    found = []
+    seen = jax.jit(partial(statistics, network))
+    once = dataclasses.replace(schedule, seed=schedule.seed + 1)
+    for pictures, _ in batches(make, count, once, 0, sets):
+        found.append(seen(state["averaged"], pictures))
+    averages: dict[str, Any] = {}
+    for name in found[0]:
+        means = jnp.stack([each[name][0] for each in found])
+        variances = jnp.stack([each[name][1] for each in found])
+        averages[name] = (means.mean(0), (variances + (means - means.mean(0)) ** 2).mean(0))
+    return folded(state["averaged"], averages)
