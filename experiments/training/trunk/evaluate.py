@@ -13,8 +13,8 @@ from experiments.common import table
 from experiments.training.trunk.faces import Faces, read_faces
 from experiments.training.trunk.frame import Similarity, cut
 from experiments.training.trunk.locate import Landmarks, Trained, trunk_landmarks
-from jclnf.annotations import tight_box
 from jclnf.evaluation._metrics import INNER, nme, outer_eye_distance, remove_offsets
+from jclnf.geometry import tight_box
 from jclnf.train._faces import MIRROR_68
 
 HEADER = {

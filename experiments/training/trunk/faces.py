@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from experiments.common import DATA
-from jclnf.annotations import BoxTable, read_annotations, tight_box
+from jclnf.annotations import BoxTable, read_annotations
+from jclnf.geometry import tight_box
 from jclnf.images import read_image
 
 HELD_OUT = 12
