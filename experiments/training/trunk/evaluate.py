@@ -13,8 +13,8 @@ from experiments.common import table
 from experiments.training.trunk.faces import Faces, read_faces
 from experiments.training.trunk.frame import Similarity, cut
 from experiments.training.trunk.locate import Landmarks, Trained, trunk_landmarks
-from jclnf.annotations import tight_box
 from jclnf.evaluation._metrics import INNER, nme, outer_eye_distance, remove_offsets
+from jclnf.geometry import tight_box
 from jclnf.train._faces import MIRROR_68
 
 HEADER = {
@@ -128,7 +128,7 @@ def covered(faces: Faces, seed: int = 0) -> Faces:
     images = []
     for index, (image, p) in enumerate(zip(faces.images, faces.points, strict=True)):
         rng = np.random.default_rng([seed, index])
-        x, y, w, h = tight_box(p)
+        x, y, w, h = np.asarray(tight_box(p))
         side = np.sqrt(0.2 * w * h)
         left, top = np.rint([x, y] + rng.uniform(0, 1, 2) * ([w, h] - side)).astype(int)
         image = image.copy()

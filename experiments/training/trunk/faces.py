@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from experiments.common import DATA
-from jclnf.annotations import BoxTable, read_annotations, tight_box
+from jclnf.annotations import BoxTable, read_annotations
+from jclnf.geometry import tight_box
 from jclnf.images import read_image
 
 HELD_OUT = 12
@@ -71,7 +72,7 @@ def read_faces(part: str, largest: float | None = None, folder: Path | None = No
 
 def _jittered(name: str, points: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    box = tight_box(points)
+    box = np.asarray(tight_box(points))
     corner = box[:2] + rng.normal(0, 0.03, 2) * box[2:]
     return np.concatenate([corner, box[2:] * np.exp(rng.normal(0, 0.05))])
 
