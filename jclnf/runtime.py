@@ -51,8 +51,8 @@ def use_all_cores(most: int) -> None:
     """
     import jax
 
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or "JAX_NUM_CPU_DEVICES" in os.environ:
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     affinity = getattr(os, "sched_getaffinity", None)  # not on all systems
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1

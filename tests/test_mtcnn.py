@@ -59,7 +59,7 @@ def test_networks_of_boxes(networks, listed, rng, name):
 def test_padding_of_the_picture_changes_nothing(networks, listed, rng, size):
     picture = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
     network = make_network(read_network(listed.parent / "PNet.dat", "PNet"))
-    found = mtcnn._over_picture(network, picture)
+    found = mtcnn._over_image(network, picture)
     expected = answers_in_numpy(networks["PNet"], picture)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -254,7 +254,7 @@ def test_numbers_that_are_not_finite(networks, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "layers", "message"),
     [
-        ("PNet", [("conv", 12, 3, 6)], "does not move over a picture by two pixels"),
+        ("PNet", [("conv", 12, 3, 6)], "does not move over an image by two pixels"),
         ("PNet", [("pool", 2, 2, 2, 2), ("full", 3 * 6 * 6, 6)], "takes 108 numbers"),
         ("RNet", [("conv", 3, 4, 6)], "layer 0 takes 4 maps"),
         ("RNet", [("full", 24 * 24 * 3, 6), ("conv", 3, 6, 6)], "layer 1 takes 6 maps"),

@@ -33,7 +33,7 @@ from jclnf.train import (
     train_model,
 )
 from jclnf.train._augment import augment
-from jclnf.train._examples import COARSE, Perturbation, TrunkExamples, perturbed, similarity, warped
+from jclnf.train._examples import COARSE, Perturbation, TrunkExamples, perturbed, warped
 from jclnf.train._faces import Posed
 from jclnf.train._loop import batches, train
 from jclnf.train._networks import map_loss
@@ -121,7 +121,11 @@ class TestExamples:
     def test_pictures_show_what_the_experts_will_sample(self, posed):
         rng = np.random.default_rng(1)
         state = perturbed(posed, 2, COARSE, rng)
-        to_image = np.linalg.inv(similarity(state.landmarks, 0.2 * state.shape[:, :2]))
+        to_image = np.linalg.inv(
+            geometry.similarity_matrix(
+                geometry.similarity_between(state.landmarks, 0.2 * state.shape[:, :2])
+            )
+        )
         for zoom in (1.0, 2.0):
             linear = zoom * to_image / TRUNK_SAMPLING
             centre = state.landmarks.mean(0)

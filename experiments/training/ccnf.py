@@ -16,9 +16,9 @@ import optax
 from jaxtyping import Array, Float
 
 from jclnf.experts import CCNF, ccnf_responses, covariance, gains, to_blocks
-from jclnf.geometry import sample_areas
+from jclnf.geometry import sample_areas, similarity_between, similarity_matrix
 from jclnf.train import Progress, TrainConfig
-from jclnf.train._examples import Batch, Example, Perturbation, perturbed, similarity, warped
+from jclnf.train._examples import Batch, Example, Perturbation, perturbed, warped
 from jclnf.train._faces import Posed
 from jclnf.train._loop import train
 
@@ -52,7 +52,9 @@ class AreaExamples:
         model = self.posed.model
         state = perturbed(self.posed, face, self.perturbation, rng)
         base = state.landmarks
-        to_reference = similarity(base, self.scaling * state.shape[:, :2])
+        to_reference = similarity_matrix(
+            similarity_between(base, self.scaling * state.shape[:, :2])
+        )
         side = round(self.scaling * 1.6 * np.ptp(model.mean[:, 0]))
         centroid = base.mean(0)
         image = warped(self.posed.faces.images[face], centroid, np.linalg.inv(to_reference), side)

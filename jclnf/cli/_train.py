@@ -117,18 +117,18 @@ def _confidence(model: Model, faces: Faces, held_out: Faces, options: Train) -> 
 
 def _read(annotated: list[AnnotatedFace], quiet: bool) -> Faces:
     """The faces of images; those that cannot be read cost a line each."""
-    pictures, points = [], []
+    images, points = [], []
     for face in tqdm(annotated, desc="reading", disable=quiet):
         try:
-            picture, moved = cut_out(read_image(face.image), face.landmarks)
+            image, moved = cut_out(read_image(face.image), face.landmarks)
         except JclnfError as error:
             complain(str(error))
             continue
-        pictures.append(picture)
+        images.append(image)
         points.append(moved)
-    if not pictures:
+    if not images:
         raise CommandError("none of the images can be read")
-    return Faces(pictures, np.array(points))
+    return Faces(images, np.array(points))
 
 
 def _examples(path: str | None, seed: int) -> np.ndarray:

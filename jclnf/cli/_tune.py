@@ -67,7 +67,7 @@ def run(options: Tune) -> int:
 
 
 def _read(faces: Any, boxes: Any) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Crops of the images, boxes and landmarks in them; what cannot be read costs a line."""
+    """Crops of the images, with boxes and landmarks; each image that cannot be read is named."""
     crops, landmarks = [], []
     for face, box in zip(faces, boxes, strict=True):
         try:

@@ -1,4 +1,4 @@
-"""What a face detector is, and how one is asked: the picture it wants, and a check of its boxes."""
+"""The interface of face detectors: the image that one is given, and a check of its boxes."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,66 +10,66 @@ from jclnf.images import ImageFile
 
 @runtime_checkable
 class Detector(Protocol):
-    """Anything that finds faces: a function or object called with a picture.
+    """Anything that finds faces: a function or object called with an image.
 
-    It is called with a grey picture `(h, w)` uint8, or, if it has an attribute `wants_colour` that
+    It is called with a grey image `(h, w)` uint8, or, if it has an attribute `wants_colour` that
     is true, with a colour one `(h, w, 3)` uint8 in OpenCV's order blue, green, red; upright.
     """
 
-    def __call__(self, picture: np.ndarray, /) -> Any:
+    def __call__(self, image: np.ndarray, /) -> Any:
         """Return the boxes of all faces, the largest first.
 
         Returns:
-            `(k, 4)`, x, y, w, h in pixels of the picture, pixel centres at integers; k may be 0. A
+            `(k, 4)`, x, y, w, h in pixels of the image, pixel centres at integers; k may be 0. A
             box is tight around the face outline (eyebrows to chin, jaw to jaw) as that of `fit`,
-            and may reach beyond the picture. A detector whose own boxes mean something else
+            and may reach beyond the image. A detector whose own boxes mean something else
             corrects them.
         """
         ...
 
 
 def find_faces(
-    detector: Detector, picture: np.ndarray | ImageFile, *, max_side: int | None = None
+    detector: Detector, image: np.ndarray | ImageFile, *, max_side: int | None = None
 ) -> np.ndarray:
-    """Ask a detector for the faces of a picture, of any kind of picture and any detector.
+    """Ask a detector for the faces of an image, of any kind of image and any detector.
 
     Args:
         detector: A `Detector`, which may be a user's own: what it returns is checked.
-        picture: `(h, w)` grey or `(h, w, 3)` blue, green, red uint8, or a photograph that was read;
+        image: `(h, w)` grey or `(h, w, 3)` blue, green, red uint8, or a photograph that was read;
             the detector gets grey or colour as it wants.
-        max_side: Longer side in pixels to which a larger picture is reduced for the search, to
+        max_side: Longer side in pixels to which a larger image is reduced for the search, to
             bound its time; None leaves that to the detector.
 
     Returns:
-        `(k, 4)` float64, x, y, w, h in pixels of `picture`, the largest first, without those that
+        `(k, 4)` float64, x, y, w, h in pixels of `image`, the largest first, without those that
         lie outside of it altogether.
 
     Raises:
-        ImageError: `picture` is none of these.
+        ImageError: `image` is none of these.
         DetectorError: the detector failed, or returned what are no boxes.
     """
     if max_side is not None and max_side < 1:
         raise DetectorError(f"max_side is {max_side}; give the longer side in pixels, such as 640")
-    image = _wanted(picture, colour=bool(getattr(detector, "wants_colour", False)))
-    height, width = image.shape[:2]
+    searched = _wanted(image, colour=bool(getattr(detector, "wants_colour", False)))
+    height, width = searched.shape[:2]
     factor = 1.0
     if max_side is not None and max(height, width) > max_side:
         import cv2
 
         size = tuple(max(1, round(s * max_side / max(height, width))) for s in (width, height))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        searched = cv2.resize(searched, size, interpolation=cv2.INTER_AREA)
         factor = max(height, width) / max_side
     try:
-        returned = detector(image)
+        returned = detector(searched)
     except JclnfError:
         raise
     except Exception as e:  # whatever a user's function raises
         raise DetectorError(
             f"{name_of(detector)}: raised {type(e).__name__}: {e}; it is called with a uint8 array "
-            f"of shape {image.shape}"
+            f"of shape {searched.shape}"
         ) from e
     boxes = check_boxes(returned, name_of(detector)) * factor
-    # Pixel centres are at integers, so a reduced picture's are half a pixel in.
+    # Pixel centres are at integers, so a reduced image's are half a pixel in.
     boxes[:, :2] += (factor - 1) / 2
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     inside = np.all((high > -0.5) & (low < (width - 0.5, height - 0.5)), axis=1)
@@ -118,35 +118,35 @@ def name_of(detector: Any) -> str:
     return f"{module}:{name}"
 
 
-def check_picture(picture: Any, *, colour: bool) -> np.ndarray:
-    """Return `picture` if it is a uint8 array `(h, w)`, or with `colour` `(h, w, 3)`.
+def check_image(image: Any, *, colour: bool) -> np.ndarray:
+    """Return `image` if it is a uint8 array `(h, w)`, or with `colour` `(h, w, 3)`.
 
     Raises:
         ImageError: it is not.
     """
     kind, form, axes = ("colour", "(h, w, 3)", 3) if colour else ("grey", "(h, w)", 2)
     if (
-        not isinstance(picture, np.ndarray)
-        or picture.dtype != np.uint8
-        or picture.ndim != axes
-        or picture.shape[2:] not in ((), (3,))
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != axes
+        or image.shape[2:] not in ((), (3,))
     ):
-        what = f"{getattr(picture, 'dtype', type(picture).__name__)} "
-        what += f"{getattr(picture, 'shape', '')}"
+        what = f"{getattr(image, 'dtype', type(image).__name__)} "
+        what += f"{getattr(image, 'shape', '')}"
         raise ImageError(f"image: detection takes a {kind} uint8 array {form}, got {what}")
-    if picture.size == 0:
-        raise ImageError(f"image: no pixels, shape {picture.shape}")
-    return picture
+    if image.size == 0:
+        raise ImageError(f"image: no pixels, shape {image.shape}")
+    return image
 
 
-def _wanted(picture: Any, *, colour: bool) -> np.ndarray:
-    """Return a picture in grey or, with `colour`, in blue, green, red."""
-    if isinstance(picture, ImageFile):
-        return picture.colour if colour else picture.grey
-    has_colour = getattr(picture, "ndim", 2) == 3
-    picture = check_picture(picture, colour=has_colour)
+def _wanted(image: Any, *, colour: bool) -> np.ndarray:
+    """Return an image in grey or, with `colour`, in blue, green, red."""
+    if isinstance(image, ImageFile):
+        return image.colour if colour else image.grey
+    has_colour = getattr(image, "ndim", 2) == 3
+    image = check_image(image, colour=has_colour)
     if has_colour == colour:
-        return picture
+        return image
     import cv2
 
-    return cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR if colour else cv2.COLOR_BGR2GRAY)
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if colour else cv2.COLOR_BGR2GRAY)

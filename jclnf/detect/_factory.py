@@ -11,7 +11,7 @@ DETECTORS = (
     "haar (OpenCV's cascades), mtcnn or mtcnn:PATH (OpenFace's networks), "
     "yunet:FILE.onnx (OpenCV's network), or module:function (your own)"
 )
-"""What can be named, in words."""
+"""The names that there are, in words."""
 
 
 def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
@@ -28,7 +28,7 @@ def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
             - `module:function`: a `Detector` of the user's own, in a module that Python finds, also
               in the current folder; of a class an object is made, without arguments.
         fast: For the frames of a video: `haar` looks for no faces under a tenth of the longer side,
-            the networks look at reduced copies of large pictures. A detector of the user's own is
+            the networks look at reduced copies of large images. A detector of the user's own is
             as it is.
 
     Raises:

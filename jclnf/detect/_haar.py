@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jclnf.detect._base import check_picture
+from jclnf.detect._base import check_image
 from jclnf.errors import DetectorError, JclnfError
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
 PROFILE_CASCADE = "haarcascade_profileface.xml"
-"""Finds faces turned to the left of the picture; those turned to the right in its mirror image."""
+"""Finds faces turned to the left of the image; those turned to the right in its mirror image."""
 
 CORRECTION = (0.0502, 0.2252, 0.888, 0.8571)
 """(a, b, c, d): from the frontal cascade's box to the face outline by x + a w, y + b h, c w, d h.
@@ -47,11 +47,11 @@ _Found = tuple[np.ndarray, float]
 class HaarDetector:
     """Faces by OpenCV's frontal and profile cascades; satisfies `Detector`.
 
-    A picture is first searched upright for faces that look at the camera. Only if that finds
+    An image is first searched upright for faces that look at the camera. Only if that finds
     nothing, a small copy of it is searched again for one large face: tilted to either side or in a
-    noisy picture, then turned to either side. The time is bounded by the reduction to `max_side`,
-    whatever the size of the picture, and goes with the number of boxes of the smallest size that
-    the picture holds. One detector must not be called from two threads at once.
+    noisy image, then turned to either side. The time is bounded by the reduction to `max_side`,
+    whatever the size of the image, and goes with the number of boxes of the smallest size that
+    the image holds. One detector must not be called from two threads at once.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class HaarDetector:
         """Load the cascades.
 
         Args:
-            max_side: Longer side in pixels to which a larger picture is reduced for the search.
-            min_face: Side of the smallest face searched for, in longer sides of the picture.
+            max_side: Longer side in pixels to which a larger image is reduced for the search.
+            min_face: Side of the smallest face searched for, in longer sides of the image.
             profiles: When to look for faces turned to the side: "if none" other is found; "always",
-                for pictures of several people, at five times the usual time; "never".
+                for images of several people, at five times the usual time; "never".
 
         Raises:
             JclnfError: this OpenCV has no cascade classifier, or its files are missing.
@@ -81,9 +81,9 @@ class HaarDetector:
         self._frontal = _load_cascade(CASCADE)
         self._profile = _load_cascade(PROFILE_CASCADE) if profiles != "never" else None
 
-    def __call__(self, picture: np.ndarray, /) -> np.ndarray:
+    def __call__(self, image: np.ndarray, /) -> np.ndarray:
         """Return the boxes of all faces, the largest first; see `Detector`."""
-        return self.detect(picture)[0]
+        return self.detect(image)[0]
 
     def detect(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes, the largest first, and the cascade's score for each.
@@ -94,12 +94,12 @@ class HaarDetector:
         Returns:
             boxes: `(k, 4)` float64, x, y, w, h of the face outline in pixels of `grey`.
             scores: `(k,)` float64, from about `MIN_SCORE` or, of faces that only the profile
-                cascade found, from `PROFILE_MIN_SCORE` to about 5; comparable between pictures.
+                cascade found, from `PROFILE_MIN_SCORE` to about 5; comparable between images.
 
         Raises:
             ImageError: `grey` is not of that shape and type.
         """
-        grey = check_picture(grey, colour=False)
+        grey = check_image(grey, colour=False)
         found = self._look_ahead(grey, self.max_side, self.min_face, (0.0,))
         if self.profiles == "always":
             found += self._look_aside(grey, self.max_side, self.min_face)
@@ -132,8 +132,8 @@ class HaarDetector:
         small, factor = _reduced(grey, side)
         found = []
         for mirrored in (False, True):
-            picture = np.ascontiguousarray(small[:, ::-1]) if mirrored else small
-            for box, score in _search(self._profile, picture, min_face * max(small.shape)):
+            image = np.ascontiguousarray(small[:, ::-1]) if mirrored else small
+            for box, score in _search(self._profile, image, min_face * max(small.shape)):
                 if score >= PROFILE_MIN_SCORE:
                     x, y, w, h = correct(box, PROFILE_CORRECTION)
                     x = small.shape[1] - 1 - (x + w) if mirrored else x
@@ -169,7 +169,7 @@ def _load_cascade(name: str) -> Any:
 
 
 def _reduced(grey: np.ndarray, side: int) -> tuple[np.ndarray, float]:
-    """Return a copy no larger than `side`, and its size as a part of the picture's."""
+    """Return a copy no larger than `side`, and its size as a part of the image's."""
     import cv2
 
     factor = min(1.0, side / max(grey.shape))
@@ -179,16 +179,16 @@ def _reduced(grey: np.ndarray, side: int) -> tuple[np.ndarray, float]:
 
 
 def _enlarged(box: np.ndarray, factor: float) -> np.ndarray:
-    """Return in the picture a box of its reduced copy."""
-    # Pixel centres are at integers, so a reduced picture's are half a pixel in.
+    """Return in the image a box of its reduced copy."""
+    # Pixel centres are at integers, so a reduced image's are half a pixel in.
     return np.concatenate([(box[:2] + 0.5) / factor - 0.5, box[2:] / factor])
 
 
-def _search(cascade: Any, picture: np.ndarray, smallest: float) -> list[_Found]:
+def _search(cascade: Any, image: np.ndarray, smallest: float) -> list[_Found]:
     """Return the boxes, at all scales, that a cascade finds, in its own meaning, and its scores."""
     side = max(1, round(smallest))
     raw, _, weights = cascade.detectMultiScale3(
-        picture, scaleFactor=1.1, minNeighbors=3, minSize=(side, side), outputRejectLevels=True
+        image, scaleFactor=1.1, minNeighbors=3, minSize=(side, side), outputRejectLevels=True
     )
     return [
         (np.asarray(box, np.float64), float(score))
@@ -211,7 +211,7 @@ def _tilt(image: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _turn_box(box: np.ndarray, degrees: float, back: np.ndarray) -> np.ndarray:
-    """Return the upright box of the ellipse that fills `box` in the tilted picture."""
+    """Return the upright box of the ellipse that fills `box` in the tilted image."""
     x, y, w, h = box
     cx, cy = back @ (x + w / 2, y + h / 2, 1.0)
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))

@@ -10,7 +10,7 @@ import os
 import jax.numpy as jnp
 import numpy as np
 
-from jclnf.detect._base import check_picture
+from jclnf.detect._base import check_image
 from jclnf.detect._mtcnn_networks import Network, faces, make_network
 from jclnf.errors import DetectorError
 from jclnf.openface import INPUT_SIDES, read_mtcnn
@@ -26,13 +26,13 @@ _PYRAMID = 0.709
 _CELL, _STEP = 12, 2
 
 _SIDES = (32, 64, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)
-"""Sides of the squares to which the pictures of the pyramid are padded. Few, for a program is
-compiled for each; a picture of 640 pixels has its largest at 128, so padding costs little."""
+"""Sides of the squares to which the images of the pyramid are padded. Few, for a program is
+compiled for each; an image of 640 pixels has its largest at 128, so padding costs little."""
 _BATCH, _REST = 16, 4
 """Boxes are given to the later networks in batches of 16 and the rest in batches of 4, padded."""
 
 _MOST_PROPOSALS = 20_000
-"""Boxes of a level that are looked at, the likeliest: a picture has a few hundred."""
+"""Boxes of a level that are looked at, the likeliest: an image has a few hundred."""
 
 
 class MtcnnDetector:
@@ -56,8 +56,8 @@ class MtcnnDetector:
             path: OpenFace's model folder, its folder `mtcnn_detector`, or the list in it; None for
                 where OpenFace's models are installed.
             min_face: Side in pixels of the smallest face searched for; OpenFace's is 60. The time
-                grows with the number of such boxes that the picture holds.
-            max_side: Longer side in pixels to which a larger picture is reduced for the search.
+                grows with the number of such boxes that the image holds.
+            max_side: Longer side in pixels to which a larger image is reduced for the search.
 
         Raises:
             ModelFileError: a file is missing or damaged.
@@ -72,32 +72,32 @@ class MtcnnDetector:
         arrays = read_mtcnn(path)
         self._pnet, self._rnet, self._onet = (make_network(network) for network in arrays)
 
-    def __call__(self, picture: np.ndarray, /) -> np.ndarray:
+    def __call__(self, image: np.ndarray, /) -> np.ndarray:
         """Return the boxes of all faces, the largest first; see `Detector`."""
-        return self.detect(picture)[0]
+        return self.detect(image)[0]
 
-    def detect(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def detect(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes, the largest first, and the probability of each.
 
         Args:
-            picture: `(h, w, 3)` uint8, blue, green, red; upright.
+            image: `(h, w, 3)` uint8, blue, green, red; upright.
 
         Returns:
-            boxes: `(k, 4)` float64, x, y, w, h of the face outline in pixels of `picture`.
+            boxes: `(k, 4)` float64, x, y, w, h of the face outline in pixels of `image`.
             scores: `(k,)` float64, 0.7 to 1.
 
         Raises:
-            ImageError: `picture` is not of that shape and type.
+            ImageError: `image` is not of that shape and type.
         """
         import cv2
 
-        picture = check_picture(picture, colour=True)
-        longer = max(picture.shape[:2])
+        image = check_image(image, colour=True)
+        longer = max(image.shape[:2])
         factor = max(1.0, longer / self.max_side)
         if factor > 1:
-            size = tuple(max(1, round(s / factor)) for s in picture.shape[1::-1])
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        rgb = np.ascontiguousarray(picture[:, :, ::-1], np.float32)
+            size = tuple(max(1, round(s / factor)) for s in image.shape[1::-1])
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        rgb = np.ascontiguousarray(image[:, :, ::-1], np.float32)
 
         boxes, found = self._propose(rgb)
         boxes = _square(_corrected(boxes, found[:, 1:]), rgb)
@@ -123,7 +123,7 @@ class MtcnnDetector:
             scale = _CELL / self.min_face * _PYRAMID**level
             size = int(np.ceil(width * scale)), int(np.ceil(height * scale))
             small = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)
-            answer = _over_picture(self._pnet, small)
+            answer = _over_image(self._pnet, small)
             y, x = np.nonzero(answer[..., 0] >= THRESHOLDS[0])
             likeliest = np.argsort(-answer[y, x, 0], kind="stable")[:_MOST_PROPOSALS]
             y, x = y[likeliest], x[likeliest]
@@ -188,7 +188,7 @@ def _corrected(boxes: np.ndarray, parts: np.ndarray, larger: int = 0) -> np.ndar
 
 def _square(boxes: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     """Return squares about the centres of boxes, in whole numbers; without those that, by damaged
-    networks, are far larger than the picture or outside of it."""
+    networks, are far larger than the image or outside of it."""
     side = boxes[:, 2:].max(axis=1, keepdims=True, initial=0)
     low = np.trunc(boxes[:, :2] + (boxes[:, 2:] - side) / 2)
     squares = np.concatenate([low, np.trunc(side), np.trunc(side)], axis=1)
@@ -220,33 +220,33 @@ def _refine(
 
 
 def _cut(rgb: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
-    """Return a square of the picture, zero outside of it, resized; it begins a pixel before the box
+    """Return a square of the image, zero outside of it, resized; it begins a pixel before the box
     and is a pixel larger."""
     import cv2
 
     x, y, size = (int(v) for v in box[:3])
     x, y, size = x - 1, y - 1, size + 1
     x0, y0 = max(x, 0), max(y, 0)
-    piece = rgb[y0 : max(y + size, 0), x0 : max(x + size, 0)]
-    h, w = piece.shape[:2]
+    cropped = rgb[y0 : max(y + size, 0), x0 : max(x + size, 0)]
+    h, w = cropped.shape[:2]
     if (h, w) != (size, size):
         whole = np.zeros((size, size, 3), np.float32)
-        whole[y0 - y : y0 - y + h, x0 - x : x0 - x + w] = piece
-        piece = whole
-    return cv2.resize(piece, (side, side), interpolation=cv2.INTER_LINEAR)
+        whole[y0 - y : y0 - y + h, x0 - x : x0 - x + w] = cropped
+        cropped = whole
+    return cv2.resize(cropped, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
-def _over_picture(network: Network, picture: np.ndarray) -> np.ndarray:
-    """Return the first network's answers at every second pixel of a picture, `(y, x, 5)`."""
-    height, width = picture.shape[:2]
+def _over_image(network: Network, image: np.ndarray) -> np.ndarray:
+    """Return the first network's answers at every second pixel of an image, `(y, x, 5)`."""
+    height, width = image.shape[:2]
     if min(height, width) < _CELL:
         return np.zeros((0, 0, 5))
     side = _at_least(max(height, width), _SIDES)
     padded = np.zeros((side, side, 3), np.float32)
-    padded[:height, :width] = picture
+    padded[:height, :width] = image
     size = jnp.array([height, width])
     answer = np.asarray(faces(network, jnp.asarray(padded[None]), size)[0], np.float64)
-    # ceil: the pooling's last window reaches over the border of an odd picture.
+    # ceil: the pooling's last window reaches over the border of an odd image.
     return answer[: -(-(height - _CELL) // _STEP) + 1, : -(-(width - _CELL) // _STEP) + 1]
 
 

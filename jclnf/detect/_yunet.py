@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jclnf.detect._base import check_picture, largest_first
+from jclnf.detect._base import check_image, largest_first
 from jclnf.errors import DetectorError, JclnfError, ModelFileError
 
 CORRECTION = (-0.0075, 0.2459, 1.0323, 0.7751)
@@ -41,7 +41,7 @@ class YuNetDetector:
         Args:
             path: The ONNX file, such as `face_detection_yunet_2023mar.onnx` of OpenCV's model zoo.
             min_score: Least score of a face, 0 to 1.
-            max_side: Longer side in pixels to which a larger picture is reduced for the search:
+            max_side: Longer side in pixels to which a larger image is reduced for the search:
                 the network knows faces of about 10 to 300 pixels.
             correction: See `CORRECTION`.
 
@@ -74,27 +74,27 @@ class YuNetDetector:
                 self.path, f"OpenCV cannot load it as YuNet's network: {_reason(e)}"
             ) from e
 
-    def __call__(self, picture: np.ndarray, /) -> np.ndarray:
+    def __call__(self, image: np.ndarray, /) -> np.ndarray:
         """Return the boxes of all faces, the largest first; see `Detector`.
 
         Raises:
-            ImageError: `picture` is not `(h, w, 3)` uint8.
+            ImageError: `image` is not `(h, w, 3)` uint8.
             DetectorError: OpenCV cannot run the network.
         """
         import cv2
 
-        picture = check_picture(picture, colour=True)
-        height, width = picture.shape[:2]
+        image = check_image(image, colour=True)
+        height, width = image.shape[:2]
         factor = max(1.0, max(height, width) / self.max_side)
         size = max(1, round(width / factor)), max(1, round(height / factor))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if factor > 1 else picture
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if factor > 1 else image
         try:
             self._detector.setInputSize(size)
             found = self._detector.detect(small)[1]
         except cv2.error as e:
             raise DetectorError(
-                f"{self.path}: OpenCV cannot run it on a picture of {size[0]} x {size[1]} "
-                f"({_reason(e)}); give a network that takes pictures of any size, as "
+                f"{self.path}: OpenCV cannot run it on an image of {size[0]} x {size[1]} "
+                f"({_reason(e)}); give a network that takes images of any size, as "
                 "face_detection_yunet_2023mar.onnx does"
             ) from e
         if found is None:
@@ -103,7 +103,7 @@ class YuNetDetector:
         x, y, w, h = np.asarray(found, np.float64)[:, :4].T * factor
         a, b, c, d = self.correction
         boxes = np.stack([x + a * w, y + b * h, c * w, d * h], axis=1)
-        # Pixel centres are at integers, so a reduced picture's are half a pixel in.
+        # Pixel centres are at integers, so a reduced image's are half a pixel in.
         boxes[:, :2] += (factor - 1) / 2
         return largest_first(boxes)
 

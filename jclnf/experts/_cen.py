@@ -29,7 +29,7 @@ from jclnf.experts._ccnf import patch_contrast
 from jclnf.params import EXACT, Arithmetic
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "none": lambda x: x}
-"""What a layer may end in."""
+"""The functions that a layer may end in."""
 
 LANDMARKS_AT_ONCE = 4
 """Landmarks whose layers are one product on a CPU, see `_map_landmarks`."""

@@ -30,7 +30,7 @@ class SVR(AreaExperts):
     weights: Float[Array, "s v n e support support"]
     """Each expert's template, `[..., y, x]`; its mean and norm do not matter."""
     slope: Float[Array, "s v n e"]
-    """What the correlation, from -1 to 1, is multiplied with."""
+    """Factor of the correlation, which is from -1 to 1."""
     bias: Float[Array, "s v n e"]
     centres: Float[Array, "s v 3"]
     visible: Bool[Array, "s v n"]
@@ -38,7 +38,7 @@ class SVR(AreaExperts):
     scalings: tuple[float, ...] = eqx.field(static=True)
     support: int = eqx.field(static=True)
     modalities: tuple[str, ...] = eqx.field(static=True)
-    """What the experts on axis `e` look at: names of `MODALITIES`."""
+    """Inputs of the experts on axis `e`: names of `MODALITIES`."""
 
     def inconsistency(self) -> str | None:
         """See `PatchExperts.inconsistency`."""
@@ -151,7 +151,7 @@ MODALITIES: dict[str, Callable[[Float[Array, "n a a"]], Float[Array, "n a a"]]] 
     "raw": _grey,
     "gradient": gradient_energy,
 }
-"""What an expert may look at, as a function of the grey levels."""
+"""Inputs that an expert may have, as functions of the grey levels."""
 
 
 def _unit(weights: Float[Array, "n e support support"]) -> Float[Array, "n e p"]:

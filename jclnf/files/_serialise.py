@@ -51,7 +51,7 @@ CLASSES: dict[str, Any] = {
     "View": View,
     **LAYERS,
 }
-"""What can be stored, by the names in files, which stay when a class gets another name."""
+"""The classes that can be stored, by their names in files, which stay when a class is renamed."""
 
 _UNFIT = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError)
 

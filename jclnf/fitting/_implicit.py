@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jclnf.geometry import MODE_LIMIT, PDM, Pose, displaced, inverse
 
 Residual = Callable[[PDM, Pose, Float[Array, " m"]], Float[Array, " 6+m"]]
-"""What vanishes where the fit stands still."""
+"""A function that vanishes where the fit stands still."""
 
 
 def fixed_point(

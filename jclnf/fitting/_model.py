@@ -53,9 +53,9 @@ class Model(eqx.Module):
     start: LearnedStart | None = None
     """Where a fit starts that is given no start; without, at the frontal mean shape."""
     readout: PDM | None = None
-    """What landmarks are read off by at the end of a fit; without, `pdm`."""
+    """Shape model that landmarks are read off by at the end of a fit; without, `pdm`."""
     uncertainty: Uncertainty | None = None
-    """What the covariances of its landmarks are calibrated by; without, they are only roughly of
+    """Calibration of the covariances of its landmarks; without, they are only roughly of
     the right size."""
     confidence: AbstractConfidence | None = None
     """How far its fits are to be trusted; without, they have no confidence."""

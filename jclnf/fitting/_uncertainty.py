@@ -21,7 +21,7 @@ from jclnf.geometry import PDM, Pose, apply_similarity, jacobian, solve
 
 
 class Uncertainty(eqx.Module):
-    """What the covariances of a model's landmarks are calibrated by."""
+    """Calibration of the covariances of a model's landmarks."""
 
     inflation: Float[Array, ""]
     """`a`: factor on the covariance that pose and shape parameters leave."""

@@ -54,7 +54,7 @@ class Network:
 
     @property
     def architecture(self) -> tuple[Any, ...]:
-        """What networks must have in common to lie in one array."""
+        """The sizes that networks must have in common to lie in one array."""
         return self.activations, *(weight.shape for weight in self.weights)
 
 

@@ -60,7 +60,7 @@ _MAIN_FILES = tuple(
     f"main_{name}.txt"
     for name in ("clnf_general", "clnf_wild", "ceclm_general", "clm_general", "clm_wild")
 )
-"""What is loaded of a folder: the first of these that it has."""
+"""Main files that a folder may have; the first of these is loaded."""
 
 FRONTAL = (0.0, 0.0, 0.0)
 """The start rotation of a face that looks into the camera."""
@@ -84,7 +84,7 @@ _MISSING = "no such file or folder; give OpenFace's main_clnf_general.txt, or it
 
 
 class OpenFaceArrays(NamedTuple):
-    """What OpenFace's files say, in NumPy arrays."""
+    """The contents of OpenFace's files, in NumPy arrays."""
 
     name: str
     """The first file's name without `main_` and ending."""

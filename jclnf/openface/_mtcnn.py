@@ -21,7 +21,7 @@ FOLDER = "mtcnn_detector"
 """Where OpenFace's model folder has the list and the networks."""
 
 INPUT_SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}
-"""Side in pixels of the square picture that a network decides about."""
+"""Side in pixels of the square image that a network decides about."""
 OUTPUTS = 6
 """Numbers that a network puts out at least: of two classes, and four of the box's correction."""
 
@@ -108,10 +108,10 @@ def read_network(path: Path, name: str, *, missing: str = "no such file") -> Net
     if shape[0] < OUTPUTS or shape[1:] not in ((), (1, 1)):
         raise reader.error(f"{name} puts out {shape}, not {OUTPUTS} or more numbers", offset=0)
     if name == "PNet":
-        # It runs over whole pictures, where its answers must lie two pixels apart.
+        # It runs over whole images, where its answers must lie two pixels apart.
         wider, _ = _connect(reader, layers, (3, side + 2, side + 4))
         if wider[1:] != (2, 3):
-            raise reader.error("PNet does not move over a picture by two pixels", offset=0)
+            raise reader.error("PNet does not move over an image by two pixels", offset=0)
     return tuple(layers)
 
 
@@ -150,7 +150,7 @@ def _read_layer(reader: BinaryReader) -> LayerArrays:
 def _connect(
     reader: BinaryReader, layers: list[LayerArrays], shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], list[LayerArrays]]:
-    """What comes out of a picture of `shape` (maps, height, width), and the layers, checked to fit
+    """The output for an image of `shape` (maps, height, width), and the layers, checked to fit
     together; full ones that take whole maps turned to take them row by row."""
     connected = []
     for index, layer in enumerate(layers):

@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def missing(self) -> str:
-        """What to say if the file is not there."""
+        """Message for a file that is not there."""
         return (
             f"no such file; {self.list_path.name}, line {self.line} names it ({self.keyword}): "
             "keep OpenFace's model folder together, with all its subfolders"

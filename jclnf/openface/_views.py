@@ -1,4 +1,4 @@
-"""What the files of all kinds of OpenFace's patch experts say of the views they are for."""
+"""The views in the files of all kinds of OpenFace's patch experts."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jclnf.errors import ParamsError
 
 FOCAL_LENGTH = 500.0
-"""Focal length in pixels that is assumed of pictures of 640x480 pixels, as OpenFace does."""
+"""Focal length in pixels that is assumed of images of 640x480 pixels, as OpenFace does."""
 
 
 class Camera(eqx.Module):
@@ -46,13 +46,13 @@ class Camera(eqx.Module):
         focal: float | tuple[float, float] | None = None,
         centre: tuple[float, float] | None = None,
     ) -> "Camera":
-        """The camera of pictures that nothing is known about: OpenFace's assumption.
+        """The camera of images that nothing is known about: OpenFace's assumption.
 
-        The centre is that of the picture. A wrong focal length scales distances with it, and hardly
-        changes the rotation of a head near the middle of the picture.
+        The centre is that of the image. A wrong focal length scales distances with it, and hardly
+        changes the rotation of a head near the middle of the image.
 
         Args:
-            width, height: size of the pictures in pixels.
+            width, height: size of the images in pixels.
             focal: focal length in pixels, or those along x and y, if they are known.
             centre: x and y of the optical axis in pixels, if it is known.
         """

@@ -1,7 +1,7 @@
 """Where a person looks: the direction of each eye in the camera's frame.
 
 Frames and signs: directions are unit vectors in the frame of `space/_camera.py`, so that looking at
-the camera from straight ahead is `(0, 0, -1)`; x positive looks to the right of the picture, y
+the camera from straight ahead is `(0, 0, -1)`; x positive looks to the right of the image, y
 positive down. Source: Wood and others, "Rendering of eyes for eye-shape registration and gaze
 estimation" (ICCV 2015), section 5; Baltrusaitis and others, "OpenFace 2.0" (FG 2018), section
 III-C.
@@ -18,7 +18,7 @@ from jclnf.space._camera import Camera
 from jclnf.space._head_pose import HeadPose, landmarks_in_space
 
 EYES = ("left_eye_28", "right_eye_28")
-"""The parts of a fit that gaze is taken from: the eye at the left of the picture, the one at the
+"""The parts of a fit that gaze is taken from: the eye at the left of the image, the one at the
 right. OpenFace names them so."""
 CORNERS = ((36, 39), (42, 45))
 """The landmarks at the corners of either eye."""
@@ -31,7 +31,7 @@ CENTRE = (0.0, -3.5, 7.0)
 
 
 class Gaze(eqx.Module):
-    """The gaze of both eyes, the one at the left of the picture first."""
+    """The gaze of both eyes, the one at the left of the image first."""
 
     directions: Float[Array, "2 3"]
     """Unit vectors, in the camera's frame."""
@@ -56,7 +56,7 @@ def gaze(result: Any, camera: Camera, head: HeadPose) -> Gaze:
     from that centre to where they meet, or to where the ray passes nearest.
 
     Args:
-        result: a `FitResult` for which `has_gaze` is true, in the pixels of the camera's picture.
+        result: a `FitResult` for which `has_gaze` is true, in the pixels of the camera's image.
         camera: the camera.
         head: the face's pose in space, see `jclnf.space.head_pose`.
     """

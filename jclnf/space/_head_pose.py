@@ -3,8 +3,8 @@
 Frames and signs: the camera's frame is that of `space/_camera.py`, and the head's axes are those of
 the shape model: x to the viewer's right, y down, z away from the viewer. So of a head that looks
 straight at the camera, all angles are zero. Positive pitch `rx` turns the face down, positive yaw
-`ry` turns it to its own right, which is the left of the picture, positive roll `rz` tilts it
-clockwise as the picture shows it. `experiments/openface_csv/frames.png` shows them.
+`ry` turns it to its own right, which is the left of the image, positive roll `rz` tilts it
+clockwise as the image shows it. `experiments/openface_csv/frames.png` shows them.
 """
 
 from typing import Any
@@ -61,7 +61,7 @@ def head_pose(result: Any, camera: Camera) -> HeadPose:
 
     Args:
         result: a `FitResult`, or anything with `landmarks`, `landmarks3d` and `pose`, in the pixels
-            of the camera's picture.
+            of the camera's image.
         camera: the camera.
     """
     points = result.landmarks3d @ result.pose.matrix
@@ -71,7 +71,7 @@ def head_pose(result: Any, camera: Camera) -> HeadPose:
 def pose_of_points(
     points: Float[Array, "n 3"], landmarks: Float[Array, "n 2"], pose: Pose, camera: Camera
 ) -> HeadPose:
-    """What `head_pose` does, of given 3D points.
+    """As `head_pose`, of given 3D points.
 
     Args:
         points: in the model's axes, millimetres.
@@ -128,7 +128,7 @@ def landmarks_in_space(result: Any, camera: Camera) -> Float[Array, "n 3"]:
     distances in the image.
 
     Args:
-        result: a `FitResult` or `PartResult`, in the pixels of the camera's picture.
+        result: a `FitResult` or `PartResult`, in the pixels of the camera's image.
         camera: the camera.
     """
     z = camera.fx / result.pose.scale + result.landmarks3d[:, 2]

@@ -29,7 +29,5 @@ def load_checkpoint(path: Path, like: Any) -> tuple[Any, Any]:
             header = json.loads(file.readline())
             return eqx.tree_deserialise_leaves(file, like), header
     except Exception as error:  # whatever NumPy meets in a damaged file
-        problem = " ".join(str(error).split())
-        raise TrainingError(
-            f"{path}: damaged, or a checkpoint of another training ({problem}): remove it"
-        ) from None
+        problem = "damaged, or a checkpoint of another training: remove it to begin anew"
+        raise TrainingError(f"{path}: {problem}") from error

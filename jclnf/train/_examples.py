@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from jclnf.experts import TRUNK_SAMPLING
 from jclnf.fitting import START_MARGIN, START_SIZE
+from jclnf.geometry import similarity_between, similarity_matrix
 from jclnf.train._augment import augment
 from jclnf.train._faces import Faces, Posed
 
@@ -116,7 +117,7 @@ class TrunkExamples:
         posed = self.posed
         state = perturbed(posed, face, self.perturbation, rng)
         base = state.landmarks
-        to_cells = similarity(base, self.scaling * state.shape[:, :2])
+        to_cells = similarity_matrix(similarity_between(base, self.scaling * state.shape[:, :2]))
         middle = self.scaling * np.asarray(self.middle)
         centroid = base.mean(0)
         to_image = np.linalg.inv(to_cells)
@@ -198,14 +199,6 @@ def rotation(euler: np.ndarray) -> np.ndarray:
 def turn(angle: float) -> np.ndarray:
     """The turn `(2, 2)` of the image by an angle in radians."""
     return rotation(np.array([0.0, 0.0, angle]))[:2, :2]
-
-
-def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The 2x2 matrix of `jclnf.geometry.similarity_between`."""
-    source, target = ((points - points.mean(0)) @ [1, 1j] for points in (source, target))
-    product = np.vdot(source, target)
-    product *= np.linalg.norm(target) / np.linalg.norm(source) / abs(product)
-    return np.array([[product.real, -product.imag], [product.imag, product.real]])
 
 
 def warped(image: np.ndarray, centre: np.ndarray, to_image: np.ndarray, size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from jclnf.train._shape_model import ShapeModel, fit_shapes
 LARGEST_FACE = 128.0
 """Mean side in pixels that faces are reduced to if they are larger: the networks see less."""
 SURROUNDINGS = 0.8
-"""What is kept around a face on each side, in mean sides of its landmarks' extent."""
+"""Margin around a face on each side, in mean sides of its landmarks' extent."""
 
 MIRROR_68 = np.array(
     [*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31]

@@ -133,7 +133,7 @@ class Fits(NamedTuple):
     """Fits, and how far off they were."""
 
     given: Float[np.ndarray, "b q"]
-    """What a confidence is taken from, see `jclnf.fitting.characteristics`."""
+    """Inputs of the confidence, see `jclnf.fitting.characteristics`."""
     errors: Float[np.ndarray, "b n"]
     """Distance of each landmark from the truth in % of the eye distance; NaN without a face."""
 

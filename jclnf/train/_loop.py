@@ -81,7 +81,7 @@ class Trained(NamedTuple):
     learned: Any
     averages: Any
     best: Any
-    """What was learned at the epoch of the smallest validation figure, see `best_epoch`."""
+    """The parameters at the epoch of the smallest validation figure, see `best_epoch`."""
     history: History
 
 

@@ -1,4 +1,4 @@
-"""What is learned of a model and its settings: leaves chosen by name, and freed of their bounds."""
+"""The learned part of a model and its settings: leaves chosen by name, freed of their bounds."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -40,7 +40,7 @@ Log = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """What is trained, and for how long.
+    """The steps of a training, and how long each takes.
 
     Attributes:
         modes: modes of the shape model.

@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     def covariance(self, pair: Any, inflation: Any, residual: Any) -> Float[Array, "b n 2 2"]:
         """The covariances with these numbers."""
         unit = jnp.eye(2) * self.scales[:, None, None, None] ** 2
-        return inflation * jnp.asarray(self.covariances)[pair] + residual * unit
+        return inflation * self.covariances[pair] + residual * unit
 
 
 def calibrate_uncertainty(
@@ -62,7 +62,8 @@ def calibrate_uncertainty(
     each = -(-max(round(CALIBRATED_ON * effort), len(faces)) // len(faces))
     examples = repeated(FitExamples(faces, mirror, {"given": 1.0}), each, seed=seed)
     covariances, scales, errors = map_chunks(_measured, model, examples, 64)
-    return calibrated(Measured(np.moveaxis(covariances, 1, 0), scales, errors))[1]
+    arrays = map(jnp.asarray, (np.moveaxis(covariances, 1, 0), scales, errors))
+    return calibrated(Measured(*arrays))[1]
 
 
 @jax.jit

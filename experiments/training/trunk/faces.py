@@ -16,7 +16,7 @@ from jclnf.images import read_image
 HELD_OUT = 12
 """One photograph in so many of the training split is held out."""
 SURROUNDINGS = 0.75
-"""What is kept around a face on each side, in mean sides of its landmarks' extent."""
+"""Margin around a face on each side, in mean sides of its landmarks' extent."""
 
 
 @dataclasses.dataclass(frozen=True)
