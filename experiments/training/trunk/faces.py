@@ -72,7 +72,7 @@ def read_faces(part: str, largest: float | None = None, folder: Path | None = No
 
 def _jittered(name: str, points: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    box = np.asarray(tight_box(points))
+    box = tight_box(points)
     corner = box[:2] + rng.normal(0, 0.03, 2) * box[2:]
     return np.concatenate([corner, box[2:] * np.exp(rng.normal(0, 0.05))])
 
