@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jclnf.evaluation import Statistics, face_errors
-from jclnf.fitting import FitResult, Model, fit
+from jclnf.fitting import FitResult, Model, fit, padded
 from jclnf.train._end_to_end import EYE_DISTANCE
 from jclnf.train._examples import Batch, Example, Examples, stacked
 
@@ -32,7 +32,7 @@ def map_chunks(
     found: list[tuple[int, T]] = []
     source = iter(examples)
     while chunk := list(islice(source, size)):
-        filled = chunk + chunk[-1:] * (size - len(chunk)) if found else chunk
+        filled = padded(chunk, size) if found else chunk
         at = len(found) % len(devices)
         results = function(trees[at], jax.device_put(stacked(filled), devices[at]))
         found.append((len(chunk), results))
