@@ -168,8 +168,8 @@ def test_a_folded_network_is_the_normalised_one(rng):
     }
     x = seen_as(jnp.asarray(rng.integers(0, 255, (5, 32, 32)), jnp.uint8))
     seen = {}
-    wanted = SMALL(x, normalising_layer(SMALL, weights, seen))
-    found = SMALL(x, folded_layer(SMALL, folded(weights, seen)))
+    wanted = SMALL(x, normalising_layer(weights, seen))
+    found = SMALL(x, folded_layer(folded(weights, seen)))
     assert float(wanted.std()) > 0.1
     np.testing.assert_allclose(found, wanted, atol=1e-3)
 

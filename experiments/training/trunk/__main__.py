@@ -31,12 +31,14 @@ def arguments() -> argparse.Namespace:
     )
     fine = commands.add_parser("fine", help="train the networks of eyes and mouth, likewise")
     fine.add_argument("--trunk", type=Path, help="trunk.npz (default: of the trunk's folder)")
+    fine.add_argument("--region", choices=("eye", "mouth"), help="one of them alone")
     for command in (train, fine):
         command.add_argument("--run-dir", type=Path, help="checkpoints, logs, weights")
         command.add_argument("--epochs", type=int, default=60)
         command.add_argument("--batch", type=int, default=32)
         command.add_argument("--rate", type=float, default=2e-3)
         command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--every", type=int, default=1, help="epochs from report to report")
         command.add_argument("--threads", type=int, default=1)
     evaluate = commands.add_parser("evaluate", help="measure models on photographs")
     evaluate.add_argument("models", nargs="*", help="trunk.npz, or models as `jclnf eval` takes")
@@ -123,7 +125,8 @@ def fine(args: Any) -> None:
         run(args, folder, region.name, *of, openings=region.openings)
 
     for region in REGIONS:
-        train_region(region, region.frame(mean))
+        if args.region in (None, region.name):
+            train_region(region, region.frame(mean))
 
 
 def run(
@@ -150,13 +153,15 @@ def run(
         text = ", ".join(f"{k} {v:.3f}" for k, v in measures(landmarks(trained), truth).items())
         line = f"{time.strftime('%H:%M:%S')} {name}, epoch {epoch}: loss {loss:.4f}, "
         line += f"{pace:.2f} s a step; held out: {text}"
-        with open(folder / "log.txt", "a") as log:
+        with open(folder / f"{before}log.txt", "a") as log:
             print(line, file=log)
         print(line, flush=True)
 
-    checkpoint = folder / ("checkpoint.npz" if name == "trunk" else f"{name}_checkpoint.npz")
+    before = "" if name == "trunk" else f"{name}_"
+    checkpoint = folder / f"{before}checkpoint.npz"
     schedule = Schedule(args.epochs, args.batch, args.rate, seed=args.seed)
-    found = train(network, make, count, schedule, checkpoint=checkpoint, report=report, **options)
+    options |= {"checkpoint": checkpoint, "report": report, "every": args.every}
+    found = train(network, make, count, schedule, **options)
     Trained(network, found, frame).save(folder / f"{name}.npz")
 
 

@@ -92,7 +92,7 @@ def initial_state(network: Network, schedule: Schedule, steps: int) -> dict[str,
 def statistics(network: Network, weights: Weights, images: jax.Array) -> dict[str, Any]:
     """Mean and variance of each normalised layer over a batch."""
     seen: dict[str, Any] = {}
-    network(seen_as(images), normalising_layer(network, weights, seen))
+    network(seen_as(images), normalising_layer(weights, seen))
     return seen
 
 
@@ -103,7 +103,7 @@ def make_step(
     optimise = optimiser(schedule, steps)
 
     def objective(weights: Weights, images: jax.Array, points: jax.Array) -> jax.Array:
-        output = network(seen_as(images), normalising_layer(network, weights, {}))
+        output = network(seen_as(images), normalising_layer(weights, {}))
         side = network.split * output.shape[1]
         cells = in_cells(points, images.shape[1], side)
         inside = ((cells > -0.5) & (cells < side - 0.5)).all(-1).astype(jnp.float32)
