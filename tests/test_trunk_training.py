@@ -2,6 +2,7 @@
 a training that was cut short against one that was not."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -11,16 +12,19 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jclnf
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("experiments.training.trunk", reason="installed without experiments/")
 
 from experiments.training.trunk import fine
+from experiments.training.trunk.assemble import model_of
 from experiments.training.trunk.augment import Example, example, mirrored, random_view
 from experiments.training.trunk.evaluate import measures
 from experiments.training.trunk.faces import held_out
 from experiments.training.trunk.fine import EYE, REGIONS, refined
 from experiments.training.trunk.frame import Frame, Similarity, cut, mean_shape, nearest_similarity
-from experiments.training.trunk.locate import Trained
+from experiments.training.trunk.locate import Trained, in_views
 from experiments.training.trunk.loss import map_loss, opening_error, positions
 from experiments.training.trunk.network import (
     TINY,
@@ -34,6 +38,8 @@ from experiments.training.trunk.network import (
     seen_as,
 )
 from experiments.training.trunk.train import Schedule, in_cells, in_pixels, train
+from jclnf.geometry import apply_similarity
+from jclnf.params import EXACT
 from jclnf.train._faces import MIRROR_68
 
 SMALL = Network(widths=(4, 6, 8), blocks=(0, 1, 1), joined=6, landmarks=3)
@@ -397,3 +403,70 @@ def test_the_error_of_openings_is_that_of_their_mean_distances(rng):
     shut = jnp.zeros((4, 6, 2))
     gradient = jax.grad(opening_error)(shut, *given[1:], pairs)
     assert np.isfinite(gradient).all()
+
+
+def test_an_assembled_model_sees_what_its_networks_were_trained_on(rng):
+    """Its responses are where the networks' own landmarks are, in an image in which the mean face
+    lies turned."""
+    half = 60 * rng.standard_normal((68, 3))
+    mean = mean_shape((half + half[MIRROR_68] * [-1, 1, 1])[None, :, :2])
+    mean = 70 * mean / np.abs(mean).max()
+    mean[36], mean[45], mean[8] = [-45, -30], [45, -30], [0, 80]
+    mean -= mean.mean(0)
+    frame = Frame.of(mean, 64, 1.45)
+    trunk, mouth = Network((4, 6, 8), (0, 1, 1), 6), Network((4, 6, 8), (0, 1, 1), 6, landmarks=20)
+    eye = mouth._replace(landmarks=6)
+
+    def trained(network, frame, seed):
+        weights = folded(initial_weights(network, jax.random.key(seed)), {})
+        weights["maps.kernel"] *= 100.0
+        return Trained(network, weights, frame)
+
+    regions = {
+        region: trained(network, region.frame(mean), seed)
+        for seed, (region, network) in enumerate(zip(REGIONS, (eye, mouth), strict=True))
+    }
+    coarse = trained(trunk, frame, 5)
+    pdm = jclnf.PDM(
+        jnp.asarray(np.column_stack([mean, half[:, 2]]), jnp.float32),
+        jnp.asarray(np.linalg.qr(rng.standard_normal((204, 2)))[0].reshape(68, 3, 2), jnp.float32),
+        jnp.ones(2),
+    )
+    model = model_of(coarse, regions, pdm, "assembled")
+    image = cv2.GaussianBlur(rng.uniform(0, 255, (330, 300)).astype(np.float32), (0, 0), 5)
+    image = np.clip(128 + 8 * (image - image.mean()), 0, 255).astype(np.uint8)
+    place = Similarity(1.1 * np.exp(0.2j), 150 + 160j)
+    points = place(mean)
+    wanted, _ = in_views(coarse, [image], [frame.aligned(points)])
+    scaling = model.scalings[1]
+    to_image = jnp.asarray([place.turn.real / scaling, place.turn.imag / scaling], jnp.float32)
+    pixels = jnp.asarray(image, jnp.float32)
+
+    def places(scale):
+        at = jnp.asarray(points, jnp.float32), to_image * (scaling / model.scalings[scale])
+        window = 4 * model.experts.face.grid + 1
+        given = (pixels, *at, jnp.array(scale), jnp.array(0), window)
+        responses = jax.jit(partial(model.experts.respond, arithmetic=EXACT), static_argnums=5)
+        found = responses(*given)
+        reach = jnp.arange(window) - (window - 1) / 2
+        shift = jnp.stack([found.sum(1) @ reach, found.sum(2) @ reach], 1)
+        return np.asarray(at[0] + apply_similarity(at[1], shift))
+
+    np.testing.assert_allclose(places(0), wanted[0], atol=0.5)
+    # Seen again in the same frame, centred where the first look says.
+    expected = wanted[0].copy()
+    for region, network in regions.items():
+        index = list(region.landmarks)
+        for flip in (False, True) if region is EYE else (False,):
+            seen, at = mirrored(image, points) if flip else (image, points)
+            first = mirrored(image, wanted[0])[1] if flip else wanted[0]
+            turn = network.frame.aligned(at).turn
+            centre = complex(*first[index].mean(0))
+            view = Similarity(turn, centre - turn * network.frame.middle)
+            found, _ = in_views(network, [seen], [view])
+            if flip:
+                found = found * [-1, 1] + [image.shape[1] - 1, 0]
+            expected[MIRROR_68[index] if flip else index] = found[0]
+    np.testing.assert_allclose(places(1)[:36], expected[:36], atol=0.5)
+    np.testing.assert_allclose(places(1)[36:], expected[36:], atol=0.5)
+    assert np.abs(expected - wanted[0])[36:].mean() > 2

@@ -5,9 +5,14 @@ map of each landmark over all of it. At scales that are refined, eyes and mouth 
 model has networks for) are then sampled again at a higher resolution, centred where the first maps
 say that they are, and the maps of their landmarks are those of the finer networks. All scales share
 one set of weights: a second scale is a second look, from a frame that fits better.
+
+Training asks of a map that the mean of its softmax, over the whole map, be where the landmark is. A
+window would cut off what that mean needs, and a mean shift find the mode instead. So a response is
+the Gaussian of the map's mean and covariance, which says the same in any window.
 """
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,6 +30,8 @@ from jclnf.params import Arithmetic
 
 LEAST_VARIANCE = 1.0
 """Added to the variance of a crop's grey levels that it is divided by the root of."""
+LEAST_SPREAD = 0.5
+"""Variance in square pixels added to a response: narrower ones would fall between the pixels."""
 LEAST_RESOLUTION = 0.25
 """How much less than its network's resolution a face in an image may have."""
 
@@ -90,6 +97,21 @@ def _blocks(names: Collection[str]) -> list[int]:
             count += 1
         found.append(count)
     return found
+
+
+class Moments(NamedTuple):
+    """Where landmarks are, in millimetres of the reference frame."""
+
+    mean: Float[Array, "n 2"]
+    covariance: Float[Array, "n 2 2"]
+
+    def moved(self, by: Float[Array, "2"]) -> "Moments":
+        return Moments(self.mean + by[None], self.covariance)
+
+    def replaced(self, index: np.ndarray, other: "Moments") -> "Moments":
+        """With those of some landmarks from another."""
+        changed: Moments = jax.tree.map(lambda mine, new: mine.at[index].set(new), self, other)
+        return changed
 
 
 class MapNetwork(eqx.Module):
@@ -168,35 +190,17 @@ class MapNetwork(eqx.Module):
         parts = output.reshape(b, h, w, s, s, len(self.landmarks)).transpose(0, 5, 1, 3, 2, 4)
         return parts.reshape(b, len(self.landmarks), s * h, s * w)
 
-    def in_windows(
-        self,
-        maps: Float[Array, "n g g"],
-        at: Float[Array, "n 2"],
-        scaling: Float[Array, ""],
-        window: int,
-    ) -> Float[Array, "n k k"]:
-        """Logits in windows, interpolated bilinearly; beyond a map those at its border.
-
-        Args:
-            maps: of one crop.
-            at: centres of the windows from that of the crop, (x, y) in millimetres.
-            scaling: pixels of a window per millimetre.
-            window: side `k` of a window in pixels.
-        """
-        reach = jnp.arange(window, dtype=at.dtype) - (window - 1) / 2
-        places = at[:, :, None] + reach[None, None] / scaling
-        cells = jnp.clip(places / self.cell + (self.grid - 1) / 2, 0.0, self.grid - 1.0)
-        apart = cells[..., None] - jnp.arange(self.grid, dtype=at.dtype)
-        shares = jax.nn.relu(1 - jnp.abs(apart))
-        exact = lax.Precision.HIGHEST
-        rows = jnp.einsum("nvy,nyx->nvx", shares[:, 1], maps, precision=exact)
-        return jnp.einsum("nvx,nux->nvu", rows, shares[:, 0], precision=exact)
-
-    def places(self, maps: Float[Array, "n g g"]) -> Float[Array, "n 2"]:
-        """Mean positions of the maps' softmaxes from the crop's centre, (x, y) in millimetres."""
+    def moments(self, maps: Float[Array, "n g g"]) -> Moments:
+        """Mean and covariance of the maps' softmaxes, from the centre of the crop."""
         share = jax.nn.softmax(maps, axis=(1, 2))
-        cells = jnp.arange(self.grid, dtype=maps.dtype) - (self.grid - 1) / 2
-        return self.cell * jnp.stack([share.sum(1) @ cells, share.sum(2) @ cells], axis=1)
+        cells = self.cell * (jnp.arange(self.grid, dtype=maps.dtype) - (self.grid - 1) / 2)
+        across, down = share.sum(1), share.sum(2)
+        mean = jnp.stack([across @ cells, down @ cells], axis=1)
+        # Centred before they are squared: far from the crop's centre little would be left.
+        x, y = (cells[None] - mean[:, k, None] for k in (0, 1))
+        xx, yy = jnp.sum(across * x**2, 1), jnp.sum(down * y**2, 1)
+        xy = jnp.einsum("nyx,ny,nx->n", share, y, x)
+        return Moments(mean, jnp.stack([xx, xy, xy, yy], axis=1).reshape(-1, 2, 2))
 
 
 class PyramidExperts(PatchExperts):
@@ -257,34 +261,34 @@ class PyramidExperts(PatchExperts):
         scaling = jnp.asarray(self.scalings, landmarks.dtype)[scale]
         from_mm = scaling * to_image
         centroid = landmarks.mean(0)
-        # From here on in millimetres of the reference frame, from the centroid.
-        at = apply_similarity(invert_similarity(from_mm), landmarks - centroid[None])
         middle = jnp.asarray(self.middle, landmarks.dtype)
 
+        # Places are in millimetres of the reference frame, from the landmarks' centroid.
         def crop(network: MapNetwork, centre: Float[Array, "2"]) -> Float[Array, "side side"]:
             return network.crop(image, centroid + apply_similarity(from_mm, centre), from_mm)
 
-        maps = self.face.maps(crop(self.face, middle)[None])[0]
-        logits = self.face.in_windows(maps, at - middle[None], scaling, window)
+        coarse = self.face.moments(self.face.maps(crop(self.face, middle)[None])[0])
+        coarse = coarse.moved(middle)
 
-        def refine() -> Float[Array, "n k k"]:
-            finer = logits
+        def refine() -> Moments:
+            found = coarse
             for region in self.regions:
                 sides = [np.array(side) for side in (region.landmarks, region.mirrored) if side]
-                centres = [self.face.places(maps[index]).mean(0) + middle for index in sides]
+                centres = [coarse.mean[index].mean(0) for index in sides]
                 crops = jnp.stack([crop(region, centre) for centre in centres])
                 # The second one is seen in the mirror, and so are its maps.
-                crops = jnp.concatenate([crops[:1], crops[1:, :, ::-1]])
-                seen = region.maps(crops)
-                seen = jnp.concatenate([seen[:1], seen[1:, :, :, ::-1]])
-                for index, centre, found in zip(sides, centres, seen, strict=True):
-                    away = at[index] - centre[None]
-                    finer = finer.at[index].set(region.in_windows(found, away, scaling, window))
-            return finer
+                maps = region.maps(jnp.concatenate([crops[:1], crops[1:, :, ::-1]]))
+                maps = jnp.concatenate([maps[:1], maps[1:, :, :, ::-1]])
+                for index, centre, seen in zip(sides, centres, maps, strict=True):
+                    found = found.replaced(index, region.moments(seen).moved(centre))
+            return found
 
+        found = coarse
         if self.regions and any(self.refined):
-            logits = lax.cond(jnp.asarray(self.refined)[scale], refine, lambda: logits)
-        return jax.nn.softmax(logits, axis=(1, 2))
+            found = lax.cond(jnp.asarray(self.refined)[scale], refine, lambda: coarse)
+        at = apply_similarity(invert_similarity(from_mm), landmarks - centroid[None])
+        covariance = scaling**2 * found.covariance
+        return gaussian_responses(scaling * (found.mean - at), covariance, window)
 
     def shift_weights(
         self,
@@ -298,3 +302,26 @@ class PyramidExperts(PatchExperts):
         fixed = landmark_weights(self.confidence[scale, view], visible, factor)
         softness = self.softness[scale]
         return fixed * softness / (softness + variance(responses))
+
+
+def gaussian_responses(
+    offsets: Float[Array, "n 2"], covariance: Float[Array, "n 2 2"], window: int
+) -> Float[Array, "n k k"]:
+    """Gaussians in windows, each normalised within its window.
+
+    Args:
+        offsets: (x, y) of their means from the windows' centres, pixels.
+        covariance: in square pixels; `LEAST_SPREAD` is added to both variances.
+        window: side `k` of a window.
+    """
+    reach = jnp.arange(window, dtype=offsets.dtype) - (window - 1) / 2
+    x, y = (reach[None] - offsets[:, k, None] for k in (0, 1))
+    xx, yy = (covariance[:, k, k] + LEAST_SPREAD for k in (0, 1))
+    xy = covariance[:, 0, 1]
+    area = xx * yy - xy**2
+    along_x, along_y = (
+        square[:, None] * part**2 / area[:, None] for square, part in ((yy, x), (xx, y))
+    )
+    both = (xy / area)[:, None, None] * y[:, :, None] * x[:, None]
+    logits = both - (along_x[:, None] + along_y[:, :, None]) / 2
+    return jax.nn.softmax(logits, axis=(1, 2))

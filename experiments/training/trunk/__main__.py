@@ -2,7 +2,8 @@
 
 python -m experiments.training.trunk train --run-dir DIR
 python -m experiments.training.trunk fine --run-dir FINE --trunk DIR/trunk.npz
-python -m experiments.training.trunk evaluate DIR/trunk.npz DIR/trunk.npz+FINE
+python -m experiments.training.trunk assemble MODEL --trunk DIR/trunk.npz --fine FINE --shape SHAPE
+python -m experiments.training.trunk evaluate DIR/trunk.npz DIR/trunk.npz+FINE MODEL
 """
 
 import argparse
@@ -40,6 +41,11 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--every", type=int, default=1, help="epochs from report to report")
         command.add_argument("--threads", type=int, default=1)
+    assemble = commands.add_parser("assemble", help="a jclnf model of what was trained")
+    assemble.add_argument("model", type=Path, help="file to write, .safetensors")
+    assemble.add_argument("--trunk", type=Path, required=True, help="trunk.npz")
+    assemble.add_argument("--fine", type=Path, help="the fine stage's folder")
+    assemble.add_argument("--shape", type=Path, required=True, help="a shape model of shape.py")
     evaluate = commands.add_parser("evaluate", help="measure models on photographs")
     evaluate.add_argument("models", nargs="*", help="trunk.npz, or models as `jclnf eval` takes")
     evaluate.add_argument("--part", default="held out", choices=("held out", "test"))
@@ -53,6 +59,13 @@ def main() -> None:
         from experiments.training.trunk.evaluate import main as evaluate
 
         evaluate(args.models, args.part, args.robustness)
+        return
+    if args.command == "assemble":
+        import jclnf
+        from experiments.training.trunk.assemble import assembled
+
+        name = args.model.stem
+        jclnf.save_model(assembled(args.trunk, args.fine, args.shape, name), args.model)
         return
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         # The allocator reads these when a process begins.
