@@ -1,19 +1,26 @@
 """Settings of the running process that the command line makes, and a program may."""
 
+import glob
 import hashlib
 import os
 import platform
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from jclnf.errors import JclnfError
 
 
 def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str | None:
     """Let JAX keep compiled programs on disk, so that the next process need not compile them.
 
-    Call it before the first computation; importing jclnf does not do it for you.
+    Call it before the first computation; importing jclnf does not do it for you. Files there that
+    cannot be read, as a power cut leaves them, are removed when JAX comes upon them, instead of
+    its warning.
 
     Args:
         path: The folder. By default what JAX is already set to (`JAX_COMPILATION_CACHE_DIR`), else
@@ -36,12 +43,37 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str 
         folder = None
     jax.config.update("jax_compilation_cache_dir", folder)
     if folder is not None:
+        _mend_cache(folder)
         # A command is many small programs and one large: together the small ones matter too.
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         if "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES" not in os.environ:
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
+
+
+def _mend_cache(folder: str) -> None:
+    """Remove the files of the cache that JAX warns it cannot read, in place of the warning.
+
+    JAX never replaces a file that is there: it would warn, and compile anew, in every process.
+    """
+    unread = "Error reading persistent compilation cache entry for '"
+    show = warnings.showwarning
+
+    def remove_or_show(message: Any, *where: Any, **options: Any) -> None:
+        text = str(message)
+        if not text.startswith(unread) or "://" in folder:
+            show(message, *where, **options)
+            return
+        # It names the program, with which the names of its files begin.
+        program = text.removeprefix(unread).partition("'")[0]
+        for path in Path(folder).glob(f"{glob.escape(program)}-*"):
+            with suppress(OSError):
+                path.unlink()
+
+    # Whatever the user's filters, since nothing is shown.
+    warnings.filterwarnings("always", message=unread)
+    warnings.showwarning = remove_or_show
 
 
 def use_all_cores(most: int) -> None:
@@ -58,6 +90,33 @@ def use_all_cores(most: int) -> None:
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     with suppress(RuntimeError):  # JAX is running already
         jax.config.update("jax_num_cpu_devices", min(cores, most))
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    _forked = _forked or (bridge is not None and bridge.backends_are_initialized())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def check_process() -> None:
+    """Raise in the fork of a process in which JAX was running: what it computes never ends there.
+
+    Raises:
+        JclnfError: says what to do instead.
+    """
+    if _forked:
+        raise JclnfError(
+            "this process is a fork of one in which JAX was running (a model was loaded there), "
+            "and JAX's threads are not in it: start processes with "
+            'multiprocessing.get_context("spawn"), or load the model after the fork only'
+        )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import skimage.data
 
 import jclnf.detect._haar as haar
 from jclnf.detect import Detector, HaarDetector
+from jclnf.detect._base import Native
 from jclnf.errors import DetectorError, ImageError, JclnfError
 
 # Outer eye corners, tip of the nose, corners of the mouth of skimage's astronaut.
@@ -123,14 +125,16 @@ class Cascade:
     def __init__(self, *found):
         self.found, self.pictures = found, []
 
-    def detectMultiScale3(self, picture, **_):
+    def detectMultiScale3(self, picture, *, minSize, **_):
         self.pictures.append(picture)
+        self.least = minSize[0]
         here = [(box, s) for x, y, level, box, s in self.found if picture[y, x] == level]
         return [box for box, _ in here], [], [score for _, score in here]
 
 
 def looking(detector, frontal, profile):
-    detector._frontal, detector._profile = frontal, profile
+    detector._frontal = Native(lambda: frontal)
+    detector._profile = Native(lambda: profile)
     return detector
 
 
@@ -174,6 +178,35 @@ def test_the_profile_cascade_does_not_run_where_a_face_is_found(sides):
     np.testing.assert_allclose(both[1], box)
     with pytest.raises(DetectorError, match="give 'if none', 'always' or 'never'"):
         HaarDetector(profiles="sometimes")
+
+
+def test_the_smallest_face(sides):
+    """A 36th of the longer side, or as told: of the face's outline, in a copy that is no smaller
+    than 1024 pixels, and where that would lose faces larger."""
+    narrow = np.zeros((100, 2048), np.uint8)
+    for picture, options, width, least in (
+        (sides, {}, 200, 200 / 32),
+        (narrow, {}, 1024, 32),
+        (narrow, {"min_face": 200.0}, 1024, 100 / haar.CORRECTION[2]),
+        (narrow, {"min_face": 24.0}, 1536, 18 / haar.CORRECTION[2]),
+        (narrow, {"min_face": 2.0}, 2048, 2 / haar.CORRECTION[2]),
+    ):
+        cascade = Cascade((0, 0, picture[0, 0], (10, 10, 40, 40), 60.0))
+        assert len(looking(HaarDetector(), cascade, Cascade())(picture, **options)) == 1
+        assert cascade.pictures[0].shape[1] == width
+        assert cascade.least == round(least)
+    assert HaarDetector(min_face=33.0).min_face == 33
+    with pytest.raises(DetectorError, match="min_face is 0"):
+        HaarDetector(min_face=0.0)
+
+
+def test_threads_share_a_detector(detector, astronaut):
+    shifts = range(0, 80, 10)
+    pictures = [np.ascontiguousarray(astronaut[20:220, 100 + by : 340 + by]) for by in shifts]
+    expected = [detector(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as threads:
+        for found, known in zip(threads.map(detector, 3 * pictures), 3 * expected, strict=True):
+            np.testing.assert_array_equal(found, known)
 
 
 def test_boxes_of_annotated_faces(shared, detector):
