@@ -20,6 +20,7 @@ import jclnf
 import jclnf.cli._fit
 import jclnf.images
 from jclnf.cli import main
+from jclnf.cli._commands import Fit
 from jclnf.fitting import FitStatus
 from jclnf.outputs import locked
 from jclnf.runtime import enable_compilation_cache, silent_stderr
@@ -486,7 +487,7 @@ def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):
 
     monkeypatch.setattr(jclnf.cli._fit, "read_image_file", interrupt)
     code, out, err = run("a.png", "b.png")
-    assert (code, err) == (130, "jclnf: interrupted\n")
+    assert (code, err) == (130, f"jclnf: interrupted: {Fit.interrupted}\n")
     assert "1 face in fits/landmarks.csv" in out
     assert [row["image"] for row in rows()] == ["a.png"]
 
@@ -597,7 +598,7 @@ def test_real_interrupt(tmp_path, astronaut, model):
         p.send_signal(signal.SIGINT)
         _, err = p.communicate(timeout=60)
     assert p.returncode == 130
-    assert err == "jclnf: interrupted\n"
+    assert err == f"jclnf: interrupted: {Fit.interrupted}\n"
     found = rows()
     assert 2 <= len(found) < len(names)
     assert all(row["p_2"] for row in found)

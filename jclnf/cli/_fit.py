@@ -17,7 +17,7 @@ from jclnf.cli._commands import Fit
 from jclnf.cli._face_table import FaceTable
 from jclnf.cli._files import find_images, openface_paths, overlay_paths
 from jclnf.cli._openface import ImageTables
-from jclnf.cli._settings import fit_params
+from jclnf.cli._settings import fit_params, start_jax
 from jclnf.detect import check_min_face, find_faces, make_detector
 from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
 from jclnf.fitting import Model
@@ -43,7 +43,7 @@ def run(options: Fit) -> int:
         raise CommandError("--full-precision is of the tables that --openface-csv writes")
     Camera.assumed(640, 480, options.focal, options.centre)  # raises if there is no such camera
     boxes = _box_source(options)
-    jclnf.enable_compilation_cache()
+    start_jax(options)
     model = jclnf.load_model(options.model, parts=options.parts, validator=options.validator)
     params = fit_params(options, model)
     make_folder(options.out)

@@ -78,9 +78,7 @@ def find_faces(
 def check_min_face(pixels: float | None) -> float | None:
     """Return the side of the smallest face if it can be that. Raises DetectorError."""
     if pixels is not None and not 1 <= pixels < np.inf:
-        raise DetectorError(
-            f"min_face is {pixels!r}; give a face's side in pixels, such as 60"
-        )
+        raise DetectorError(f"min_face is {pixels!r}; give a face's side in pixels, such as 60")
     return pixels
 
 

@@ -14,6 +14,7 @@ import jclnf
 from jclnf.errors import JclnfError, VideoError
 from jclnf.fitting import Model
 from jclnf.outputs import locked, write_bytes
+from jclnf.runtime import device_report
 from jclnf.video._derived import write_overlay, write_parquet, write_plot, write_smoothed
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
@@ -184,6 +185,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
         "settings": asdict(settings),
+        "device": device_report(),
         "versions": {
             "jclnf": jclnf.__version__,
             "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Settings of the running process that the command line makes, and a program may."""
+"""The compilation cache, processor cores, and what native libraries print."""
 
 import glob
 import hashlib
@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from jclnf.errors import JclnfError
 
 
 def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str | None:
@@ -90,33 +88,6 @@ def use_all_cores(most: int) -> None:
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     with suppress(RuntimeError):  # JAX is running already
         jax.config.update("jax_num_cpu_devices", min(cores, most))
-
-
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    bridge = sys.modules.get("jax._src.xla_bridge")
-    _forked = _forked or (bridge is not None and bridge.backends_are_initialized())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
-
-
-def check_process() -> None:
-    """Raise in the fork of a process in which JAX was running: what it computes never ends there.
-
-    Raises:
-        JclnfError: says what to do instead.
-    """
-    if _forked:
-        raise JclnfError(
-            "this process is a fork of one in which JAX was running (a model was loaded there), "
-            "and JAX's threads are not in it: start processes with "
-            'multiprocessing.get_context("spawn"), or load the model after the fork only'
-        )
 
 
 @contextmanager
