@@ -16,7 +16,7 @@ import pytest
 from support.videos import SIZE, frames, write_video
 
 import jclnf
-from jclnf.annotations._pts import Stems, read_pts
+from jclnf.annotations._pts import read_pts
 from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
 from jclnf.outputs import locked
@@ -146,7 +146,7 @@ class TestWhatIsMadeOfIt:
         assert abs(y - 1 - float(row["y_30"])) < 0.06
         cv2.imwrite(str(file.with_suffix(".png")), frames(1)[0])
         try:
-            ((_, face),) = read_pts(file, Stems())
+            ((_, face),) = read_pts(file)
             assert face.landmarks.shape == (68, 2)
         finally:
             file.with_suffix(".png").unlink()
@@ -276,14 +276,18 @@ class TestResume:
 
     def test_another_runs_checkpoint_is_refused(self, tmp_path):
         file = tmp_path / "x.checkpoint"
-        Checkpoint(file, "one").save({"a": np.arange(3)}, {"frame": 7})
-        arrays, numbers = Checkpoint(file, "one").load()
+        one = {"--from": 0.0, "--plot": True, "--focal": (500.0, 510.0), "the video": "ab"}
+        Checkpoint(file, one).save({"a": np.arange(3)}, {"frame": 7})
+        arrays, numbers = Checkpoint(file, one).load()
         assert (arrays["a"].tolist(), numbers) == ([0, 1, 2], {"frame": 7})
-        with pytest.raises(jclnf.JclnfError, match="other settings"):
-            Checkpoint(file, "two").load()
+        two = one | {"--from": 2.5, "--focal": None, "the video": "cd"}
+        with pytest.raises(jclnf.JclnfError, match="other settings") as raised:
+            Checkpoint(file, two).load()
+        differing = "--focal (500.0,510.0 there, not given now), --from (0.0 there, 2.5 now)"
+        assert f"{differing}, the video: give the same" in str(raised.value)
         file.write_bytes(file.read_bytes()[:50])
         with pytest.raises(jclnf.JclnfError, match="is damaged"):
-            Checkpoint(file, "one").load()
+            Checkpoint(file, one).load()
 
     def test_nothing_is_left_of_files_that_a_killed_run_was_writing(self, clip, whole, capsys):
         left = [".face.part.png", ".face.png.lock", "face_aligned/.000003_0.part.png"]
@@ -309,7 +313,7 @@ class TestResume:
         assert names == [f"00000{number}_0.pts" for number in (1, 2, 3)]
         boxes.write_text("frame,x,y,w,h\n1,73,46,95,100\n")
         assert main([*command, "0.1", "--resume"]) == 1
-        assert "other settings" in capsys.readouterr().err
+        assert "has changed: the boxes: give the same" in capsys.readouterr().err
 
     def test_a_complete_run_is_left_alone(self, clip, whole, capsys):
         before = (whole / "face.csv").stat().st_mtime_ns
@@ -318,7 +322,7 @@ class TestResume:
         assert "complete already" in capsys.readouterr().out
         assert (whole / "face.csv").stat().st_mtime_ns == before
         assert main(["video", str(clip), "--out", str(whole), "--resume", "--quiet"]) == 1
-        assert "other settings" in capsys.readouterr().err
+        assert "--smooth (one-euro there, not given now)" in capsys.readouterr().err
 
 
 class TestCommand:
@@ -385,9 +389,19 @@ class TestCommand:
     def test_a_source_is_not_written_over(self, clip, tmp_path, capsys):
         for name in ("a.avi", "a_overlay.mp4"):
             (tmp_path / name).write_bytes(clip.read_bytes())
-        assert main(["video", str(tmp_path), "--out", str(tmp_path), "--overlay"]) == 2
-        assert "a_overlay.mp4" in capsys.readouterr().err
-        assert (tmp_path / "a_overlay.mp4").read_bytes() == clip.read_bytes()
+        (tmp_path / "a_overlay.csv").write_text("frame,x,y,w,h\n1,72,46,95,100\n")
+        mine = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        command = ["video", str(tmp_path), "--out", str(tmp_path), "--overlay", "--no-plot"]
+        command += ["--to", "0.1", "--boxes", str(tmp_path / "a_overlay.csv")]
+        for _ in range(2):  # what the first run has written are no inputs of the second
+            assert main(command) == 0
+            captured = capsys.readouterr()
+            assert captured.out.count("3 frames, 3 rows") == 2
+            made = {"a_2.csv", "a_2_overlay.mp4", "a_overlay_2.csv", "a_overlay_2_overlay.mp4"}
+            made |= {"a_2.json", "a_overlay_2.json", ".jclnf.json"}
+            assert {path.name for path in tmp_path.iterdir()} == made | {p.name for p in mine}
+            assert {path: path.read_bytes() for path in mine} == mine
+        assert "written by jclnf: a_2_overlay.mp4, a_overlay_2_overlay.mp4" in captured.err
 
     def test_frames_without_a_face_have_rows_of_zeros_where_there_is_one_face(self, tmp_path):
         for number in range(3):
@@ -416,12 +430,13 @@ class TestCommand:
     def test_from_python(self, clip, whole, tmp_path):
         """The same table, by the name of the same model; and what is seen on the way."""
         seen = []
-        paths, problems = find_videos([str(clip), str(clip.parent), str(tmp_path)])
-        assert paths == [str(clip)]
-        assert problems == [f"{tmp_path}: no videos and no images in this folder"]
+        found = find_videos([str(clip), str(clip.parent), str(tmp_path)])
+        assert found.videos == [str(clip)]
+        assert found.problems == [f"{tmp_path}: no videos and no images in this folder"]
+        assert found.notes == []
         (result,) = process_videos(
             Settings(model="default", plot=False),
-            paths,
+            found.videos,
             tmp_path,
             on_start=lambda source, done: seen.append((source.count, done)),
             on_frame=lambda frame, _: seen.append(frame.number) or True,

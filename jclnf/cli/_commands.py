@@ -57,11 +57,15 @@ class Fit:
                                weak-perspective pose (scale in pixels per millimetre; weak_pitch,
                                weak_yaw, weak_roll in radians; tx, ty), landmarks x_0... y_0...,
                                shape parameters p_0...
+      DIR/landmarks.json       settings, model, and whether the table is complete
       DIR/<name>_overlay.png   the image with the faces drawn in; points that the head's turn hides
                                are hollow
       DIR/<name>.csv           with --openface-csv: the image's faces as a table like those of
                                OpenFace's FaceLandmarkImg: gaze (with --parts), head pose and
                                landmarks in space in millimetres, no action units
+    Of a folder, all images are taken, in folders within it too, and what is left out is named; what
+    jclnf has written there is not. Results take the place of those of an earlier run when they are
+    complete; until then they are beside them in hidden files, with which --resume goes on.
     Pixels are those of the image turned upright as its EXIF orientation says, (0, 0) the centre of
     the first one. Weak-perspective angles are those against the line of sight to the face; angles
     of the head in the camera's frame (shown with --openface-csv, --focal or --centre) differ from
@@ -72,7 +76,7 @@ class Fit:
       1  something was not: an image could not be read or has no face, or a fit failed (its row
          says how: by its status or its confidence); all others were done
       2  nothing could be done: wrong usage, no model, no place to write
-      130  interrupted; the rows written so far are complete
+      130  interrupted; go on with --resume
 
     examples:
       jclnf fit photo.jpg --model OpenFace/model/main_clnf_general.txt
@@ -87,6 +91,9 @@ class Fit:
     out: OutOption = Path("fits")
     overlay: Annotated[bool, "images of the faces"] = True
     quiet: QuietOption = False
+    resume: Annotated[
+        bool, "go on with a run that was ended, or do the images that have come since"
+    ] = False
 
     openface_csv: Annotated[
         bool,
@@ -141,6 +148,11 @@ class Video:
       DIR/NAME.json            settings, versions, model, camera, and what was wrong; written last
       and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
     Frames are counted from 1. Time is that of the file's own time stamps, from the first frame.
+
+    Of a folder, all videos are taken, or else all images as the frames of one, and what is left out
+    is named; what jclnf has written there is not. DIR/NAME_images.csv says then which image is
+    which frame: numbers that the images' names leave out are left out. Results take the place of
+    those of an earlier run when they are complete, and of no other file: NAME gets a number then.
 
     A run that was ended (even by a power cut) goes on with --resume and the same options; its
     results are the same, byte for byte, as those of a run that was not.

@@ -4,14 +4,15 @@ import csv
 import io
 import math
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jclnf.errors import OutputError
 from jclnf.fitting import FitStatus
-from jclnf.outputs import appending
+from jclnf.outputs import appending, growing
 
 PIXEL_DECIMALS = 4
 """Decimals of everything in pixels: a float32 at 1000 pixels is good to 0.0001."""
@@ -35,25 +36,80 @@ def columns(n_landmarks: int, n_modes: int) -> list[str]:
 class FaceTable:
     """A CSV file of fitted faces, one row each, written as they come.
 
-    Every row reaches the file at once, so that whatever ends the program loses nothing that was
-    computed. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
-    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
-    tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
-    landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
-    `scale` (pixels per millimetre), `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels);
-    `p_0 ...` the shape parameters. A number that is not finite is an empty field. UTF-8; a file of
-    the same name is replaced when the first row comes.
+    Every row reaches a file at once, so that whatever ends the program loses nothing that was
+    computed; see `jclnf.outputs.appending` for where it is. Columns: `image` (the path as given),
+    `face` (from 0, the largest first), `status` (name of the `FitStatus`, lower case),
+    `likelihood`, `confidence` (empty if the model cannot tell), `success` (0 or 1); `box_x, box_y,
+    box_w, box_h` the start box and `x_0 ..., y_0 ...` the landmarks, in pixels of the upright
+    image, pixel centres at integers; the weak-perspective pose `scale` (pixels per millimetre),
+    `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels); `p_0 ...` the shape parameters.
+    A number that is not finite is an empty field. UTF-8.
+
+    Use it as a context, which puts the file in place when it ends without an error.
+
+    Attributes:
+        rows: in the file.
+        failed: those of them whose fit was no success.
+        done: the images that the rows of an earlier run are about, with all their faces.
+        beside: whether there is an earlier file, which stays until this one is complete.
     """
 
-    def __init__(self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int) -> None:
-        """Take the file. Raises OutputError if it cannot be written, or another process does."""
+    def __init__(
+        self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int, resume: str = ""
+    ) -> None:
+        """Hold the file's lock.
+
+        Args:
+            path: the file.
+            n_landmarks, n_modes: of the model.
+            resume: how the run was left that is to go on: "begun" or "complete"; "" to begin anew.
+
+        Raises:
+            OutputError: the file that is to go on has other columns, or cannot be written.
+        """
         self.path = Path(path)
-        self.rows = 0
+        self.rows = self.failed = 0
+        self.done: set[str] = set()
         self._n_landmarks = n_landmarks
         self._n_modes = n_modes
-        self._open = ExitStack()
-        header = _line(columns(n_landmarks, n_modes))
-        self._append = self._open.enter_context(appending(self.path, header))
+        self._header = _line(columns(n_landmarks, n_modes))
+        self._resume = bool(resume)
+        place = growing(self.path, resume=self._resume)
+        self.beside = place != self.path
+        if resume and place.exists():
+            self._recover(place, complete=resume == "complete")
+
+    def _recover(self, place: Path, complete: bool) -> None:
+        """Take over the rows of a run that was ended, but for those of the last image, of which
+        some may be missing, or half written."""
+        rows: list[tuple[int, str, bool]] = []
+        with place.open("rb+") as file:
+            if file.readline() != self._header:
+                raise OutputError(f"{place}: has other columns: run without --resume")
+            at = start = file.tell()
+            ended = True
+
+            def lines() -> Iterator[str]:
+                nonlocal at, ended
+                for line in file:
+                    at += len(line)
+                    ended = line.endswith(b"\n")
+                    yield line.decode(errors="surrogateescape")
+
+            width, success = len(columns(self._n_landmarks, self._n_modes)), "success"
+            where = columns(self._n_landmarks, self._n_modes).index(success)
+            for row in csv.reader(lines()):
+                if not ended or len(row) != width:
+                    break
+                rows.append((start, row[0], row[where] == "1"))
+                start = at
+            if rows and not complete:
+                last = rows[-1][1]
+                while rows and rows[-1][1] == last:
+                    start = rows.pop()[0]
+            file.truncate(start)
+        self.rows, self.failed = len(rows), sum(not good for _, _, good in rows)
+        self.done = {image for _, image, _ in rows}
 
     def write(self, image: str, face: int, box: Any, result: Any) -> None:
         """Append one face and flush.
@@ -94,16 +150,15 @@ class FaceTable:
             )
         )
         self.rows += 1
-
-    def close(self) -> None:
-        """Close the file."""
-        self._open.close()
+        self.failed += not result.success
 
     def __enter__(self) -> "FaceTable":
+        self._file = appending(self.path, self._header, resume=self._resume)
+        self._append = self._file.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
 
 
 def _line(fields: list[str]) -> bytes:
