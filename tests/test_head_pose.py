@@ -104,7 +104,7 @@ def test_its_derivatives_are_differences(pdm):
 
 
 def test_signs_of_rotations(pdm):
-    """As the docstring says: down, to the left of the picture, clockwise in it."""
+    """As the docstring says: down, to the left of the image, clockwise in it."""
     camera, tip, brow = Camera.assumed(640, 480), 30, 27
     straight = face(pdm, camera, (0.0, 0.0, 600.0), (0.0, 0.0, 0.0)).landmarks
     moved = [
@@ -245,12 +245,12 @@ def test_a_photograph_has_openfaces_table(shared):
         openface / "model" / "main_clnf_general.txt", parts=True, validator=True
     )
     params = jclnf.FitParams.openface(model)
-    photo = read_image_file(openface / "samples" / "sample5.jpg")
-    piece = jclnf.crop(photo.grey, (204.982, 131.999, 291.226, 286.433))
-    fit = jax.device_get(jclnf.fit(model.prepare(params), piece.image, piece.box, params))
-    height, width = photo.grey.shape
+    image = read_image_file(openface / "samples" / "sample5.jpg")
+    crop = jclnf.crop(image.grey, (204.982, 131.999, 291.226, 286.433))
+    fit = jax.device_get(jclnf.fit(model.prepare(params), crop.image, crop.box, params))
+    height, width = image.grey.shape
     camera = Camera.assumed(width, height)
-    (one,) = measure_faces([fit.shifted(piece.offset)], camera, batch=1)
+    (one,) = measure_faces([fit.shifted(crop.offset)], camera, batch=1)
     table = OpenFaceTable(68, 34, video=False, gaze=True)
     header, (theirs,) = read_golden(openface / "golden_csv" / "sample5.clnf_general.csv", 1)
     assert table.header == header

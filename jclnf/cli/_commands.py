@@ -23,6 +23,11 @@ _OPENFACE = {"group": "OpenFace's models only"}
 _FIT = {"group": "the fit (default: as the model was trained)"}
 
 QuietOption = Annotated[bool, "print errors only"]
+DeviceOption = Annotated[
+    str | None,
+    "what computes: cpu, gpu, or the number of a GPU (default: a GPU if JAX finds one)",
+    {"metavar": "cpu|gpu|N"},
+]
 OutOption = Annotated[Path, "where to write", {"metavar": "DIR"}]
 WindowsOption = Annotated[
     tuple[int, ...] | None,
@@ -45,6 +50,9 @@ DataArgument = Annotated[
     str, "annotated images: a CSV or XML file, or a folder", {"metavar": "DATA"}
 ]
 SplitOption = Annotated[str | None, "only faces of this split of the data", {"metavar": "NAME"}]
+
+
+COMPILING = "compiling for faces of this size, which takes up to a minute, once ..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +98,12 @@ class Fit:
     model: ModelOption = None
     out: OutOption = Path("fits")
     overlay: Annotated[bool, "images of the faces"] = True
+    device: DeviceOption = None
     quiet: QuietOption = False
     resume: Annotated[
         bool, "go on with a run that was ended, or do the images that have come since"
     ] = False
+    compiling, interrupted = COMPILING, "go on with --resume"
 
     openface_csv: Annotated[
         bool,
@@ -179,8 +189,10 @@ class Video:
     settings: Settings
     out: OutOption = Path("videos")
     resume: Annotated[bool, "go on with a run that was ended"] = False
-    workers: Annotated[int, "videos done at the same time"] = 1
+    workers: Annotated[int, "videos done at the same time; on one GPU they share its memory"] = 1
+    device: DeviceOption = None
     quiet: QuietOption = False
+    compiling, interrupted = COMPILING, "the same command goes on from here with --resume"
     checkpoint_every: Annotated[float, argparse.SUPPRESS] = 5.0
 
 
@@ -229,7 +241,9 @@ class Eval:
         {"metavar": "CSV"},
     ] = None
     out: OutOption = Path("eval")
+    device: DeviceOption = None
     quiet: QuietOption = False
+    compiling, interrupted = COMPILING, "nothing was written"
     arithmetic: Annotated[ArithmeticOption, _FIT] = None
     iterations: Annotated[IterationsOption, _FIT] = None
     windows: Annotated[WindowsOption, _FIT] = None
@@ -254,7 +268,10 @@ class _Learning:
         {"metavar": "DIR"},
     ] = None
     seed: Annotated[int, "of everything random"] = 0
+    device: DeviceOption = None
     quiet: QuietOption = False
+    compiling = "compiling a step of the training, which takes up to some minutes, once ..."
+    interrupted = "the same command goes on from here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +371,8 @@ class Install:
       jclnf models install openface --from OpenFace_2.2.0_win_x64.zip --accept-license
       jclnf fit photo.jpg --model clnf_general
     """
+
+    interrupted = "the same command goes on from here"
 
     which: Annotated[str, "whose models", {"choices": ("openface",)}]
     source: Annotated[

@@ -19,7 +19,7 @@ from jclnf.cli._face_table import FaceTable
 from jclnf.cli._files import find_images
 from jclnf.cli._fit_record import FitRecord
 from jclnf.cli._openface import ImageTables
-from jclnf.cli._settings import fit_params
+from jclnf.cli._settings import fit_params, start_jax
 from jclnf.detect import find_faces, make_detector
 from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
 from jclnf.fitting import Model
@@ -62,7 +62,7 @@ def run(options: Fit) -> int:
         raise CommandError("--full-precision is of the tables that --openface-csv writes")
     Camera.assumed(640, 480, options.focal, options.centre)  # raises if there is no such camera
     boxes = _box_source(options)
-    jclnf.enable_compilation_cache()
+    start_jax(options)
     model = jclnf.load_model(options.model, parts=options.parts, validator=options.validator)
     params = fit_params(options, model)
     make_folder(options.out)
@@ -108,14 +108,9 @@ def _fit_all(
         record.begin()
         for path in () if options.resume else results:
             abandon(path)
-        try:
-            for image, stem in zip(images, stems, strict=True):
-                if os.path.abspath(image) not in done:
-                    failed += not task.do(image, options.out / stem)
-        except BaseException:
-            if table.rows:
-                complain(f"{table.rows} faces are kept: go on with --resume")
-            raise
+        for image, stem in zip(images, stems, strict=True):
+            if os.path.abspath(image) not in done:
+                failed += not task.do(image, options.out / stem)
         if table.beside and table.rows == 0:
             for path in results:
                 abandon(path)

@@ -12,7 +12,7 @@ from jclnf.fitting import Model
 from jclnf.outputs import abandon, by_option, check_same, growing, settle, write_bytes
 from jclnf.video import model_digest, source_digest
 
-_NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device", "compiling")
+_NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device")
 """Options that results do not depend on, or that are told by what is in the file they name."""
 
 

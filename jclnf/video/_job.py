@@ -17,6 +17,7 @@ from jclnf.errors import JclnfError, VideoError
 from jclnf.fitting import Model
 from jclnf.images import names
 from jclnf.outputs import check_same, locked, write_bytes
+from jclnf.runtime import device_report
 from jclnf.video._derived import write_overlay, write_parquet, write_plot, write_smoothed
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
@@ -213,6 +214,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
         "settings": asdict(settings),
+        "device": device_report(),
         "versions": {
             "jclnf": jclnf.__version__,
             "python": platform.python_version(),
