@@ -609,7 +609,7 @@ def test_nothing_of_before_is_lost(run, astronaut):
             assert out == "no face: fits/landmarks.csv is left as it was\n"
     code, _, err = run("a.png", "--boxes", "fits/landmarks.csv")
     assert (code, now()["landmarks.csv"]) == (2, before["landmarks.csv"])
-    assert "fits/landmarks.csv: is read by this run, and is kept: give another --out" in err
+    assert "fits/landmarks.csv: is read by this run, and is kept: name another folder" in err
     Path("faces").mkdir()
     Path("faces/landmarks.csv").write_text("image,x_0,y_0\na.png,1,2\n")
     code, _, err = run("a.png", "--out", "faces")

@@ -212,7 +212,7 @@ def test_rows_for_other_images_are_named(tmp_path):
     table = boxes(tmp_path, "image,x,y,w,h\n" + "".join(f"d/{k}.jpg,1,1,1,1\n" for k in range(7)))
     (line,) = table.left_out(["c/d/0.jpg", "1.jpg"])
     assert "6 other images" in line
-    assert line.endswith("not used: 1.jpg, 2.jpg, 3.jpg, 4.jpg and 2 more")
+    assert line.endswith("not used: d/1.jpg, d/2.jpg, d/3.jpg, d/4.jpg and 2 more")
 
 
 @pytest.mark.parametrize(

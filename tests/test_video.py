@@ -225,11 +225,13 @@ class TestResume:
         assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
 
     def test_a_table_that_another_run_is_writing_is_left_alone(self, clip, tmp_path, capsys):
-        (tmp_path / "face.csv").write_bytes(b"another's")
+        command = ["video", str(clip), "--out", str(tmp_path), "--quiet", "--no-plot", "--to"]
+        assert main([*command, "0.1"]) == 0
+        before = (tmp_path / "face.csv").read_bytes()
         with locked(tmp_path / "face.csv"):
-            assert main(["video", str(clip), "--out", str(tmp_path), "--quiet"]) == 1
+            assert main([*command, "0.2"]) == 1
         assert f"face.csv: is being written by process {os.getpid()}" in capsys.readouterr().err
-        assert (tmp_path / "face.csv").read_bytes() == b"another's"
+        assert (tmp_path / "face.csv").read_bytes() == before
 
     @pytest.mark.slow
     @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
@@ -324,8 +326,82 @@ class TestResume:
         assert main(["video", str(clip), "--out", str(whole), "--resume", "--quiet"]) == 1
         assert "--smooth (one-euro there, not given now)" in capsys.readouterr().err
 
+    def test_results_of_before_stay_until_there_are_new_ones(self, clip, tmp_path, capsys):
+        out, boxes = tmp_path / "out", tmp_path / "boxes.csv"
+        command = ["video", str(clip), "--out", str(out), "--quiet", "--pts", "--overlay"]
+        assert main([*command, "--to", "0.2"]) == 0
+
+        def contents():
+            files = (path for path in out.rglob("*") if path.is_file())
+            return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+        before = contents()
+        boxes.write_text("frame,x,y,w,h\n1000,72,46,95,100\n1001,72,46,95,100\n")
+        for more, says in (
+            (["--from", "99"], "face.avi: --from 99 lies beyond its end"),
+            (["--boxes", str(boxes)], "no face was found; "),
+        ):
+            assert main([*command, *more]) == 1
+            assert says in capsys.readouterr().err
+            assert contents() == before
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jclnf", *command, "--checkpoint-every", "0"]
+        )
+        deadline = time.monotonic() + 120
+        part = out / ".face.part.csv"
+        while time.monotonic() < deadline and process.poll() is None:
+            if part.exists() and part.stat().st_size > 20_000:
+                break
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        found = contents()
+        assert ".face.part.csv" in found
+        assert {name: found[name] for name in before} == before
+        assert main([*command, "--to", "0.2", "--resume"]) == 1
+        assert "--to (not given there, 0.2 now): give the same" in capsys.readouterr().err
+        assert main([*command, "--resume"]) == 0
+        assert set(contents()) - set(before) == {
+            f"face_pts/{number:06d}_0.pts" for number in range(7, COUNT + 1)
+        }
+        assert len(read(out / "face.csv")) == COUNT
+
+    def test_a_video_of_the_same_name_gets_another(self, clip, whole, tmp_path, capsys):
+        """Also in a run of its own, and again when it goes on."""
+        (tmp_path / "b").mkdir()
+        other = tmp_path / "b" / "face.avi"
+        write_video(other, frames(5))
+        asked = ["--out", str(tmp_path), "--no-plot", "--to", "0.1"]
+        for path, stem in ((clip, "face"), (other, "face_2"), (other, "face_2"), (clip, "face")):
+            assert main(["video", str(path), *asked]) == 0
+            assert f"with success, in {tmp_path / stem}.csv\n" in capsys.readouterr().out
+        assert main(["video", str(other), str(clip), *asked, "--resume"]) == 0
+        assert capsys.readouterr().out.count("complete already") == 2
+
 
 class TestCommand:
+    def test_what_is_not_used_is_named(self, clip, tmp_path, capsys):
+        folder = tmp_path / "videos"
+        (folder / "deep").mkdir(parents=True)
+        (folder / "MOV001").write_bytes(clip.read_bytes())
+        (folder / "notes.txt").write_text("no video")
+        cv2.imwrite(str(folder / "a.png"), frames(1)[0])
+        boxes = tmp_path / "boxes.csv"
+        lines = ["MOV001,1,72,46,95,100", "MOV001,99,72,46,95,100", "gone.mp4,1,1,1,1,1"]
+        boxes.write_text("\n".join(["video,frame,x,y,w,h", *lines]))
+        asked = ["--out", str(tmp_path / "out"), "--no-plot", "--boxes", str(boxes), "--rate", "9"]
+        assert main(["video", str(folder), *asked]) == 1
+        err = capsys.readouterr().err
+        (left,) = (line for line in err.splitlines() if "left out" in line)
+        reasons = "no videos: notes.txt; images beside videos: a.png; folders: deep"
+        assert left == f"jclnf: {folder}: 3 left out ({reasons})"
+        for says in (
+            "its rows for 1 other videos are not used: gone.mp4",
+            "MOV001: --rate is for folders of images",
+            "has boxes in frames that it does not have: 99",
+        ):
+            assert says in err
+
     def test_one_failure_does_not_stop_the_others(self, clip, tmp_path, capsys):
         folder = tmp_path / "videos"
         folder.mkdir()

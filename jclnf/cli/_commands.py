@@ -257,6 +257,13 @@ class _Learning:
     data: DataArgument
     out: Annotated[Path, "file to write (.safetensors)", {"metavar": "MODEL", "required": True}]
     split: SplitOption = None
+    identity: Annotated[
+        str | None,
+        "whose face it is: a regular expression for the image's path from DATA's folder on, "
+        "without its ending, such as '(p\\d+)_'; '.*' if each image is of another person (default: "
+        "the column identity; with .pts files, the folder within DATA)",
+        {"metavar": "PATTERN"},
+    ] = None
     held_out: Annotated[
         float,
         "part of the people to measure the progress on instead of learning from them",
@@ -281,14 +288,16 @@ class Train(_Learning):
     data:
       a CSV file with the columns image, x_0, y_0 ... (0-based pixels) and, if there are, identity
       and split; a folder of images with .pts files beside them (as of 300-W); or dlib's XML.
-      Landmarks are the 68 points of the iBUG scheme. Faces of one identity are never in both parts
-      of the data.
+      Landmarks are the 68 points of the iBUG scheme. Faces of one person are never in both parts
+      of the data: whose they are is in the column identity, or, with .pts files, the name of the
+      folder within DATA that they are in, or found by --identity.
 
     output:
       MODEL                    the trained model
       MODEL.training/          checkpoints; curves.csv with the loss on the faces learned from
-                               and held out after each epoch; curves.png (with the extra "plots").
-                               It may be removed when the training is done
+                               and held out after each epoch; curves.png (with the extra "plots");
+                               held_out.csv with the faces held out and whose they are. It may be
+                               removed when the training is done
     A training that was interrupted goes on where it stood when the command is run again.
 
     examples:
@@ -327,8 +336,8 @@ class Tune(_Learning):
     output:
       MODEL                    the tuned model, with the tuned settings as its defaults
       MODEL.tuning/            checkpoint; curves.csv with the loss and the error on the faces held
-                               out after each epoch (0 is before); offset.csv (with --offset). It
-                               may be removed when the tuning is done
+                               out after each epoch (0 is before); held_out.csv with those faces;
+                               offset.csv (with --offset). It may be removed when the tuning is done
     A tuning that was interrupted goes on where it stood when the command is run again.
 
     examples:

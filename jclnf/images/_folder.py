@@ -188,6 +188,6 @@ class Folder:
 
 def names(files: Sequence[Path | str]) -> str:
     """The names of a few files, and how many more there are."""
-    shown = ", ".join(Path(file).name for file in files[:_NAMED])
+    shown = ", ".join(f.name if isinstance(f, Path) else f for f in files[:_NAMED])
     more = len(files) - _NAMED
     return f"{shown} and {more} more" if more > 0 else shown

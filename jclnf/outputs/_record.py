@@ -95,7 +95,7 @@ def claim(
             if not names.free(name, Origin(command)):
                 own = os.path.realpath(folder / name) in names.read
                 why = "is read by this run" if own else f"was not written by jclnf {command}"
-                raise OutputError(f"{folder / name}: {why}, and is kept: give another --out")
+                raise OutputError(f"{folder / name}: {why}, and is kept: name another folder")
         names.taken |= {name.casefold() for name in fixed}
         new = dict.fromkeys(fixed, Origin(command))
         chosen = []
