@@ -366,7 +366,7 @@ class TestResume:
         }
         assert len(read(out / "face.csv")) == COUNT
 
-    def test_a_video_of_the_same_name_gets_another(self, clip, whole, tmp_path, capsys):
+    def test_a_video_of_the_same_name_gets_another(self, clip, tmp_path, capsys):
         """Also in a run of its own, and again when it goes on."""
         (tmp_path / "b").mkdir()
         other = tmp_path / "b" / "face.avi"
