@@ -166,7 +166,8 @@ def test_one_bad_image_does_not_stop_the_others(run, astronaut):
     Path("text.png").write_text("hello")
     code, out, err = run("a.png", "b.jpg", "missing.jpg", "text.png", "flat.png", "c.png")
     assert code == 1
-    assert [row["image"] for row in rows()] == ["a.png", "c.png"]
+    assert [row["image"] for row in rows()] == ["a.png", "flat.png", "c.png"]
+    assert [row["status"] == "no_face" for row in rows()] == [False, True, False]
     lines = err.splitlines()
     names = ("b.jpg", "missing.jpg", "text.png", "flat.png")
     assert len(lines) == len(names)
@@ -211,7 +212,10 @@ def test_boxes_option(run, astronaut):
     )
     code, _, err = run("a.png", "b.png", "--boxes", "boxes.csv")
     assert code == 1
-    assert [(row["image"], row["face"]) for row in rows()] == [("a.png", "0"), ("a.png", "1")]
+    found = [(row["image"], row["face"]) for row in rows()]
+    assert found == [("a.png", "0"), ("a.png", "1"), ("b.png", "")]
+    assert run("a.png", "b.png", "--boxes", "boxes.csv", "--no-empty-rows")[0] == 1
+    assert [(row["image"], row["face"]) for row in rows()] == found[:2]
     first, second = err.splitlines()
     assert first.startswith("jclnf: a.png: face 2: box x=900")
     assert second == "jclnf: b.png: no box for it in boxes.csv"
@@ -315,8 +319,9 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
     )
     code, _, err = run("a.png", "b.png", "--detector", "colourful_faces:Find")
     assert code == 1
-    (row,) = rows()
+    row, nobody = rows()
     assert [float(row[f"box_{side}"]) for side in "xywh"] == [92, 79, 77, 75]
+    assert (nobody["image"], nobody["status"]) == ("b.png", "no_face")
     (line,) = err.splitlines()
     assert line.startswith("jclnf: b.png: colourful_faces:Find: returned the box 1, 2, 0, 0 with")
 
@@ -343,6 +348,7 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
         (("--centre", "1"), "--centre takes two numbers"),
         (("--focal", "far"), "'far'"),
         (("--full-precision",), "--openface-csv"),
+        (("--csv-spaces",), "--openface-csv"),
         (("--nonsense",), "--nonsense"),
     ],
 )
