@@ -166,7 +166,8 @@ def test_one_bad_image_does_not_stop_the_others(run, astronaut):
     Path("text.png").write_text("hello")
     code, out, err = run("a.png", "b.jpg", "missing.jpg", "text.png", "flat.png", "c.png")
     assert code == 1
-    assert [row["image"] for row in rows()] == ["a.png", "c.png"]
+    assert [row["image"] for row in rows()] == ["a.png", "flat.png", "c.png"]
+    assert [row["status"] == "no_face" for row in rows()] == [False, True, False]
     lines = err.splitlines()
     names = ("b.jpg", "missing.jpg", "text.png", "flat.png")
     assert len(lines) == len(names)
@@ -212,7 +213,10 @@ def test_boxes_option(run, astronaut):
     )
     code, _, err = run("a.png", "b.png", "--boxes", "boxes.csv")
     assert code == 1
-    assert [(row["image"], row["face"]) for row in rows()] == [("a.png", "0"), ("a.png", "1")]
+    found = [(row["image"], row["face"]) for row in rows()]
+    assert found == [("a.png", "0"), ("a.png", "1"), ("b.png", "")]
+    assert run("a.png", "b.png", "--boxes", "boxes.csv", "--no-empty-rows")[0] == 1
+    assert [(row["image"], row["face"]) for row in rows()] == found[:2]
     first, second = err.splitlines()
     assert first.startswith("jclnf: a.png: face 2: box x=900")
     assert second == "jclnf: b.png: no box for it in boxes.csv"
@@ -328,8 +332,9 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
     )
     code, _, err = run("a.png", "b.png", "--detector", "colourful_faces:Find")
     assert code == 1
-    (row,) = rows()
+    row, nobody = rows()
     assert [float(row[f"box_{side}"]) for side in "xywh"] == [92, 79, 77, 75]
+    assert (nobody["image"], nobody["status"]) == ("b.png", "no_face")
     (line,) = err.splitlines()
     assert line.startswith("jclnf: b.png: colourful_faces:Find: returned the box 1, 2, 0, 0 with")
 
@@ -356,6 +361,7 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
         (("--centre", "1"), "--centre takes two numbers"),
         (("--focal", "far"), "'far'"),
         (("--full-precision",), "--openface-csv"),
+        (("--csv-spaces",), "--openface-csv"),
         (("--nonsense",), "--nonsense"),
     ],
 )
@@ -584,9 +590,10 @@ def test_images_that_have_come_since_are_added(run, astronaut):
     assert without(rows()[1:], "image") == without([first], "image")
     # What went wrong before still has.
     cv2.imwrite("in/c.png", np.zeros_like(astronaut))
-    for _ in range(2):
-        code, _, err = run("in", "--no-overlay", "--resume", "--quiet")
-        assert (code, err.count("c.png: no face found"), len(rows())) == (1, 1, 2)
+    for says in ("c.png: no face found", "1 of its rows of before are without success"):
+        code, _, err = run("in", "--no-overlay", "--resume")
+        assert (code, err.count("\n"), len(rows())) == (1, 1, 3)
+        assert says in err
 
 
 def test_nothing_of_before_is_lost(run, astronaut):

@@ -14,6 +14,7 @@ from jclnf.video import (
     ModelOption,
     PrecisionOption,
     Settings,
+    SpacesOption,
 )
 
 _SPACE = {"group": "in space, in millimetres; distances follow the focal length"}
@@ -64,7 +65,9 @@ class Fit:
                                the largest), status, likelihood, confidence, success, start box, the
                                weak-perspective pose (scale in pixels per millimetre; weak_pitch,
                                weak_yaw, weak_roll in radians; tx, ty), landmarks x_0... y_0...,
-                               shape parameters p_0...
+                               shape parameters p_0... Cells are empty where nothing was measured:
+                               pose, landmarks and shape of a fit that failed (success 0), and all
+                               but the first columns of an image without a face (status no_face)
       DIR/landmarks.json       settings, model, and whether the table is complete
       DIR/<name>_overlay.png   the image with the faces drawn in; points that the head's turn hides
                                are hollow
@@ -98,6 +101,7 @@ class Fit:
     model: ModelOption = None
     out: OutOption = Path("fits")
     overlay: Annotated[bool, "images of the faces"] = True
+    empty_rows: Annotated[bool, "rows for images in which there is no face"] = True
     device: DeviceOption = None
     quiet: QuietOption = False
     resume: Annotated[
@@ -112,6 +116,7 @@ class Fit:
         "otherwise), as FaceLandmarkImg",
         _SPACE,
     ] = False
+    csv_spaces: Annotated[SpacesOption, _SPACE] = False
     full_precision: Annotated[PrecisionOption, _SPACE] = False
     focal: Annotated[FocalOption, _SPACE] = None
     centre: Annotated[CentreOption, _SPACE] = None
@@ -148,12 +153,15 @@ class Video:
     """Follow the faces of videos, and write landmarks, head pose and gaze as OpenFace's tables.
 
     output, for a video NAME:
-      DIR/NAME.csv             the table of OpenFace 2.2's FeatureExtraction, written as it goes: a
-                               row for each face that is followed in each frame (with --one, a row
-                               for each frame). face_id stays with a face; success 0 means that the
-                               face was not seen there. Gaze needs OpenFace's eye models (--model);
-                               action units are not computed: columns of what is not there are left
-                               out
+      DIR/NAME.csv             the columns of OpenFace 2.2's FeatureExtraction, written as it goes:
+                               a row for each face that is followed in each frame, and one for each
+                               frame without a face. face_id stays with a face (with --one it is
+                               always 0); success 0 means that the face was not seen there. Cells
+                               are empty (in Parquet: null) where nothing was measured: a lost face
+                               has its confidence alone, a frame without a face not even a face_id.
+                               --openface-csv fills them as OpenFace does. Gaze needs OpenFace's eye
+                               models (--model); action units are not computed: columns of what is
+                               not there are left out
       DIR/NAME.png             confidence, pose and some landmarks over time
       DIR/NAME.json            settings, versions, model, camera, and what was wrong; written last
       and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/

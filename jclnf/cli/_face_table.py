@@ -33,23 +33,29 @@ def columns(n_landmarks: int, n_modes: int) -> list[str]:
     ]
 
 
+_NO_FACE = "no_face"
+"""The status of an image without a face."""
+
+
 class FaceTable:
     """A CSV file of fitted faces, one row each, written as they come.
 
     Every row reaches a file at once, so that whatever ends the program loses nothing that was
-    computed; see `jclnf.outputs.appending` for where it is. Columns: `image` (the path as given),
-    `face` (from 0, the largest first), `status` (name of the `FitStatus`, lower case),
-    `likelihood`, `confidence` (empty if the model cannot tell), `success` (0 or 1); `box_x, box_y,
-    box_w, box_h` the start box and `x_0 ..., y_0 ...` the landmarks, in pixels of the upright
-    image, pixel centres at integers; the weak-perspective pose `scale` (pixels per millimetre),
-    `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels); `p_0 ...` the shape parameters.
-    A number that is not finite is an empty field. UTF-8.
+    computed; see `jclnf.outputs.appending` for where it is. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
+    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
+    tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
+    landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
+    `scale` (pixels per millimetre), `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels);
+    `p_0 ...` the shape parameters. A field is empty where nothing was measured: pose, landmarks and
+    shape of a fit that was no success, everything but `image`, `status` (`no_face`) and `success`
+    of an image without a face. UTF-8.
 
-    Use it as a context, which puts the file in place when it ends without an error.
+    Use it as a context, which puts the file in place when it ends without an error; one without a
+    face takes the place of no other.
 
     Attributes:
-        rows: in the file.
-        failed: those of them whose fit was no success.
+        rows: of faces in the file.
+        failed: those of a fit that was no success, and those of images without a face.
         done: the images that the rows of an earlier run are about, with all their faces.
         beside: whether there is an earlier file, which stays until this one is complete.
     """
@@ -82,7 +88,7 @@ class FaceTable:
     def _recover(self, place: Path, complete: bool) -> None:
         """Take over the rows of a run that was ended, but for those of the last image, of which
         some may be missing, or half written."""
-        rows: list[tuple[int, str, bool]] = []
+        rows: list[tuple[int, list[str]]] = []
         with place.open("rb+") as file:
             if file.readline() != self._header:
                 raise OutputError(f"{place}: has other columns: run without --resume")
@@ -96,20 +102,21 @@ class FaceTable:
                     ended = line.endswith(b"\n")
                     yield line.decode(errors="surrogateescape")
 
-            width, success = len(columns(self._n_landmarks, self._n_modes)), "success"
-            where = columns(self._n_landmarks, self._n_modes).index(success)
+            names = columns(self._n_landmarks, self._n_modes)
+            shown = [names.index(name) for name in ("image", "status", "success")]
             for row in csv.reader(lines()):
-                if not ended or len(row) != width:
+                if not ended or len(row) != len(names):
                     break
-                rows.append((start, row[0], row[where] == "1"))
+                rows.append((start, [row[i] for i in shown]))
                 start = at
             if rows and not complete:
-                last = rows[-1][1]
-                while rows and rows[-1][1] == last:
+                last, *_ = rows[-1][1]
+                while rows and rows[-1][1][0] == last:
                     start = rows.pop()[0]
             file.truncate(start)
-        self.rows, self.failed = len(rows), sum(not good for _, _, good in rows)
-        self.done = {image for _, image, _ in rows}
+        self.rows = sum(status != _NO_FACE for _, (_, status, _) in rows)
+        self.failed = sum(success != "1" for _, (_, _, success) in rows)
+        self.done = {image for _, (image, _, _) in rows}
 
     def write(self, image: str, face: int, box: Any, result: Any) -> None:
         """Append one face and flush.
@@ -133,6 +140,8 @@ class FaceTable:
         pose, confidence = result.pose, result.confidence
         numbers = np.concatenate([np.reshape(pose.scale, 1), np.asarray(pose.rotation)])
         pixels = np.concatenate([np.asarray(pose.translation), landmarks.T.reshape(-1)])
+        if not result.success:  # which are not the face's
+            numbers, pixels, shape = (array * np.nan for array in (numbers, pixels, shape))
         self._append(
             _line(
                 [
@@ -152,8 +161,16 @@ class FaceTable:
         self.rows += 1
         self.failed += not result.success
 
+    def write_without_face(self, image: str) -> None:
+        """Append a row for an image in which there is no face: nothing but that."""
+        known = {"image": image, "status": _NO_FACE, "success": "0"}
+        names = columns(self._n_landmarks, self._n_modes)
+        self._append(_line([known.get(name, "") for name in names]))
+
     def __enter__(self) -> "FaceTable":
-        self._file = appending(self.path, self._header, resume=self._resume)
+        self._file = appending(
+            self.path, self._header, resume=self._resume, worth=lambda: self.rows > 0
+        )
         self._append = self._file.__enter__()
         return self
 

@@ -58,8 +58,10 @@ def run(options: Fit) -> int:
         )
     if not images:
         return INCOMPLETE
-    if options.full_precision and not options.openface_csv:
-        raise CommandError("--full-precision is of the tables that --openface-csv writes")
+    for name in ("full_precision", "csv_spaces"):
+        if getattr(options, name) and not options.openface_csv:
+            flag = name.replace("_", "-")
+            raise CommandError(f"--{flag} is of the tables that --openface-csv writes")
     Camera.assumed(640, 480, options.focal, options.centre)  # raises if there is no such camera
     boxes = _box_source(options)
     start_jax(options)
@@ -97,11 +99,14 @@ def _fit_all(
     )
     in_space = None
     if options.openface_csv or options.focal is not None or options.centre is not None:
-        in_space = ImageTables(model, options.focal, options.centre, options.full_precision)
+        style = options.full_precision, options.csv_spaces
+        in_space = ImageTables(model, options.focal, options.centre, *style)
     task = _Task(options, model, params, boxes, table, in_space)
     results = [
         options.out / f"{stem}{ending}" for stem in stems for ending in wanted if wanted[ending]
     ]
+    if table.failed and not options.quiet:
+        complain(f"{table.path}: {table.failed} of its rows of before are without success")
     done = {path for image in table.done for path in record.absolute(image)}
     failed, before = table.failed, table.rows
     with table:
@@ -188,6 +193,8 @@ class _Task:
             boxes = self.boxes(file)
         except JclnfError as e:
             complain(f"{image}: {e}")
+            if self.options.empty_rows:
+                self.table.write_without_face(str(image))
             return False
         done, drawn, measured = True, [], []
         for face, box in enumerate(boxes):

@@ -163,7 +163,11 @@ def abandon(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def appending(
-    path: str | os.PathLike[str], header: bytes, *, resume: bool = False
+    path: str | os.PathLike[str],
+    header: bytes,
+    *,
+    resume: bool = False,
+    worth: Callable[[], bool] = lambda: True,
 ) -> Iterator[Callable[[bytes], None]]:
     """Write a file that grows, and is whole after each row; see `growing`.
 
@@ -174,6 +178,7 @@ def appending(
         path: the file.
         header: its beginning; all of it, if nothing follows and there was no file before.
         resume: go on with what was left.
+        worth: asked in the end whether this may take the place of what was there before.
 
     Yields:
         The function that appends.
@@ -202,7 +207,7 @@ def appending(
         if file is not None:
             with _naming(path):
                 os.fsync(file.fileno())
-    settle(path)
+    (settle if worth() else abandon)(path)
 
 
 def write_bytes(

@@ -122,7 +122,7 @@ def process_video(
                 f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success, "
                 f"in {run.path}"
             )
-            if counts.rows == 0:
+            if counts.frames_without_face == counts.frames:
                 done.problems.append(f"{path}: no face was found")
     except JclnfError as error:
         text = str(error)
@@ -137,12 +137,12 @@ def process_video(
 
 def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> None:
     """Make what follows from the table; one that fails does not keep the others from it."""
-    table, formats = run.path, run.table.formats
+    table = run.path
     makers: list[tuple[Any, str, Callable[[Path], None]]] = [
         (
             settings.smooth,
             "_smoothed.csv",
-            lambda out: write_smoothed(table, out, str(settings.smooth), formats),
+            lambda out: write_smoothed(table, out, str(settings.smooth), run.table),
         ),
         (settings.parquet, ".parquet", lambda out: write_parquet(table, out)),
         (settings.plot, ".png", lambda out: write_plot(table, out)),
