@@ -41,14 +41,15 @@ class FaceTable:
     """A CSV file of fitted faces, one row each, written as they come.
 
     Every row reaches a file at once, so that whatever ends the program loses nothing that was
-    computed; see `jclnf.outputs.appending` for where it is. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
-    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
-    tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
-    landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
-    `scale` (pixels per millimetre), `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels);
-    `p_0 ...` the shape parameters. A field is empty where nothing was measured: pose, landmarks and
-    shape of a fit that was no success, everything but `image`, `status` (`no_face`) and `success`
-    of an image without a face. UTF-8.
+    computed; see `jclnf.outputs.appending` for where it is. Columns: `image` (the path as given),
+    `face` (from 0, the largest first), `status` (name of the `FitStatus`, lower case),
+    `likelihood`, `confidence` (empty if the model cannot tell), `success` (0 or 1); `box_x, box_y,
+    box_w, box_h` the start box and `x_0 ..., y_0 ...` the landmarks, in pixels of the upright
+    image, pixel centres at integers; the weak-perspective pose `scale` (pixels per millimetre),
+    `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels); `p_0 ...` the shape parameters.
+    A field is empty where nothing was measured: pose, landmarks and shape of a fit that was no
+    success, everything but `image`, `status` (`no_face`) and `success` of an image without a face.
+    UTF-8.
 
     Use it as a context, which puts the file in place when it ends without an error; one without a
     face takes the place of no other.
