@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from jclnf.runtime._compilation import programs_compiled
 
@@ -116,7 +116,7 @@ class Meter:
         self.close()
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
+def say(text: str, stream: Any = None) -> None:
     """Print a line on a stream, standard output by default, above the bar if one is shown."""
     from tqdm import tqdm
 
