@@ -13,7 +13,8 @@ import jclnf
 from jclnf.errors import ModelFileError
 from jclnf.experts import MapNetwork, PyramidExperts, initial_weights, map_shapes
 from jclnf.experts._pyramid import LEAST_SPREAD, LEAST_VARIANCE, gaussian_responses
-from jclnf.geometry import apply_similarity, sample_square
+from jclnf.fitting._scales import response_maps
+from jclnf.geometry import apply_similarity, pose_from_box, sample_square
 from jclnf.params import EXACT, as_dtype
 
 N, WINDOW = 7, 9
@@ -52,7 +53,8 @@ def experts() -> PyramidExperts:
 def face() -> tuple[jax.Array, jax.Array, jax.Array]:
     """Image, landmarks and the similarity from the second scale's reference frame."""
     noise = np.random.default_rng(0).uniform(0, 255, (120, 130)).astype(np.float32)
-    image = 127 + 4 * (cv2.GaussianBlur(noise, (0, 0), 3) - 127)
+    image = 127 + 12 * (cv2.GaussianBlur(noise, (0, 0), 8) - 127)
+    image *= np.outer(np.hanning(120), np.hanning(130)).astype(np.float32)  # no edge at the border
     points = [[45, 45], [55, 44], [75, 46], [86, 44], [60, 80], [68, 83], [75, 79]]
     return jnp.asarray(image), jnp.array(points, jnp.float32), jnp.array([4.0, 0.6])
 
@@ -189,18 +191,22 @@ def test_responses_are_those_of_the_networks_of_the_scale(experts, face, scale: 
 
 def test_a_similarity_of_the_image_changes_no_response(experts, face) -> None:
     image, landmarks, to_image = face
-    turn, size, shift = 0.4, 1.3, np.array([52.0, -7.0])
+    turn, size, shift = 0.4, 1.3, np.array([70.0, 5.0])
     a, b = size * np.cos(turn), size * np.sin(turn)
     linear = np.array([[a, -b], [b, a]])
     big = cv2.warpAffine(
-        np.asarray(image), np.column_stack([linear, shift]), (240, 240), flags=cv2.INTER_CUBIC
+        np.asarray(image), np.column_stack([linear, shift]), (260, 260), flags=cv2.INTER_CUBIC
     )
     moved = jnp.asarray(np.asarray(landmarks) @ linear.T + shift, jnp.float32)
     turned = apply_similarity(jnp.array([a, b]), to_image)
+    # Random networks make much of how little the two are sampled alike.
     first = respond(experts, image, landmarks, to_image, jnp.array(1))
     second = respond(experts, jnp.asarray(big), moved, turned, jnp.array(1))
-    np.testing.assert_allclose(first, second, atol=0.05 * float(first.max()))
-    assert float(first.max()) > 2 / WINDOW**2
+    reach = jnp.arange(WINDOW)
+    means = [jnp.stack([r.sum(1) @ reach, r.sum(2) @ reach], 1) for r in (first, second)]
+    apart = np.linalg.norm(means[0] - means[1], axis=1)
+    assert np.median(apart) < 0.5
+    assert np.ptp(np.asarray(means[0]), axis=0).min() > 2
 
 
 def test_vmap_over_faces_and_scales_agrees_with_a_loop(experts, face) -> None:
@@ -209,7 +215,7 @@ def test_vmap_over_faces_and_scales_agrees_with_a_loop(experts, face) -> None:
     scales = jnp.array([1, 0, 1])
     together = jax.vmap(lambda *at: respond(experts, image, at[0], to_image, at[1]))
     for found, at, scale in zip(together(shifted, scales), shifted, scales, strict=True):
-        np.testing.assert_allclose(found, respond(experts, image, at, to_image, scale), atol=1e-5)
+        np.testing.assert_allclose(found, respond(experts, image, at, to_image, scale), atol=1e-4)
 
 
 def test_gradients_agree_with_central_differences(experts, face) -> None:
@@ -271,30 +277,28 @@ def test_a_saved_model_is_the_same_and_holds_its_weights_once(model, tmp_path) -
 
 
 def test_a_fit_goes_to_the_means_of_the_maps(model, face) -> None:
-    """Without a prior, and with as many modes as landmarks need, weighted alike."""
-    image, _, _ = face
-    experts = model.experts
+    """With hardly a prior, as many modes as the landmarks need, and all weighted alike."""
     rng = np.random.default_rng(6)
     modes = np.linalg.qr(rng.standard_normal((3 * N, 2 * N)))[0].reshape(N, 3, 2 * N)
-    pdm = jclnf.PDM(model.pdm.mean, jnp.asarray(modes, jnp.float32), jnp.full(2 * N, 1e6))
+    pdm = jclnf.PDM(model.pdm.mean, jnp.asarray(modes, jnp.float32), jnp.full(2 * N, 1e4))
+    window, box = 61, jnp.array([30.0, 30.0, 70.0, 65.0])
     free = jclnf.Model(
         pdm,
-        PyramidExperts(**{**vars(experts), "softness": jnp.full(2, 1e6)}),
+        PyramidExperts(**{**vars(model.experts), "softness": jnp.full(2, 1e6)}),
         model.defaults.replace(
-            regularisation=[1e3, 1e-6], kernel_width=[9.0, 1e3], windows=(41, 61), iterations=8
+            regularisation=[1.0, 1.0], kernel_width=[1e3, 1e3], windows=(0, window), iterations=8
         ),
     )
-    result = jclnf.fit(free, image, (30.0, 30.0, 70.0, 65.0))
-    start = jclnf.fit(free, image, (30.0, 30.0, 70.0, 65.0), free.defaults.replace(windows=(41, 0)))
-    from jclnf.fitting._scales import response_maps
-
-    at = start.pose, start.shape, jnp.array(1), jnp.array(0), 61
-    maps = response_maps(free, image, free.defaults, *at)
-    reach = jnp.arange(61.0) - 30
+    result = jclnf.fit(free, face[0], box)
+    pose = pose_from_box(pdm, box, jnp.zeros(3))
+    at = pose, pdm.mean_shape(), jnp.array(1), jnp.array(0), window
+    maps = response_maps(free, face[0], free.defaults, *at)
+    reach = jnp.arange(window) - (window - 1) / 2
     means = jnp.stack([maps.responses.sum(1) @ reach, maps.responses.sum(2) @ reach], 1)
     wanted = maps.base + apply_similarity(maps.to_image, means)
     before = np.linalg.norm(maps.base - wanted, axis=1).mean()
     after = np.linalg.norm(result.landmarks - wanted, axis=1).mean()
+    assert before > 5
     assert after < 0.05 * before
 
 

@@ -433,8 +433,8 @@ def test_an_assembled_model_sees_what_its_networks_were_trained_on(rng):
         jnp.ones(2),
     )
     model = model_of(coarse, regions, pdm, "assembled")
-    image = cv2.GaussianBlur(rng.uniform(0, 255, (330, 300)).astype(np.float32), (0, 0), 5)
-    image = np.clip(128 + 8 * (image - image.mean()), 0, 255).astype(np.uint8)
+    image = cv2.GaussianBlur(rng.uniform(0, 255, (330, 300)).astype(np.float32), (0, 0), 9)
+    image = np.clip(128 + 15 * (image - image.mean()), 0, 255).astype(np.uint8)
     place = Similarity(1.1 * np.exp(0.2j), 150 + 160j)
     points = place(mean)
     wanted, _ = in_views(coarse, [image], [frame.aligned(points)])
@@ -444,7 +444,7 @@ def test_an_assembled_model_sees_what_its_networks_were_trained_on(rng):
 
     def places(scale):
         at = jnp.asarray(points, jnp.float32), to_image * (scaling / model.scalings[scale])
-        window = 4 * model.experts.face.grid + 1
+        window = 6 * model.experts.face.grid + 1
         given = (pixels, *at, jnp.array(scale), jnp.array(0), window)
         responses = jax.jit(partial(model.experts.respond, arithmetic=EXACT), static_argnums=5)
         found = responses(*given)
@@ -452,7 +452,14 @@ def test_an_assembled_model_sees_what_its_networks_were_trained_on(rng):
         shift = jnp.stack([found.sum(1) @ reach, found.sum(2) @ reach], 1)
         return np.asarray(at[0] + apply_similarity(at[1], shift))
 
-    np.testing.assert_allclose(places(0), wanted[0], atol=0.5)
+    def apart(one, other):
+        # Random networks make much of the little by which OpenCV's crops differ from ours; a pixel
+        # of a crop is 3.7 of the image.
+        each = np.linalg.norm(one - other, axis=1)
+        return np.median(each), np.quantile(each, 0.9)
+
+    assert np.median(np.linalg.norm(wanted[0] - points, axis=1)) > 20
+    assert (np.array(apart(places(0), wanted[0])) < [1.0, 3.0]).all()
     # Seen again in the same frame, centred where the first look says.
     expected = wanted[0].copy()
     for region, network in regions.items():
@@ -467,6 +474,8 @@ def test_an_assembled_model_sees_what_its_networks_were_trained_on(rng):
             if flip:
                 found = found * [-1, 1] + [image.shape[1] - 1, 0]
             expected[MIRROR_68[index] if flip else index] = found[0]
-    np.testing.assert_allclose(places(1)[:36], expected[:36], atol=0.5)
-    np.testing.assert_allclose(places(1)[36:], expected[36:], atol=0.5)
-    assert np.abs(expected - wanted[0])[36:].mean() > 2
+    found = places(1)
+    assert np.median(np.linalg.norm(expected - wanted[0], axis=1)[36:]) > 5
+    assert (np.array(apart(found[:36], expected[:36])) < [1.0, 3.0]).all()
+    assert (np.array(apart(found[36:48], expected[36:48])) < [1.0, 3.0]).all()
+    assert (np.array(apart(found[48:], expected[48:])) < [1.0, 3.0]).all()
