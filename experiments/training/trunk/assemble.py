@@ -15,10 +15,10 @@ from jclnf.geometry import PDM, similarity_between
 from jclnf.train._faces import MIRROR_68
 
 WINDOWS = (31, 31)
-REGULARISATION = (1.0, 0.1)
+REGULARISATION = (1.0, 0.03)
 KERNEL_WIDTH = (8.0, 8.0)
-SOFTNESS = 1.0
-ITERATIONS = 4
+SOFTNESS = 10.0
+ITERATIONS = 3
 
 
 def assembled(trunk: Path, fine: Path | None, shape: Path, name: str = "trunk") -> jclnf.Model:

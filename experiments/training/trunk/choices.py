@@ -33,14 +33,14 @@ def variants(model: jclnf.Model) -> dict[str, jclnf.Model]:
     coarse = float(model.defaults.regularisation[0])
     found = {
         f"regularisation {r:g} at the end": other(regularisation=jnp.array([coarse, r]))
-        for r in (0.01, 1.0)
+        for r in (0.003, 0.3, 1.0)
     }
     found["all landmarks weigh the same"] = softness(1e9)
-    found["weights by spread, softness 0.1"] = softness(0.1)
-    found["weights by spread, softness 10"] = softness(10.0)
+    found["weights by spread, softness 1"] = softness(1.0)
     found["kernels of 3 px"] = other(kernel_width=jnp.array([3.0, 3.0]))
     found["2 iterations"] = other(iterations=2)
     found["windows of 15"] = other(windows=(15, 15))
+    found["windows of 41"] = other(windows=(41, 41))
     found["one look"] = other(windows=(0, model.defaults.windows[1]))
     if model.experts.regions:
         plain = dataclasses.replace(model.experts, refined=(False, False))
