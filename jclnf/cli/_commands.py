@@ -11,6 +11,7 @@ from jclnf.video import (
     DetectorOption,
     FocalOption,
     IterationsOption,
+    MinFaceOption,
     ModelOption,
     PrecisionOption,
     Settings,
@@ -134,6 +135,7 @@ class Fit:
         _WHICH | {"metavar": "CSV"},
     ] = None
     detector: Annotated[DetectorOption, _FACES] = "haar"
+    min_face: Annotated[MinFaceOption, _FACES] = None
 
     parts: Annotated[bool, "refine the fit with models of the inner face and eyes", _OPENFACE] = (
         False

@@ -20,7 +20,7 @@ from jclnf.cli._files import find_images
 from jclnf.cli._fit_record import FitRecord
 from jclnf.cli._openface import ImageTables
 from jclnf.cli._settings import fit_params, start_jax
-from jclnf.detect import find_faces, make_detector
+from jclnf.detect import check_min_face, find_faces, make_detector
 from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
 from jclnf.fitting import Model
 from jclnf.images import ImageFile, read_image_file
@@ -134,6 +134,11 @@ def _fit_all(
 
 def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     """Gives the face boxes `(k, 4)` of an image: those of the options, or what is detected."""
+    if options.min_face is not None and (options.box or options.boxes):
+        raise CommandError(
+            "--min-face is for faces that are looked for: leave out --box or --boxes"
+        )
+    check_min_face(options.min_face)
     if options.box is not None:
         return lambda _: [options.box]
     if options.boxes is not None:
@@ -148,7 +153,7 @@ def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     detector = make_detector(options.detector)
 
     def detected(file: ImageFile) -> Any:
-        found = find_faces(detector, file)
+        found = find_faces(detector, file, min_face=options.min_face)
         if len(found) == 0:
             raise BoxError(
                 "no face found; if there is one, give its box as --box X Y W H, or try another "

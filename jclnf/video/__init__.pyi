@@ -7,6 +7,7 @@ from ._settings import CentreOption as CentreOption
 from ._settings import DetectorOption as DetectorOption
 from ._settings import FocalOption as FocalOption
 from ._settings import IterationsOption as IterationsOption
+from ._settings import MinFaceOption as MinFaceOption
 from ._settings import ModelOption as ModelOption
 from ._settings import PrecisionOption as PrecisionOption
 from ._settings import Settings as Settings

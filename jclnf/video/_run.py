@@ -128,12 +128,16 @@ class Run:
         most = 1 if settings.one else settings.faces
         if settings.independent:
             return IndependentFitter(
-                self.model, params, make_detector(settings.detector, fast=True), most
+                self.model,
+                params,
+                make_detector(settings.detector),
+                most,
+                min_face=settings.min_face,
             )
         boxes = self._boxes
         detector = None
         if settings.boxes is None:
-            detector = make_detector(settings.detector, fast=True)
+            detector = make_detector(settings.detector)
         elif path is not None:
             boxes |= FrameBoxTable(settings.boxes).boxes(path)
             if not boxes:
@@ -142,6 +146,7 @@ class Run:
             self.model,
             TrackParams.of(dataclasses.replace(self.model, defaults=params)),
             detector=detector,
+            min_face=settings.min_face,
             single=settings.one,
             max_faces=most,
         )

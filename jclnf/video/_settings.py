@@ -26,6 +26,12 @@ DetectorOption = Annotated[
     "network); module:function (your own)",
     {"metavar": "NAME"},
 ]
+MinFaceOption = Annotated[
+    float | None,
+    "side in pixels of the smallest face looked for: the larger, the faster (default: a 36th of "
+    "the image's longer side, with mtcnn at least 60)",
+    {"metavar": "PX"},
+]
 FocalOption = Annotated[
     tuple[float, float] | None,
     "focal length in pixels, or those along x and y (default: OpenFace's guess)",
@@ -76,6 +82,7 @@ class Settings:
         "videos, video",
         _FOUND | {"metavar": "CSV"},
     ] = None
+    min_face: Annotated[MinFaceOption, _FACES] = None
     one: Annotated[bool, "one, as OpenFace's FeatureExtraction", _WHICH] = False
     faces: Annotated[int | None, "at most N at a time", _WHICH] = None
     independent: Annotated[
@@ -125,6 +132,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.independent and self.boxes is not None:
             raise ParamsError("independent fits need the boxes of every frame: use a detector")
+        if self.min_face is not None:
+            from jclnf.detect import check_min_face
+
+            check_min_face(self.min_face)
+            if self.boxes is not None:
+                raise ParamsError("min_face: with boxes, no faces are looked for")
         if self.faces is not None and self.faces < 1:
             raise ParamsError(f"faces: at least 1, not {self.faces}")
         if self.aligned and not 8 <= self.aligned <= 4096:
