@@ -5,7 +5,7 @@ import os
 import sys
 
 from jclnf.detect._base import Detector
-from jclnf.errors import DetectorError
+from jclnf.errors import DetectorError, did_you_mean
 
 DETECTORS = (
     "haar (OpenCV's cascades), mtcnn or mtcnn:PATH (OpenFace's networks), "
@@ -50,7 +50,8 @@ def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
 
         return YuNetDetector(rest, max_side=320 if fast else 640)
     if kind in ("haar", "mtcnn", "yunet", "boxes") or not (kind and rest):
-        raise DetectorError(f"{spec!r} is no detector; there are {DETECTORS}")
+        near = did_you_mean(kind, ("haar", "mtcnn", "yunet"))
+        raise DetectorError(f"{spec!r} is no detector; there are {DETECTORS}{near}")
     return _own(spec, kind, rest)
 
 
