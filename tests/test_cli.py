@@ -356,7 +356,7 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
         (("--full-precision",), "--openface-csv"),
         (("--csv-spaces",), "--openface-csv"),
         (("--nonsense",), "--nonsense"),
-        (("--overlya",), "jclnf fit has no option --overlya (`jclnf fit --help` says more)"),
+        (("--overlya",), "jclnf fit has no option --overlya; did you mean --no-overlay?"),
         (("--no-overlya",), "no option --no-overlya; did you mean --no-overlay?"),
         (("--arithmetic", "exat"), "'exat' is not one of exact, openface; did you mean exact?"),
         (("--detector", "harr"), "did you mean haar?"),
@@ -382,7 +382,7 @@ def test_what_ends_the_command_at_once(astronaut, model, capfd, arguments, messa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fitt", "a.png"], "'fitt' is not one of fit, video, eval, train, tune"),
+        (["fitt", "a.png"], "'fitt' is not one of models, fit, video, eval, train, tune"),
         (["fitt", "a.png"], "did you mean fit?"),
         (["models", "instal"], "did you mean install?"),
         (
