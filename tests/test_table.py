@@ -6,7 +6,7 @@ import pytest
 
 from jclnf.annotations import BoxTable, FrameBoxTable
 from jclnf.cli._face_table import FaceTable, columns
-from jclnf.errors import BoxError
+from jclnf.errors import BoxError, OutputError
 from jclnf.fitting import FitStatus
 
 
@@ -55,13 +55,36 @@ def test_row_holds_the_result(tmp_path):
 
 
 def test_every_row_is_on_disk_at_once(tmp_path):
-    table = FaceTable(tmp_path / "a.csv", 3, 2)
-    for face in range(3):
-        table.write("a.jpg", face, (1, 2, 3, 4), result(seed=face))
-        text = (tmp_path / "a.csv").read_text()
-        assert len(text.splitlines()) == face + 2
-        assert text.endswith("\n")
-    table.close()
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        for face in range(3):
+            table.write("a.jpg", face, (1, 2, 3, 4), result(seed=face))
+            text = (tmp_path / "a.csv").read_text()
+            assert len(text.splitlines()) == face + 2
+            assert text.endswith("\n")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 40])
+def test_a_table_goes_on_with_the_images_that_are_whole(tmp_path, cut):
+    """Whatever is left of the last image's rows, they are written anew."""
+    path, faces = tmp_path / "a.csv", [("new\nline.jpg", 0), ("b.jpg", 0), ("b.jpg", 1)]
+
+    def write(table, some):
+        for image, face in some:
+            status = FitStatus.CONVERGED if face == 0 else FitStatus.NOT_FINITE
+            table.write(image, face, (1, 2, 3, 4), result(seed=face, status=status))
+
+    with FaceTable(path, 3, 2) as table:
+        write(table, faces)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - cut])
+    with FaceTable(path, 3, 2, resume="begun") as table:
+        assert (table.done, table.rows, table.failed) == ({"new\nline.jpg"}, 1, 0)
+        write(table, faces[1:])
+        assert (table.rows, table.failed) == (3, 1)
+    assert path.read_bytes() == whole
+    assert FaceTable(path, 3, 2, resume="complete").done == {"new\nline.jpg", "b.jpg"}
+    with pytest.raises(OutputError, match="other columns"):
+        FaceTable(path, 4, 2, resume="begun")
 
 
 def test_failed_fit_has_empty_fields(tmp_path):
@@ -73,8 +96,45 @@ def test_failed_fit_has_empty_fields(tmp_path):
         table.write("a.jpg", 0, (1, 2, 3, 4), face)
     (row,) = read(tmp_path / "a.csv")
     assert (row["status"], row["success"]) == ("not_finite", "0")
-    empty = [k for k, v in row.items() if v == ""]
-    assert empty == ["likelihood", "confidence", "x_1", "y_1", "p_0"]
+    kept = ["image", "face", "status", "success", "box_x", "box_y", "box_w", "box_h"]
+    assert [k for k, v in row.items() if v != ""] == kept
+
+
+def test_fit_that_is_not_trusted_has_its_confidence_and_nothing_of_a_face(tmp_path):
+    face = result(confidence=np.float32(0.25))
+    face.success = np.bool_(False)
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        table.write("a.jpg", 0, (1, 2, 3, 4), face)
+    (row,) = read(tmp_path / "a.csv")
+    assert (row["status"], row["likelihood"], row["confidence"]) == (
+        "converged",
+        "-1.500000",
+        "0.250000",
+    )
+    assert {row[name] for name in columns(3, 2)[10:]} == {""}
+
+
+def test_an_image_without_a_face_is_a_row(tmp_path):
+    """But no table of such rows alone takes the place of another."""
+    path = tmp_path / "a.csv"
+    with FaceTable(path, 3, 2) as table:
+        table.write_without_face("none.jpg")
+    assert [row["image"] for row in read(path)] == ["none.jpg"]
+    with FaceTable(path, 3, 2) as table:
+        table.write_without_face("b.jpg")
+        table.write("a.jpg", 0, (1, 2, 3, 4), result())
+        table.write_without_face("c,d.jpg")
+        assert table.rows == 1
+    before, face, after = read(path)
+    assert [row["image"] for row in (before, face, after)] == ["b.jpg", "a.jpg", "c,d.jpg"]
+    known = {name: text for name, text in after.items() if text}
+    assert known == {"image": "c,d.jpg", "status": "no_face", "success": "0"}
+    assert BoxTable(path).boxes("b.jpg") == []
+    assert BoxTable(path).boxes("a.jpg") == [[1, 2, 3, 4]]
+    text = path.read_text()
+    with FaceTable(path, 3, 2) as table:
+        table.write_without_face("e.jpg")
+    assert path.read_text() == text
 
 
 def test_no_negative_zero(tmp_path):
@@ -180,6 +240,16 @@ def test_boxes_of_frames_of_any_video(tmp_path):
     assert table.boxes("a.mp4") == {3: [[5, 5, 5, 5], [1, 2, 3, 4]]}
     assert table.boxes("a.mp4") == {3: [[5, 5, 5, 5], [1, 2, 3, 4]]}
     assert table.boxes("b.mp4") == {3: [[1, 2, 3, 4]]}
+    assert table.left_out(["a.mp4"]) == []
+    (line,) = table.left_out(["b.mp4"])
+    assert line.endswith("starts.csv: its rows for 1 other videos are not used: a.mp4")
+
+
+def test_rows_for_other_images_are_named(tmp_path):
+    table = boxes(tmp_path, "image,x,y,w,h\n" + "".join(f"d/{k}.jpg,1,1,1,1\n" for k in range(7)))
+    (line,) = table.left_out(["c/d/0.jpg", "1.jpg"])
+    assert "6 other images" in line
+    assert line.endswith("not used: d/1.jpg, d/2.jpg, d/3.jpg, d/4.jpg and 2 more")
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def main() -> None:
         file = OPENFACE / "golden_csv" / f"{name}.clnf_general.csv"
         (theirs,) = csv_rows(file)
         with file.open() as text:
-            same_header = text.readline() == OpenFaceTable(68, 34, video=False, gaze=True).header
+            form = OpenFaceTable(68, 34, video=False, gaze=True, spaces=True)
+            same_header = text.readline() == form.header
         eyes = ours.gaze
         directions = block(theirs, "gaze_{1}_{0}", "xyz", 2)
         cosines = (directions * eyes.directions).sum(1) / np.linalg.norm(directions, axis=1)

@@ -2,11 +2,12 @@
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from jclnf.errors import BoxError
+from jclnf.errors import BoxError, near_file
+from jclnf.images import names
 
 _Entry = TypeVar("_Entry")
 
@@ -24,7 +25,8 @@ class BoxTable:
         """Read the file.
 
         Raises:
-            BoxError: it cannot be read, lacks a column, or a row does not hold four numbers.
+            BoxError: it cannot be read, lacks a column, or a row does not hold four numbers (or
+                four empty fields: no face).
         """
         self.path = Path(path)
         self._boxes: dict[tuple[str, ...], list[list[float]]] = {}
@@ -37,6 +39,10 @@ class BoxTable:
     def boxes(self, image: str | os.PathLike[str]) -> list[list[float]]:
         """Return the boxes of an image in the order of the file; none if it is not in it."""
         return _longest_match(self._boxes, image) or []
+
+    def left_out(self, images: Iterable[str | os.PathLike[str]]) -> list[str]:
+        """A line on rows that are for none of these images; none if there are no such rows."""
+        return _left_out(self.path, self._boxes, images, "images")
 
 
 class FrameBoxTable:
@@ -76,6 +82,10 @@ class FrameBoxTable:
             found.setdefault(frame, []).extend(boxes)
         return dict(sorted(found.items()))
 
+    def left_out(self, videos: Iterable[str | os.PathLike[str]]) -> list[str]:
+        """A line on rows that are for none of these videos; none if there are no such rows."""
+        return _left_out(self.path, self._boxes, videos, "videos")
+
 
 def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None], list[float]]]:
     """Yield line, fields and box of each row of a file with the column `key` and those of boxes."""
@@ -92,6 +102,8 @@ def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None]
             if keys is None:
                 raise BoxError(f"{path}: needs a header line with the columns {key}, x, y, w, h")
             for row in reader:
+                if key == "image" and all(row[name] == "" for name in keys):
+                    continue  # an image without a face, as our own tables have it
                 try:
                     box = [float(row[name]) for name in keys]
                 except (TypeError, ValueError) as e:
@@ -99,6 +111,8 @@ def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None]
                         f"{path}, line {reader.line_num}: x, y, w, h must be numbers"
                     ) from e
                 yield reader.line_num, row, box
+    except FileNotFoundError:
+        raise BoxError(f"{path}: cannot be read: no such file{near_file(path)}") from None
     except OSError as e:
         raise BoxError(f"{path}: cannot be read: {e.strerror or e}") from e
     except csv.Error as e:
@@ -113,6 +127,27 @@ def _longest_match(
     entries: dict[tuple[str, ...], _Entry], path: str | os.PathLike[str]
 ) -> _Entry | None:
     """Return what is kept for a path, or for as many of its last parts as are named."""
+    key = _longest_key(entries, path)
+    return entries.get(key) if key else None
+
+
+def _longest_key(
+    entries: Mapping[tuple[str, ...], object], path: str | os.PathLike[str]
+) -> tuple[str, ...]:
     parts = PurePath(path).parts
     found = (parts[start:] for start in range(len(parts)))
-    return next((entries[last] for last in found if last in entries), None)
+    return next((last for last in found if last in entries), ())
+
+
+def _left_out(
+    path: Path,
+    entries: Mapping[tuple[str, ...], object],
+    given: Iterable[str | os.PathLike[str]],
+    what: str,
+) -> list[str]:
+    """A line on the entries that are for none of the given paths."""
+    used = {_longest_key(entries, each) for each in given} | {()}
+    others = [str(PurePath(*key)) for key in entries if key not in used]
+    if not others:
+        return []
+    return [f"{path}: its rows for {len(others)} other {what} are not used: {names(others)}"]

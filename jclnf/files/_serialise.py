@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jclnf.errors import JclnfError, ModelFileError
+from jclnf.errors import JclnfError, ModelFileError, near_file
 from jclnf.experts import CCNF, CEN, SVR, TrunkExperts
 from jclnf.files._find import DEFAULT_MODEL, find_model
 from jclnf.files._version2 import description
@@ -31,6 +31,7 @@ from jclnf.geometry import PDM
 from jclnf.openface import LAYERS, EarlyTermination, Validator, View, load_openface
 from jclnf.outputs import replacing
 from jclnf.params import Arithmetic, FitParams
+from jclnf.runtime import check_process
 
 FORMAT_VERSION = 3
 CLASSES: dict[str, Any] = {
@@ -96,6 +97,7 @@ def load_model(
         ModelFileError: no such model, a damaged one, or one without the parts or the validator that
             are asked for.
     """
+    check_process()
     path = find_model(DEFAULT_MODEL if source is None else source)
     if path.suffix != ".safetensors":
         return load_openface(path, parts=parts, validator=validator)
@@ -132,7 +134,7 @@ def _load(path: Path) -> Model:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise ModelFileError(path, "there is no such file")
+        raise ModelFileError(path, f"no such file{near_file(path)}")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

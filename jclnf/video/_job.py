@@ -1,24 +1,28 @@
 """All results of one video: the run over it, what is made of its table, and its metadata."""
 
+import csv
 import functools
+import io
 import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jclnf
-from jclnf.errors import JclnfError, VideoError
+from jclnf.errors import JclnfError, OutputError, VideoError
 from jclnf.fitting import Model
-from jclnf.outputs import locked, write_bytes
+from jclnf.images import names
+from jclnf.outputs import check_same, locked, write_bytes
 from jclnf.runtime import device_report
 from jclnf.video._derived import write_overlay, write_parquet, write_plot, write_smoothed
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
-from jclnf.video._source import Source, open_source
+from jclnf.video._source import ImageFolder, Source, open_source
 
 
 @dataclass
@@ -80,15 +84,14 @@ def process_video(
     """
     done = JobResult(path)
     try:
-        source = open_source(path, rate=settings.rate) if source is None else source
-        run = Run(settings, model, source, out, stem)
-        with locked(run.path):
+        with locked(out / f"{stem}.csv"):
+            source = open_source(path, rate=settings.rate) if source is None else source
+            run = Run(settings, model, source, out, stem)
             metadata = out / f"{stem}.json"
-            if resume and _complete(metadata, run.checkpoint.digest):
-                run.clean_up()
-                done.summary = "complete already"
+            before = _metadata(metadata)
+            if resume and _complete(metadata, before, run):
+                done.summary = f"complete already, in {run.path}"
                 return done
-            metadata.unlink(missing_ok=True)
             start = time.monotonic()
             counts = run.perform(
                 resume=resume,
@@ -97,21 +100,30 @@ def process_video(
                 on_start=None if on_start is None else functools.partial(on_start, source),
             )
             seconds = time.monotonic() - start
-            done.problems += [f"{path}: {problem}" for problem in source.problems]
+            if counts.rows_with_success == 0 and run.beside and before.get("rows_with_success", 1):
+                run.withdraw()
+                raise VideoError(f"no face was found; {run.path} is left as it was")
+            metadata.unlink(missing_ok=True)
+            run.put_in_place()
+            problems = [*source.problems, *_unused(settings, run, source)]
+            done.problems += [f"{path}: {problem}" for problem in problems]
             _derive(settings, run, source, done)
+            if isinstance(source, ImageFolder):
+                _write_image_names(source, out / f"{stem}_images.csv")
             description = describe(settings, model, run, source) | {
-                "digest": run.checkpoint.digest,
+                "depends": run.checkpoint.depends,
                 **asdict(counts),
-                "problems": source.problems,
+                "problems": problems,
                 "seconds": round(seconds, 3),
             }
             write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
             run.clean_up()
             part = counts.rows_with_success / counts.rows if counts.rows else 0.0
             done.summary = (
-                f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success"
+                f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success, "
+                f"in {run.path}"
             )
-            if counts.rows == 0:
+            if counts.frames_without_face == counts.frames:
                 done.problems.append(f"{path}: no face was found")
     except JclnfError as error:
         text = str(error)
@@ -126,12 +138,12 @@ def process_video(
 
 def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> None:
     """Make what follows from the table; one that fails does not keep the others from it."""
-    table, formats = run.path, run.table.formats
+    table = run.path
     makers: list[tuple[Any, str, Callable[[Path], None]]] = [
         (
             settings.smooth,
             "_smoothed.csv",
-            lambda out: write_smoothed(table, out, str(settings.smooth), formats),
+            lambda out: write_smoothed(table, out, str(settings.smooth), run.table),
         ),
         (settings.parquet, ".parquet", lambda out: write_parquet(table, out)),
         (settings.plot, ".png", lambda out: write_plot(table, out)),
@@ -154,21 +166,54 @@ def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> No
             done.problems.append(str(error))
 
 
-def _complete(metadata: Path, digest: str) -> bool:
-    """Whether these are the metadata of a complete run with the same settings.
+def _unused(settings: Settings, run: Run, source: Source) -> list[str]:
+    """A line for each thing that was given for this video and could not be used."""
+    lines = []
+    if settings.rate is not None and source.rate != settings.rate:
+        lines.append("--rate is for folders of images: its own time stamps were used")
+    if frames := run.unused_boxes():
+        text = names([str(frame) for frame in frames])
+        lines.append(f"{settings.boxes} has boxes in frames that it does not have: {text}")
+    return lines
+
+
+def _write_image_names(source: ImageFolder, out: Path) -> None:
+    """The image of each frame, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["frame", "image"])
+    writer.writerows(zip(source.numbers, (file.name for file in source.files), strict=True))
+    write_bytes(out, text.getvalue().encode(errors="surrogateescape"))
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What an earlier run said of its results; nothing if there was none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _complete(path: Path, metadata: dict[str, Any], run: Run) -> bool:
+    """Whether these are the metadata of a complete run with the same settings; what a killed one
+    has left of it is removed then.
 
     Raises:
-        VideoError: they are those of another run.
+        OutputError: they are those of another run, and this one has left nothing to go on with.
     """
-    try:
-        found = json.loads(metadata.read_text())["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not metadata:
         return False
-    if found != digest:
-        raise VideoError(
-            f"{metadata}: the complete run there had other settings, another model, video or "
-            "version of jclnf: give the same, another --out, or run without --resume to begin again"
-        )
+    try:
+        check_same(path, metadata.get("depends"), run.checkpoint.depends)
+    except OutputError:
+        if run.checkpoint.path.exists():
+            return False  # of a run that was to replace that one
+        raise
+    with suppress(OutputError):  # another run's, which somebody may go on with
+        with suppress(VideoError):
+            run.checkpoint.load()
+        run.clean_up()
     return True
 
 
