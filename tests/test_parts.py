@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.recordings import openface_model
 from support.synthetic import default_params, planted
 
 import jclnf
@@ -323,10 +324,8 @@ def test_a_model_without_parts_says_so(openface_files):
 def test_recorded_faces(shared):
     """A few large faces, of which one is too small for its parts."""
     folder = shared / "openface"
-    main = folder / "model" / "main_clnf_general.txt"
-    model = jclnf.load_openface(main, parts=True, validator=True)
+    model = openface_model(folder, "general")
     params = FitParams.openface(model)
-    model = model.prepare(params)
     recorded = np.load(folder / "reference" / "parts_large_faces.npz")
     with open(folder / "images_large" / "boxes.csv", newline="") as file:
         rows = {row["image"][:3]: [float(row[s]) for s in "xywh"] for row in csv.DictReader(file)}

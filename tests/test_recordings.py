@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.recordings import openface_model
 
 import jclnf
 from jclnf import geometry
 from jclnf.experts._base import landmark_weights
 from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting import _rlms as rlms
+from jclnf.fitting import prepared
 from jclnf.fitting._scales import reference_shape
 from jclnf.geometry import Pose, project, update
 
@@ -46,10 +48,10 @@ class Recording(NamedTuple):
 def recording(request, shared):
     folder = shared / "openface"
     wild = request.param.endswith("wild")
-    model = jclnf.load_openface(folder / "model" / f"main_clnf_{'wild' if wild else 'general'}.txt")
+    model = openface_model(folder, "wild" if wild else "general")
     settings = jclnf.FitParams.openface_wild if wild else jclnf.FitParams.openface
     data = np.load(folder / "reference" / f"stages_{request.param}.npz")
-    return request.param, Recording(model, settings(model), data, folder)
+    return request.param, Recording(model, settings(model).replace(parts=False), data, folder)
 
 
 def scales(recording):
@@ -77,7 +79,7 @@ def pair(matrix):
 
 def test_areas_and_responses(recording):
     _, record = recording
-    model = record.model.prepare(record.params)
+    model = prepared(record.model, record.params)
     sample = jax.jit(partial(geometry.sample_areas, fixed_point=True), static_argnums=3)
     # The model is an argument: as a constant it would be folded, for minutes.
     respond = eqx.filter_jit(type(model.experts).responses)
@@ -197,10 +199,9 @@ def test_each_iteration(recording):
 @pytest.mark.parametrize(("group", "wild"), [("single", False), ("wild", True)])
 def test_final_landmarks(shared, group, wild):
     folder = shared / "openface"
-    model = jclnf.load_openface(folder / "model" / f"main_clnf_{'wild' if wild else 'general'}.txt")
+    model = openface_model(folder, "wild" if wild else "general")
     settings = jclnf.FitParams.openface_wild if wild else jclnf.FitParams.openface
-    params = settings(model)
-    model = model.prepare(params)
+    params = settings(model).replace(parts=False)
     recorded = np.load(folder / "reference" / "final_fits.npz")
     worst = []
     for row in list(csv.DictReader((folder / "images" / "boxes.csv").open()))[::15]:
