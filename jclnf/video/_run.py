@@ -181,10 +181,10 @@ class Run:
             first, offset = numbers["frame"], numbers["offset"]
             self.counts = Counts(**numbers["counts"])
             self._fitter.restore(arrays)
-        if on_start is not None:
-            on_start(first - 1)
         else:
             self.checkpoint.remove()
+        if on_start is not None:
+            on_start(first - 1)
         table, self._pts, self._aligned = (
             growing(path, resume=saved is not None) for path in self._grown.values()
         )
@@ -212,8 +212,11 @@ class Run:
             self._save(file, self._last + 1)
         if self.counts.frames == 0 and self.settings.begin > 0:
             self.withdraw()
-            if table == self.path:
+            if not self.beside:
                 table.unlink()
+                for folder in (self._pts, self._aligned):
+                    with contextlib.suppress(OSError):  # there are earlier ones, or none are asked
+                        folder.rmdir()
             raise VideoError(f"--from {self.settings.begin:g} lies beyond its end")
         return self.counts
 
