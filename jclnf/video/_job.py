@@ -14,7 +14,8 @@ import jclnf
 from jclnf.errors import JclnfError, VideoError
 from jclnf.fitting import Model
 from jclnf.outputs import locked, write_bytes
-from jclnf.video._derived import write_overlay, write_parquet, write_plot, write_smoothed
+from jclnf.video._derived import write_parquet, write_plot, write_smoothed
+from jclnf.video._overlay import write_overlay
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
 from jclnf.video._source import Source, open_source
@@ -96,12 +97,13 @@ def process_video(
                 on_start=None if on_start is None else functools.partial(on_start, source),
             )
             seconds = time.monotonic() - start
-            done.problems += [f"{path}: {problem}" for problem in source.problems]
+            problems = list(source.problems)
+            done.problems += [f"{path}: {problem}" for problem in problems]
             _derive(settings, run, source, done)
             description = describe(settings, model, run, source) | {
                 "digest": run.checkpoint.digest,
                 **asdict(counts),
-                "problems": source.problems,
+                "problems": problems,
                 "seconds": round(seconds, 3),
             }
             write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
@@ -137,7 +139,7 @@ def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> No
         (
             settings.overlay,
             "_overlay.mp4",
-            lambda out: write_overlay(table, run.selected_frames(), source.rate, source.size, out),
+            lambda out: write_overlay(table, run.selected_frames(), source, settings.begin, out),
         ),
     ]
     for wanted, ending, make in makers:
@@ -173,6 +175,7 @@ def _complete(metadata: Path, digest: str) -> bool:
 
 def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict[str, Any]:
     """Everything that a result can be understood and made again by, for its metadata."""
+    import av
     import cv2
     import jax
     import numpy as np
@@ -181,6 +184,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         "source": str(getattr(source, "path", source.name)),
         "size": list(source.size),
         "frame_rate": source.rate,
+        **getattr(source, "properties", {}),
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
         "settings": asdict(settings),
@@ -190,6 +194,8 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
             "jax": jax.__version__,
             "numpy": np.__version__,
             "opencv": cv2.__version__,
+            "pyav": av.__version__,
+            "ffmpeg": av.ffmpeg_version_info,
         },
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

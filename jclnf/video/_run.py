@@ -1,7 +1,7 @@
 """A run over one video: its frames are read, its faces followed, and their rows written."""
 
-import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,13 +25,13 @@ from jclnf.video._aligned import aligned_face
 from jclnf.video._checkpoint import Checkpoint
 from jclnf.video._fitters import IndependentFitter, TrackingFitter
 from jclnf.video._settings import CHUNK, Settings, model_digest, source_digest
-from jclnf.video._source import Frame, Prefetcher, Source
+from jclnf.video._source import Frame, Prefetcher, Selection, Source
 
 CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
 
 
-FORMAT = 2
+FORMAT = 3
 """Of checkpoints: those of another one are refused."""
 
 OUTPUTS = (".json", ".png", ".parquet", "_smoothed.csv", "_overlay.mp4")
@@ -137,11 +137,11 @@ class Run:
             VideoError: as `Checkpoint.load`.
             OSError: the results cannot be written.
         """
-        first, offset = 1, 0
+        first, begin, offset = 1, 0.0, 0
         saved = self.checkpoint.load() if resume else None
         if saved is not None:
             arrays, numbers = saved
-            first, offset = numbers["frame"], numbers["offset"]
+            first, begin, offset = numbers["frame"], numbers["time"], numbers["offset"]
             self.counts = Counts(**numbers["counts"])
             self._fitter.restore(arrays)
         if on_start is not None:
@@ -163,13 +163,13 @@ class Run:
             if offset == 0:
                 file.write(self.table.header.encode())
             last = time.monotonic()
-            with Prefetcher(self.selected_frames(first)) as frames:
+            with Prefetcher(self.selected_frames(first, begin)) as frames:
                 for chunk in _chunks(frames):
-                    number, going = self._do_chunk(chunk, file, on_frame)
+                    done, going = self._do_chunk(chunk, file, on_frame)
                     if not going:
                         break
                     if time.monotonic() - last >= every:
-                        self._save(file, number + 1)
+                        self._save(file, done)
                         last = time.monotonic()
             file.flush()
             os.fsync(file.fileno())
@@ -183,28 +183,29 @@ class Run:
         for part in (*self._pts.glob(".*.part.pts"), *self._aligned.glob(".*.part.png")):
             part.unlink(missing_ok=True)
 
-    def selected_frames(self, first: int = 1) -> Iterator[Frame]:
-        """The frames between the times that the settings give, from number `first` on."""
-        end = float("inf") if self.settings.end is None else self.settings.end
-        frames = self.source.frames(first)
-        with contextlib.closing(frames):  # type: ignore[type-var]
-            for frame in frames:
-                if frame.time > end:
-                    return
-                if frame.time >= self.settings.begin:
-                    yield frame
+    def selected_frames(self, first: int = 1, begin: float = 0.0) -> Iterator[Frame]:
+        """The frames that the settings choose, from number `first` and the time `begin` on."""
+        settings = self.settings
+        end = math.inf if settings.end is None else settings.end
+        begin = max(begin, settings.begin)
+        return self.source.frames(Selection(first, begin, end, settings.every))
 
-    def _save(self, file: BinaryIO, following: int) -> None:
+    def _save(self, file: BinaryIO, done: Frame) -> None:
         file.flush()
         os.fsync(file.fileno())
-        numbers = {"frame": following, "offset": file.tell(), "counts": vars(self.counts)}
+        numbers = {
+            "frame": done.number + 1,
+            "time": done.time,
+            "offset": file.tell(),
+            "counts": vars(self.counts),
+        }
         self.checkpoint.save(self._fitter.state(), numbers)
 
     def _do_chunk(
         self, chunk: Iterator[Frame], file: BinaryIO, on_frame: OnFrame | None
-    ) -> tuple[int, bool]:
-        """Follow the faces through a chunk and write their rows; the last frame's number, and
-        False if the run was ended."""
+    ) -> tuple[Frame, bool]:
+        """Follow the faces through a chunk and write their rows; the last frame, and False if the
+        run was ended."""
         frames: list[Frame] = []
         found: list[list[TrackedFace]] = []
         going = True
@@ -234,7 +235,7 @@ class Run:
         self.counts.rows += len(lines)
         file.write("".join(lines).encode())
         file.flush()
-        return frames[-1].number, going
+        return frames[-1], going
 
     def _write_images(self, frame: Frame, faces: list[TrackedFace]) -> None:
         if frame.image is None:

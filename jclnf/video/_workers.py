@@ -20,14 +20,6 @@ from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame
 from jclnf.video._settings import Settings
 from jclnf.video._source import VIDEO_SUFFIXES, Source
 
-_ENVIRONMENT = {
-    # FFmpeg writes of every damaged packet; what matters, a run says itself.
-    "OPENCV_FFMPEG_LOGLEVEL": "-8",
-    "OPENCV_LOG_LEVEL": "SILENT",
-    # A file that is a list of other files must not lead anywhere.
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file",
-}
-
 
 def find_videos(paths: Iterable[str]) -> tuple[list[str], list[str]]:
     """The videos that paths name, each once, and a line for each path that names none.
@@ -67,8 +59,7 @@ def process_videos(
 ) -> Iterator[JobResult]:
     """Make the results of several videos, and tell how each went as soon as it is done.
 
-    FFmpeg is kept quiet, and from following what a file refers to, by environment variables that
-    this sets unless they are set already. Recording from a camera ends with Ctrl-C.
+    Recording from a camera ends with Ctrl-C.
 
     Args:
         settings: what to do, and with which model.
@@ -93,8 +84,7 @@ def process_videos(
         if any(os.path.realpath(overlay) == os.path.realpath(other) for other in paths):
             raise VideoError(f"{overlay}: would replace a video that is read: give another --out")
     make_folder(out)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a run says itself that there is no camera
     options = {"resume": resume, "every": every}
     if workers > 1 and len(jobs) > 1:
         return _in_processes(settings, jobs, out, min(workers, len(jobs)), options)
