@@ -1,5 +1,6 @@
 """Shared by the experiments: the development data, and files of results."""
 
+import argparse
 import dataclasses
 import functools
 import importlib.metadata
@@ -24,6 +25,13 @@ from tests.support import recordings
 
 DATA = Path(os.environ.get("JCLNF_TEST_DATA", REPOSITORY.parent / "shared"))
 OPENFACE = DATA / "openface"
+
+
+def command_line(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring; to be asked before anything is computed."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def model_file(kind: str) -> Path:

@@ -20,6 +20,7 @@ import jclnf
 import jclnf.cli._fit
 import jclnf.images
 from jclnf.cli import main
+from jclnf.cli._commands import Fit
 from jclnf.fitting import FitStatus
 from jclnf.outputs import locked
 from jclnf.runtime import enable_compilation_cache, silent_stderr
@@ -165,7 +166,8 @@ def test_one_bad_image_does_not_stop_the_others(run, astronaut):
     Path("text.png").write_text("hello")
     code, out, err = run("a.png", "b.jpg", "missing.jpg", "text.png", "flat.png", "c.png")
     assert code == 1
-    assert [row["image"] for row in rows()] == ["a.png", "c.png"]
+    assert [row["image"] for row in rows()] == ["a.png", "flat.png", "c.png"]
+    assert [row["status"] == "no_face" for row in rows()] == [False, True, False]
     lines = err.splitlines()
     names = ("b.jpg", "missing.jpg", "text.png", "flat.png")
     assert len(lines) == len(names)
@@ -210,7 +212,10 @@ def test_boxes_option(run, astronaut):
     )
     code, _, err = run("a.png", "b.png", "--boxes", "boxes.csv")
     assert code == 1
-    assert [(row["image"], row["face"]) for row in rows()] == [("a.png", "0"), ("a.png", "1")]
+    found = [(row["image"], row["face"]) for row in rows()]
+    assert found == [("a.png", "0"), ("a.png", "1"), ("b.png", "")]
+    assert run("a.png", "b.png", "--boxes", "boxes.csv", "--no-empty-rows")[0] == 1
+    assert [(row["image"], row["face"]) for row in rows()] == found[:2]
     first, second = err.splitlines()
     assert first.startswith("jclnf: a.png: face 2: box x=900")
     assert second == "jclnf: b.png: no box for it in boxes.csv"
@@ -314,8 +319,9 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
     )
     code, _, err = run("a.png", "b.png", "--detector", "colourful_faces:Find")
     assert code == 1
-    (row,) = rows()
+    row, nobody = rows()
     assert [float(row[f"box_{side}"]) for side in "xywh"] == [92, 79, 77, 75]
+    assert (nobody["image"], nobody["status"]) == ("b.png", "no_face")
     (line,) = err.splitlines()
     assert line.startswith("jclnf: b.png: colourful_faces:Find: returned the box 1, 2, 0, 0 with")
 
@@ -342,6 +348,7 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
         (("--centre", "1"), "--centre takes two numbers"),
         (("--focal", "far"), "'far'"),
         (("--full-precision",), "--openface-csv"),
+        (("--csv-spaces",), "--openface-csv"),
         (("--nonsense",), "--nonsense"),
     ],
 )
@@ -486,7 +493,7 @@ def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):
 
     monkeypatch.setattr(jclnf.cli._fit, "read_image_file", interrupt)
     code, out, err = run("a.png", "b.png")
-    assert (code, err) == (130, "jclnf: interrupted\n")
+    assert (code, err) == (130, f"jclnf: interrupted: {Fit.interrupted}\n")
     assert "1 face in fits/landmarks.csv" in out
     assert [row["image"] for row in rows()] == ["a.png"]
 
@@ -597,7 +604,7 @@ def test_real_interrupt(tmp_path, astronaut, model):
         p.send_signal(signal.SIGINT)
         _, err = p.communicate(timeout=60)
     assert p.returncode == 130
-    assert err == "jclnf: interrupted\n"
+    assert err == f"jclnf: interrupted: {Fit.interrupted}\n"
     found = rows()
     assert 2 <= len(found) < len(names)
     assert all(row["p_2"] for row in found)

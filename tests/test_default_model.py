@@ -42,8 +42,8 @@ def grey() -> np.ndarray:
 
 
 def fitted(model: jclnf.Model, grey: np.ndarray, box) -> jclnf.FitResult:
-    piece = jclnf.crop(grey, box, sizes=(256,))
-    return jclnf.fit(model, piece.image, piece.box).shifted(piece.offset)
+    crop = jclnf.crop(grey, box, sizes=(256,))
+    return jclnf.fit(model, crop.image, crop.box).shifted(crop.offset)
 
 
 def test_it_is_small_and_complete(model):
@@ -88,8 +88,8 @@ def test_large_and_small_pictures_of_the_same_face(model, grey, zoom):
     how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
     scaled = cv2.resize(grey, None, fx=zoom, fy=zoom, interpolation=how)
     box = np.array(BOX) * zoom + [(zoom - 1) / 2, (zoom - 1) / 2, 0, 0]
-    piece = jclnf.crop(scaled, box)
-    found = np.asarray(jclnf.fit(model, piece.image, piece.box).shifted(piece.offset).landmarks)
+    crop = jclnf.crop(scaled, box)
+    found = np.asarray(jclnf.fit(model, crop.image, crop.box).shifted(crop.offset).landmarks)
     back = (found + 0.5) / zoom - 0.5
     assert np.linalg.norm(back - straight, axis=1).mean() < 0.03 * EYE_DISTANCE
 
@@ -128,8 +128,8 @@ def test_small_faces_are_fitted_until_there_is_too_little_of_them(model, grey):
         zoom = scale / float(straight.pose.scale)
         small = cv2.resize(grey, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
         box = np.array(BOX) * zoom + [(zoom - 1) / 2, (zoom - 1) / 2, 0, 0]
-        piece = jclnf.crop(small, box, sizes=(256,))
-        found = jclnf.fit(model, piece.image, piece.box).shifted(piece.offset)
+        crop = jclnf.crop(small, box, sizes=(256,))
+        found = jclnf.fit(model, crop.image, crop.box).shifted(crop.offset)
         status[scale] = bool(found.ok)
         if found.ok:
             back = (np.asarray(found.landmarks) + 0.5) / zoom - 0.5
@@ -151,15 +151,15 @@ def test_it_knows_where_the_head_looks(model, grey):
 
 @pytest.mark.slow
 def test_derivatives_go_through_the_whole_of_it(model, grey):
-    piece = jclnf.crop(grey, BOX, sizes=(256,))
-    aim = np.array([SEEN[i] for i in SEEN]) - piece.offset
+    crop = jclnf.crop(grey, BOX, sizes=(256,))
+    aim = np.array([SEEN[i] for i in SEEN]) - crop.offset
 
     def loss(box, params):
-        landmarks = jclnf.fit(model, piece.image, box, params).landmarks
+        landmarks = jclnf.fit(model, crop.image, box, params).landmarks
         return ((landmarks[np.array(list(SEEN))] - aim) ** 2).mean()
 
     by_box, by_params = jax.jit(jax.grad(loss, argnums=(0, 1)))(
-        jax.numpy.asarray(piece.box), model.defaults
+        jax.numpy.asarray(crop.box), model.defaults
     )
     for array in jax.tree.leaves((by_box, by_params)):
         assert np.isfinite(array).all()

@@ -129,11 +129,11 @@ def test_a_second_image_of_the_same_size_compiles_nothing(face, start, monkeypat
     monkeypatch.setattr(hypotheses, "fit_from", lambda *args: traces.append(1) or original(*args))
     params = default_params(iterations=3)
     for i in range(4):
-        piece = jclnf.crop(face.image, start + i)
+        crop = jclnf.crop(face.image, start + i)
         jclnf.fit(
             face.model,
-            piece.image,
-            [piece.box, tuple(map(float, piece.box)), piece.box.astype(float), list(piece.box)][i],
+            crop.image,
+            [crop.box, tuple(map(float, crop.box)), crop.box.astype(float), list(crop.box)][i],
             params.replace(kernel_width=jnp.array([1.5, 1.2 + i])),
         )
     assert len(traces) == 1
@@ -142,9 +142,9 @@ def test_a_second_image_of_the_same_size_compiles_nothing(face, start, monkeypat
 def test_a_crop_gives_the_same_fit(face, start):
     image = np.pad(face.image, ((100, 300), (250, 50)))
     whole = jclnf.fit(face.model, image, start + [250, 100, 0, 0])
-    piece = jclnf.crop(image, start + [250, 100, 0, 0])
-    cut = jclnf.fit(face.model, piece.image, piece.box).shifted(piece.offset)
-    assert piece.image.shape != image.shape
+    crop = jclnf.crop(image, start + [250, 100, 0, 0])
+    cut = jclnf.fit(face.model, crop.image, crop.box).shifted(crop.offset)
+    assert crop.image.shape != image.shape
     np.testing.assert_allclose(cut.landmarks, whole.landmarks, atol=2e-3)
 
 

@@ -104,7 +104,7 @@ def test_its_derivatives_are_differences(pdm):
 
 
 def test_signs_of_rotations(pdm):
-    """As the docstring says: down, to the left of the picture, clockwise in it."""
+    """As the docstring says: down, to the left of the image, clockwise in it."""
     camera, tip, brow = Camera.assumed(640, 480), 30, 27
     straight = face(pdm, camera, (0.0, 0.0, 600.0), (0.0, 0.0, 0.0)).landmarks
     moved = [
@@ -190,7 +190,7 @@ def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
     model = jclnf.load_openface(shared / "openface/model/main_clnf_general.txt", parts=True)
     file = shared / "openface" / "golden_csv" / f"{clip}.clnf_general.csv"
     header, rows = read_golden(file, 12)
-    assert header == OpenFaceTable(68, 34, video=True, gaze=True).header
+    assert header == OpenFaceTable(68, 34, video=True, gaze=True, spaces=True).header
     camera = Camera.assumed(*SIZES[clip])
     fits = []
     for row in rows:
@@ -245,13 +245,13 @@ def test_a_photograph_has_openfaces_table(shared):
         openface / "model" / "main_clnf_general.txt", parts=True, validator=True
     )
     params = jclnf.FitParams.openface(model)
-    photo = read_image_file(openface / "samples" / "sample5.jpg")
-    piece = jclnf.crop(photo.grey, (204.982, 131.999, 291.226, 286.433))
-    fit = jax.device_get(jclnf.fit(model.prepare(params), piece.image, piece.box, params))
-    height, width = photo.grey.shape
+    image = read_image_file(openface / "samples" / "sample5.jpg")
+    crop = jclnf.crop(image.grey, (204.982, 131.999, 291.226, 286.433))
+    fit = jax.device_get(jclnf.fit(model.prepare(params), crop.image, crop.box, params))
+    height, width = image.grey.shape
     camera = Camera.assumed(width, height)
-    (one,) = measure_faces([fit.shifted(piece.offset)], camera, batch=1)
-    table = OpenFaceTable(68, 34, video=False, gaze=True)
+    (one,) = measure_faces([fit.shifted(crop.offset)], camera, batch=1)
+    table = OpenFaceTable(68, 34, video=False, gaze=True, spaces=True)
     header, (theirs,) = read_golden(openface / "golden_csv" / "sample5.clnf_general.csv", 1)
     assert table.header == header
     text = table.row((0, float(fit.confidence)), one).strip().split(", ")
@@ -271,7 +271,7 @@ def test_rows_hold_what_their_columns_say(pdm):
     result = face(pdm, camera, *POSES[0])
     (one,) = measure_faces([result], camera, batch=2)
     table = OpenFaceTable(68, pdm.n_modes, video=True, gaze=False)
-    row = dict(zip(table.columns, table.row((3, 0, 0.1, 0.876, 1), one).split(", "), strict=True))
+    row = dict(zip(table.columns, table.row((3, 0, 0.1, 0.876, 1), one).split(","), strict=True))
     assert [row[c] for c in table.columns[:5]] == ["3", "0", "0.100", "0.88", "1"]
     assert row["x_30"] == f"{float(result.landmarks[30, 0]):.1f}"
     assert row["pose_Tz"] == f"{float(one.head.translation[2]):.1f}"
@@ -279,13 +279,28 @@ def test_rows_hold_what_their_columns_say(pdm):
     assert row["Z_8"] == f"{float(one.space[8, 2]):.1f}"
     assert not any(name.startswith(("gaze", "eye", "AU")) for name in table.columns)
     exact = OpenFaceTable(68, pdm.n_modes, video=False, gaze=False, full_precision=True)
-    row = dict(zip(exact.columns, exact.row((0, 0.5), one).split(", "), strict=True))
+    row = dict(zip(exact.columns, exact.row((0, 0.5), one).split(","), strict=True))
     for i in range(68):
         assert np.float32(row[f"y_{i}"]) == np.asarray(result.landmarks)[i, 1]
-    nobody = table.row((4, 0, 0.2, 0.0, 0), None)
-    assert len(nobody.split(", ")) == len(table.columns)
+    count = len(table.columns)
+    assert table.row((4, None, 0.2, None, 0), None) == "4,,0.200,,0" + (count - 5) * "," + "\n"
+    as_openface = OpenFaceTable(68, pdm.n_modes, video=True, gaze=False, zeros=True, spaces=True)
+    nobody = as_openface.row((4, 0, 0.2, None, 0), None)
+    assert nobody.startswith("4, 0, 0.200, 0.00, 0, ")
+    assert len(nobody.split(", ")) == count
     assert set(nobody.strip().split(", ")[5:]) == {"0.0", "0.000"}
     assert nobody.endswith("\n")
+
+
+def test_eyes_that_were_not_fitted_are_empty(pdm):
+    """Where other faces of the table have a gaze."""
+    camera = Camera.assumed(640, 480)
+    (one,) = measure_faces([face(pdm, camera, *POSES[0])], camera, batch=1)
+    table = OpenFaceTable(68, pdm.n_modes, video=True, gaze=True)
+    cells = table.row((1, 0, 0.0, 0.9, 1), one).rstrip("\n").split(",")
+    row = dict(zip(table.columns, cells, strict=True))
+    empty = {name for name, cell in row.items() if not cell}
+    assert empty == {name for name in table.columns if name.startswith(("gaze", "eye_lmk"))}
 
 
 def test_a_faces_numbers_do_not_depend_on_the_batch(pdm):

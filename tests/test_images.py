@@ -14,7 +14,7 @@ from jclnf.images import check_grey, read_image, read_image_file
 
 @pytest.fixture(scope="module")
 def colour():
-    """A smooth RGB picture without symmetry, so that JPEG loses little and every turn shows."""
+    """A smooth RGB image without symmetry, so that JPEG loses little and every turn shows."""
     y, x = np.mgrid[0:48, 0:80]
     planes = (x * 3, y * 5, 128 + 100 * np.sin(x / 9) * np.cos(y / 13))
     return np.stack(planes, axis=2).astype(np.uint8)
@@ -41,11 +41,11 @@ def opencv_grey(rgb):
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_grey_has_opencv_weights(tmp_path, colour, kind):
     path = write(tmp_path, "photo", encoded(colour, kind))
-    photo = read_image_file(path)
-    np.testing.assert_array_equal(photo.grey, opencv_grey(colour))
-    np.testing.assert_array_equal(photo.colour, colour[..., ::-1])
-    assert photo.path == path
-    np.testing.assert_array_equal(read_image(str(path)), photo.grey)
+    image = read_image_file(path)
+    np.testing.assert_array_equal(image.grey, opencv_grey(colour))
+    np.testing.assert_array_equal(image.colour, colour[..., ::-1])
+    assert image.path == path
+    np.testing.assert_array_equal(read_image(str(path)), image.grey)
 
 
 def test_jpeg_equals_imread(tmp_path, colour):
@@ -73,9 +73,9 @@ def test_exif_orientation(tmp_path, colour, kind, orientation):
 
 def test_grey_file_is_kept(tmp_path, colour):
     grey = colour[..., 2]
-    photo = read_image_file(write(tmp_path, "g.png", encoded(grey, "PNG")))
-    np.testing.assert_array_equal(photo.grey, grey)
-    np.testing.assert_array_equal(photo.colour, np.repeat(grey[..., None], 3, axis=2))
+    image = read_image_file(write(tmp_path, "g.png", encoded(grey, "PNG")))
+    np.testing.assert_array_equal(image.grey, grey)
+    np.testing.assert_array_equal(image.colour, np.repeat(grey[..., None], 3, axis=2))
 
 
 def test_alpha_is_dropped(tmp_path, colour):
@@ -89,8 +89,8 @@ def test_alpha_is_dropped(tmp_path, colour):
 
 
 def test_cmyk_jpeg(tmp_path, colour):
-    picture = Image.fromarray(colour).convert("CMYK")
-    path = write(tmp_path, "a.jpg", encoded(picture, "JPEG", quality=95))
+    image = Image.fromarray(colour).convert("CMYK")
+    path = write(tmp_path, "a.jpg", encoded(image, "JPEG", quality=95))
     expected = opencv_grey(np.asarray(Image.open(path).convert("RGB")))
     assert np.abs(read_image(path).astype(int) - expected).mean() < 3
 
@@ -112,9 +112,9 @@ def test_16_bit_colour(tmp_path, colour):
     path = write(
         tmp_path, "a.png", cv2.imencode(".png", colour.astype(np.uint16) * 257)[1].tobytes()
     )
-    photo = read_image_file(path)
-    np.testing.assert_array_equal(photo.colour, colour)
-    np.testing.assert_array_equal(photo.grey, opencv_grey(colour[..., ::-1]))
+    image = read_image_file(path)
+    np.testing.assert_array_equal(image.colour, colour)
+    np.testing.assert_array_equal(image.grey, opencv_grey(colour[..., ::-1]))
 
 
 def test_float_tiff(tmp_path, colour):

@@ -39,8 +39,8 @@ def openface_detector(shared):
     return MtcnnDetector(shared / "openface" / "model")
 
 
-def answers_in_numpy(layers, picture):
-    out = run_in_numpy(layers, picture)
+def answers_in_numpy(layers, image):
+    out = run_in_numpy(layers, image)
     probability = 1 / (1 + np.exp(out[..., 0] - out[..., 1]))
     return np.concatenate([probability[..., None], out[..., 2:6]], axis=-1)
 
@@ -51,16 +51,16 @@ def test_networks_of_boxes(networks, listed, rng, name):
     batch = rng.uniform(0, 255, (3, side, side, 3)).astype(np.float32)
     network = make_network(read_network(listed.parent / f"{name}.dat", name))
     found = faces(network, jnp.asarray(batch), jnp.array([side, side]))
-    expected = [answers_in_numpy(networks[name], picture) for picture in batch]
+    expected = [answers_in_numpy(networks[name], image) for image in batch]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(12, 12), (12, 13), (13, 12), (15, 24), (16, 23), (19, 17)])
 def test_padding_of_the_picture_changes_nothing(networks, listed, rng, size):
-    picture = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
+    image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
     network = make_network(read_network(listed.parent / "PNet.dat", "PNet"))
-    found = mtcnn._over_image(network, picture)
-    expected = answers_in_numpy(networks["PNet"], picture)
+    found = mtcnn._over_image(network, image)
+    expected = answers_in_numpy(networks["PNet"], image)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -68,11 +68,11 @@ def test_padding_of_the_picture_changes_nothing(networks, listed, rng, size):
 def test_pictures_of_any_size_share_few_programs(listed, monkeypatch):
     shapes = set()
 
-    def noting(network, pictures, size):
-        assert np.all(np.asarray(size) <= pictures.shape[1:3])
-        shapes.add((id(network), pictures.shape))
-        positions = () if pictures.shape[1] in (24, 48) else (pictures.shape[1] // 2,) * 2
-        return np.zeros((len(pictures), *positions, 5))
+    def noting(network, images, size):
+        assert np.all(np.asarray(size) <= images.shape[1:3])
+        shapes.add((id(network), images.shape))
+        positions = () if images.shape[1] in (24, 48) else (images.shape[1] // 2,) * 2
+        return np.zeros((len(images), *positions, 5))
 
     monkeypatch.setattr(mtcnn, "faces", noting)
     detector = MtcnnDetector(listed)
@@ -104,12 +104,12 @@ def test_suppression():
 
 
 def test_squares_are_cut_with_zeros_outside(rng):
-    picture = rng.uniform(1, 255, (30, 40, 3)).astype(np.float32)
-    padded = np.pad(picture, ((50, 50), (50, 50), (0, 0)))
+    image = rng.uniform(1, 255, (30, 40, 3)).astype(np.float32)
+    padded = np.pad(image, ((50, 50), (50, 50), (0, 0)))
     for x, y, size in ((3, 4, 12), (-9, -7, 20), (30, 20, 23), (-5, 2, 60)):
         whole = padded[y + 49 : y + 50 + size, x + 49 : x + 50 + size]
         expected = cv2.resize(whole, (24, 24), interpolation=cv2.INTER_LINEAR)
-        found = mtcnn._cut(picture, np.array([x, y, size, size], float), 24)
+        found = mtcnn._cut(image, np.array([x, y, size, size], float), 24)
         np.testing.assert_array_equal(found, expected)
 
 
@@ -118,8 +118,8 @@ def golden(shared, name):
         return list(csv.DictReader(f))
 
 
-def check_golden(detector, picture, row):
-    boxes, scores = detector.detect(picture)
+def check_golden(detector, image, row):
+    boxes, scores = detector.detect(image)
     expected = [float(row[key]) for key in "xywh"]
     # Five decimals of float32 pixels in a thousand, where the recording has three.
     np.testing.assert_allclose(boxes[0], expected, atol=2e-3)
@@ -132,8 +132,8 @@ def test_boxes_are_openfaces(shared, openface_detector):
     assert len(rows) == 10
     for row in rows:
         folder = "samples" if row["image"].startswith("sample") else "images"
-        picture = cv2.imread(str(shared / "openface" / folder / row["image"]))
-        check_golden(openface_detector, picture, row)
+        image = cv2.imread(str(shared / "openface" / folder / row["image"]))
+        check_golden(openface_detector, image, row)
 
 
 @pytest.mark.parametrize("video", ["default.wmv", "changeLighting.wmv"])
@@ -142,19 +142,19 @@ def test_boxes_in_videos_are_openfaces(shared, openface_detector, video):
             if row["video"] == video}  # fmt: skip
     capture = cv2.VideoCapture(str(shared / "openface" / "samples" / video))
     for frame in range(1, 4):
-        ok, picture = capture.read()
+        ok, image = capture.read()
         assert ok
-        check_golden(openface_detector, picture, rows[frame])
+        check_golden(openface_detector, image, rows[frame])
 
 
 def test_reduced_and_grey_pictures(shared, openface_detector):
-    picture = cv2.imread(str(shared / "openface" / "samples" / "sample1.jpg"))
-    (box,) = openface_detector(picture)
+    image = cv2.imread(str(shared / "openface" / "samples" / "sample1.jpg"))
+    (box,) = openface_detector(image)
     side = min(box[2:])
-    reduced = MtcnnDetector(shared / "openface" / "model", max_side=400)(picture)
+    reduced = MtcnnDetector(shared / "openface" / "model", max_side=400)(image)
     np.testing.assert_allclose(reduced, [box], atol=0.1 * side)
-    np.testing.assert_allclose(find_faces(openface_detector, picture), [box])
-    grey = find_faces(openface_detector, cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY))
+    np.testing.assert_allclose(find_faces(openface_detector, image), [box])
+    grey = find_faces(openface_detector, cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
     np.testing.assert_allclose(grey, [box], atol=0.1 * side)
 
 
@@ -164,9 +164,9 @@ def test_pictures_without_faces(listed):
         boxes, scores = detector.detect(np.zeros(shape, np.uint8))
         assert boxes.shape == (0, 4)
         assert scores.shape == (0,)
-    for picture in (np.zeros((70, 70), np.uint8), np.zeros((70, 70, 3), np.float32)):
+    for image in (np.zeros((70, 70), np.uint8), np.zeros((70, 70, 3), np.float32)):
         with pytest.raises(ImageError, match=r"colour uint8 array \(h, w, 3\)"):
-            detector(picture)
+            detector(image)
     for options in ({"min_face": 5.0}, {"min_face": float("nan")}, {"max_side": 0}):
         with pytest.raises(DetectorError, match="at least 12 and 1 pixels"):
             MtcnnDetector(listed, **options)
@@ -174,8 +174,8 @@ def test_pictures_without_faces(listed):
 
 def test_any_network_gives_boxes_or_none(listed, rng):
     """Networks that find faces everywhere and move boxes far."""
-    picture = rng.integers(0, 255, (90, 130, 3)).astype(np.uint8)
-    boxes, scores = MtcnnDetector(listed, min_face=40.0).detect(picture)
+    image = rng.integers(0, 255, (90, 130, 3)).astype(np.uint8)
+    boxes, scores = MtcnnDetector(listed, min_face=40.0).detect(image)
     assert len(boxes) == len(scores)
     assert np.all(scores >= 0.7)
 

@@ -71,7 +71,7 @@ def test_box_and_label():
     touched = changed(plain, boxed)
     for x, y in ((90, 150), (240, 150), (150, 80), (150, 240)):
         assert touched[y, x]
-    # A label stays inside the picture, wherever the face is.
+    # A label stays inside the image, wherever the face is.
     for shift in (0, -95, 250):
         labelled = draw.landmarks(image, face(100) + shift, label="12")
         assert changed(draw.landmarks(image, face(100) + shift), labelled).sum() > 10

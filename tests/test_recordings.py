@@ -197,8 +197,8 @@ def test_final_landmarks(shared, group, wild):
     worst = []
     for row in list(csv.DictReader((folder / "images" / "boxes.csv").open()))[::8]:
         image = cv2.imread(str(folder / "images" / row["image"]), cv2.IMREAD_GRAYSCALE)
-        piece = jclnf.crop(image, [float(row[name]) for name in "xywh"], sizes=(512,))
-        result = jclnf.fit(model, piece.image, piece.box, params).shifted(piece.offset)
+        crop = jclnf.crop(image, [float(row[name]) for name in "xywh"], sizes=(512,))
+        result = jclnf.fit(model, crop.image, crop.box, params).shifted(crop.offset)
         key = f"{group}/{row['image'][:3]}"
         worst.append(
             np.linalg.norm(result.landmarks - recorded[f"{key}/landmarks"].T, axis=1).max()

@@ -50,7 +50,7 @@ def test_it_explains_faces_that_it_has_not_seen(learned):
 
 
 def test_depth_and_turn_come_out(learned):
-    """Up to the turn and size that no picture determines."""
+    """Up to the turn and size that no image determines."""
     truth = shapes(20, seed=21)
     yaws = np.linspace(-0.6, 0.6, 20)
     points = np.array(

@@ -73,8 +73,45 @@ def test_failed_fit_has_empty_fields(tmp_path):
         table.write("a.jpg", 0, (1, 2, 3, 4), face)
     (row,) = read(tmp_path / "a.csv")
     assert (row["status"], row["success"]) == ("not_finite", "0")
-    empty = [k for k, v in row.items() if v == ""]
-    assert empty == ["likelihood", "confidence", "x_1", "y_1", "p_0"]
+    kept = ["image", "face", "status", "success", "box_x", "box_y", "box_w", "box_h"]
+    assert [k for k, v in row.items() if v != ""] == kept
+
+
+def test_fit_that_is_not_trusted_has_its_confidence_and_nothing_of_a_face(tmp_path):
+    face = result(confidence=np.float32(0.25))
+    face.success = np.bool_(False)
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        table.write("a.jpg", 0, (1, 2, 3, 4), face)
+    (row,) = read(tmp_path / "a.csv")
+    assert (row["status"], row["likelihood"], row["confidence"]) == (
+        "converged",
+        "-1.500000",
+        "0.250000",
+    )
+    assert {row[name] for name in columns(3, 2)[10:]} == {""}
+
+
+def test_an_image_without_a_face_is_a_row(tmp_path):
+    """But no table of such rows alone takes the place of another."""
+    path = tmp_path / "a.csv"
+    with FaceTable(path, 3, 2) as table:
+        table.write_without_face("none.jpg")
+    assert [row["image"] for row in read(path)] == ["none.jpg"]
+    with FaceTable(path, 3, 2) as table:
+        table.write_without_face("b.jpg")
+        table.write("a.jpg", 0, (1, 2, 3, 4), result())
+        table.write_without_face("c,d.jpg")
+        assert table.rows == 1
+    before, face, after = read(path)
+    assert [row["image"] for row in (before, face, after)] == ["b.jpg", "a.jpg", "c,d.jpg"]
+    known = {name: text for name, text in after.items() if text}
+    assert known == {"image": "c,d.jpg", "status": "no_face", "success": "0"}
+    assert BoxTable(path).boxes("b.jpg") == []
+    assert BoxTable(path).boxes("a.jpg") == [[1, 2, 3, 4]]
+    text = path.read_text()
+    with FaceTable(path, 3, 2) as table:
+        table.write_without_face("e.jpg")
+    assert path.read_text() == text
 
 
 def test_no_negative_zero(tmp_path):

@@ -177,8 +177,8 @@ def test_folding_gives_what_normalisation_with_the_averages_gave():
 
 
 def test_standardised_pictures():
-    picture = jnp.asarray(texture(32))
-    found = np.asarray(standardised(3 * picture + 20))
+    image = jnp.asarray(texture(32))
+    found = np.asarray(standardised(3 * image + 20))
     assert found.mean() == pytest.approx(0, abs=1e-5)
     assert found.std() == pytest.approx(1, rel=1e-4)
     assert not np.asarray(standardised(jnp.full((8, 8), 77.0))).any()
@@ -186,22 +186,22 @@ def test_standardised_pictures():
 
 class TestEvened:
     def test_against_opencv(self):
-        """The mean within the picture is OpenCV's with zeros around it, over that of ones."""
-        picture = texture(48)
+        """The mean within the image is OpenCV's with zeros around it, over that of ones."""
+        image = texture(48)
 
         def blurred(x: np.ndarray) -> np.ndarray:
             border = cv2.BORDER_CONSTANT
             return cv2.GaussianBlur(x, (97, 97), SURROUND * 48, borderType=border)
 
-        around = blurred(picture) / blurred(np.ones_like(picture))
-        expected = (picture - around) / (around + 0.1 * picture.mean())
-        np.testing.assert_allclose(self_quotient(jnp.asarray(picture)), expected, atol=1e-5)
+        around = blurred(image) / blurred(np.ones_like(image))
+        expected = (image - around) / (around + 0.1 * image.mean())
+        np.testing.assert_allclose(self_quotient(jnp.asarray(image)), expected, atol=1e-5)
 
     def test_light_from_one_side_matters_little(self):
-        picture = 1.5 * (texture(96) - 127) + 100
+        image = 1.5 * (texture(96) - 127) + 100
         light = np.linspace(0.3, 1.7, 96, dtype=np.float32)
-        plain, lit = (np.asarray(normalised(jnp.asarray(p))) for p in (picture, picture * light))
-        without = [np.asarray(standardised(jnp.asarray(p))) for p in (picture, picture * light)]
+        plain, lit = (np.asarray(normalised(jnp.asarray(p))) for p in (image, image * light))
+        without = [np.asarray(standardised(jnp.asarray(p))) for p in (image, image * light)]
         assert np.abs(lit - plain).mean() < 0.25 * np.abs(without[1] - without[0]).mean()
 
     def test_pictures_of_one_grey_level_are_nothing(self):

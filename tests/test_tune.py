@@ -286,7 +286,7 @@ def test_unusable_input_is_named(face, faces):
 class TestCommand:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory, face):
-        """The planted face in twelve pictures of six people, from a file of boxes that are off."""
+        """The planted face in twelve images of six people, from a file of boxes that are off."""
         data = tmp_path_factory.mktemp("data")
         rng = np.random.default_rng(1)
         n = len(face.landmarks)

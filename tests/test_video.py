@@ -1,6 +1,7 @@
 """`jclnf video`: tables, what is made of them, and going on after a stop."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import os
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas
+import pyarrow.csv
 import pytest
+from pyarrow import parquet
 from support.videos import SIZE, frames, write_video
 
 import jclnf
@@ -22,6 +26,7 @@ from jclnf.openface import OpenFaceTable
 from jclnf.outputs import locked
 from jclnf.tracking import OneEuro
 from jclnf.video import Settings, find_videos, process_videos
+from jclnf.video import _derived as derived
 from jclnf.video import _source as source
 from jclnf.video._aligned import MILLIMETRES, aligned_face
 from jclnf.video._checkpoint import Checkpoint
@@ -87,7 +92,6 @@ class TestWhatIsMadeOfIt:
         assert not (whole / "face.checkpoint").exists()
 
     def test_parquet_is_the_table(self, whole):
-        parquet = pytest.importorskip("pyarrow.parquet")
         table = parquet.read_table(whole / "face.parquet").to_pydict()
         rows = read(whole / "face.csv")
         assert list(table) == list(rows[0])
@@ -389,19 +393,100 @@ class TestCommand:
         assert "a_overlay.mp4" in capsys.readouterr().err
         assert (tmp_path / "a_overlay.mp4").read_bytes() == clip.read_bytes()
 
-    def test_frames_without_a_face_have_rows_of_zeros_where_there_is_one_face(self, tmp_path):
+    def test_frames_without_a_face_are_rows_too(self, tmp_path, capsys):
+        """Of which pandas and pyarrow know that nothing was measured, or as OpenFace has it."""
         for number in range(3):
             picture = np.full((120, 160, 3), 128, np.uint8)
             cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
         (tmp_path / "1.png").write_bytes(b"no picture")
         out = tmp_path / "out"
-        assert main(["video", str(tmp_path), "--out", str(out), "--one", "--no-plot"]) == 1
-        rows = read(out / f"{tmp_path.name}.csv")
-        assert [row["success"] for row in rows] == ["0", "0", "0"]
-        assert {row["x_0"] for row in rows} == {"0.0"}
+
+        def table(*options):
+            command = ["video", str(tmp_path), "--out", str(out), "--no-plot", *options]
+            assert main(command) == 1
+            assert "no face was found" in capsys.readouterr().err
+            return pandas.read_csv(out / f"{tmp_path.name}.csv")
+
+        rows = table("--parquet")
+        assert rows["frame"].tolist() == [1, 2, 3]
+        assert rows["success"].tolist() == [0, 0, 0]
+        assert rows.drop(columns=["frame", "timestamp", "success"]).isna().all(axis=None)
+        stored = parquet.read_table(out / f"{tmp_path.name}.parquet")
+        arrow = pyarrow.csv.read_csv(out / f"{tmp_path.name}.csv")
+        for read_back in (stored, arrow):
+            assert read_back.column("success").to_pylist() == [0, 0, 0]
+            assert read_back.column("x_0").null_count == read_back.column("face_id").null_count == 3
         data = json.loads((out / f"{tmp_path.name}.json").read_text())
         assert data["unreadable_frames"] == [2]
+        assert data["frames_without_face"] == 3
         assert "1.png" in data["problems"][0]
+
+        assert table("--one")["face_id"].tolist() == [0, 0, 0]
+        assert len(table("--no-empty-rows")) == 0
+        assert len(table("--openface-csv")) == 0
+        rows = table("--openface-csv", "--one", "--csv-spaces")
+        assert rows[" success"].tolist() == [0, 0, 0]
+        assert (rows.drop(columns=["frame", " timestamp"]) == 0).all(axis=None)
+
+    def test_a_lost_face_has_no_numbers(self, clip, whole, tmp_path, monkeypatch):
+        """In the table and in what is made of it; but in OpenFace's form."""
+        lost = range(11, 15)
+        real = jclnf.Tracker.step
+        numbers = itertools.count(1)
+
+        def step(self, frame, boxes=None):
+            number = next(numbers)
+            faces = real(self, frame, boxes)
+            if number not in lost:
+                return faces
+            return [dataclasses.replace(face, success=False, confidence=0.125) for face in faces]
+
+        monkeypatch.setattr(jclnf.Tracker, "step", step)
+        asked = ["--to", "0.9", "--quiet", "--smooth", "one-euro", "--parquet", "--overlay"]
+        assert main(["video", str(clip), "--out", str(tmp_path), *asked]) == 0
+        undisturbed = read(whole / "face.csv")
+        rows = read(tmp_path / "face.csv")
+        smoothed = read(tmp_path / "face_smoothed.csv")
+        table = parquet.read_table(tmp_path / "face.parquet").to_pylist()
+        frame = pandas.read_csv(tmp_path / "face.csv")
+        assert frame["x_30"].isna().sum() == frame["p_33"].isna().sum() == len(lost)
+        for row, smooth, stored, before in zip(rows, smoothed, table, undisturbed, strict=False):
+            if int(row["frame"]) in lost:
+                head = [row["face_id"], row["confidence"], row["success"]]
+                assert head == ["0", "0.12", "0"]
+                assert {row[name] for name in list(row)[5:]} == {""}
+                assert smooth == row
+                assert stored["confidence"] == pytest.approx(0.12)
+                assert {stored[name] for name in list(row)[5:]} == {None}
+            else:
+                assert row == before
+                assert "" not in smooth.values()
+        # Behind the gap the filter begins anew.
+        assert smoothed[14] == rows[14]
+        assert smoothed[15] != rows[15]
+
+        numbers = itertools.count(1)
+        out = tmp_path / "openface"
+        asked = ["--to", "0.9", "--quiet", "--no-plot", "--openface-csv"]
+        assert main(["video", str(clip), "--out", str(out), *asked]) == 0
+        for row, before in zip(read(out / "face.csv"), undisturbed, strict=False):
+            if int(row["frame"]) in lost:
+                assert (row["success"], row["confidence"]) == ("0", "0.12")
+                row |= {name: before[name] for name in ("success", "confidence")}
+            assert row == before
+
+    def test_the_plot_has_gaps_where_nothing_was_measured(self, tmp_path):
+        (tmp_path / "a.csv").write_text(
+            "frame,face_id,timestamp,confidence,success,pose_Rx,pose_Tz,y_62,y_66\n"
+            "1,0,0.0,0.9,1,0.1,500,20,22\n2,0,0.1,0.1,0,,,,\n3,,0.2,,0,,,,\n"
+            "4,0,0.3,,1,0.2,501,20,23\n"
+        )
+        (found,) = derived._series(tmp_path / "a.csv").values()
+        nan = np.nan
+        np.testing.assert_allclose(found["timestamp"], [0.0, 0.1, 0.3])
+        np.testing.assert_allclose(found["confidence"], [0.9, 0.1, nan])
+        np.testing.assert_allclose(found["pose_Rx"], np.degrees([0.1, nan, 0.2]))
+        np.testing.assert_allclose(found["mouth opening"], [2, nan, 3])
 
     def test_frames_on_their_own_agree_with_following(self, clip, whole, tmp_path):
         asked = ["--independent", "--no-plot", "--quiet", "--to", "0.3"]
@@ -457,8 +542,8 @@ class TestCommand:
         asked = ["--boxes", str(boxes), "--no-plot", "--quiet"]
         assert main(["video", str(clip), "--out", str(tmp_path), *asked]) == 0
         rows = read(tmp_path / "face.csv")
-        assert int(rows[0]["frame"]) == 5
-        assert len(rows) == COUNT - 4
+        assert [row["success"] for row in rows] == 4 * ["0"] + (COUNT - 4) * ["1"]
+        assert [row["face_id"] for row in rows[:5]] == ["", "", "", "", "0"]
 
 
 def holder(parent: int, file: Path) -> int:

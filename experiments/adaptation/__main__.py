@@ -24,6 +24,7 @@ import jclnf
 from experiments.common import (
     HOPPER_BOX,
     annotated,
+    command_line,
     disturbed_box,
     hopper,
     table,
@@ -98,6 +99,7 @@ def seed_of(name: str) -> int:
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     use_all_cores(8)
     import numpy as np
 
@@ -168,7 +170,7 @@ def main() -> None:
         for light in LIGHTS
     }
 
-    picture(model, adapted)
+    draw_fits(model, adapted)
     body = (
         f"{len(val)} faces of {len({face.identity for face in val})} people, none of them among "
         "those learned from; errors in % of the outer eye distance. By night: "
@@ -206,7 +208,7 @@ def main() -> None:
     )
 
 
-def picture(*models: jclnf.Model) -> None:
+def draw_fits(*models: jclnf.Model) -> None:
     """The same face by night, fitted by each model."""
     import cv2
     import numpy as np

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import cbook
 
 import jclnf
-from experiments.common import Row, pivot, write_results
+from experiments.common import Row, command_line, pivot, write_results
 from jclnf.images import crop, read_image
 
 FOLDER = Path(__file__).resolve().parent / "many_sizes"
@@ -38,6 +38,7 @@ def examples() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     compiled: list[float] = []
 
     def listen(event: str, seconds: float, **_: object) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import Row, pivot, table, validation, write_results
+from experiments.common import Row, command_line, pivot, table, validation, write_results
 from jclnf.detect._haar import CASCADE, correct
 from jclnf.evaluation import OUTER_EYES
 from jclnf.fitting import FACE_LIMIT, LANDMARK_LIMIT, initial_state, postprocess
@@ -82,8 +82,8 @@ def cases() -> list[Case]:
             Case("detector's mistakes", grey, at, truth) for at in mistakes(cascade, grey, there)
         ]
         if number % 2 == 0:
-            picture = no_face(grey.astype(np.uint8), rng).astype(np.float32)
-            found.append(Case("noise, or in disorder", picture, box, nothing))
+            image = no_face(grey.astype(np.uint8), rng).astype(np.float32)
+            found.append(Case("noise, or in disorder", image, box, nothing))
         if number % 8 == 0:
             flat = np.full_like(grey, rng.uniform(20, 235))
             faint = flat + rng.normal(0, rng.uniform(0, 3), flat.shape).astype(np.float32)
@@ -230,6 +230,7 @@ def cost(model: jclnf.Model) -> tuple[float, float]:
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     use_all_cores(8)
     jclnf.enable_compilation_cache()
     model = jclnf.load_model()

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 import jclnf.detect._haar as haar
-from experiments.common import annotated, box_errors, grey_frames
+from experiments.common import annotated, box_errors, command_line, grey_frames
 from jclnf.detect import make_detector
 from jclnf.geometry import tight_box
 from jclnf.images import read_image
@@ -212,17 +212,18 @@ def times():
     }
     cv2.setNumThreads(1)
     found = {"frame": list(grey.shape[::-1])}
-    for kind, picture in (("a face", grey), ("no face", empty)):
+    for kind, image in (("a face", grey), ("no face", empty)):
         for name, detector in detectors.items():
-            assert (len(detector(picture)) > 0) == (kind == "a face")
+            assert (len(detector(image)) > 0) == (kind == "a face")
             start = time.process_time()
             for _ in range(REPEATS):
-                detector(picture)
+                detector(image)
             found[f"{kind}, {name}"] = round(1e3 * (time.process_time() - start) / REPEATS, 1)
     return found
 
 
 def main():
+    command_line(__doc__).parse_args()
     results = {"frontal": frontal_rule(), "profile": profile_rule()}
     with Setting(CORRECTION=IDENTITY):
         results["val, before correction"] = Search("val", profiles="never").report()

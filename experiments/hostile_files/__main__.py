@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import jclnf
-from experiments.common import OPENFACE, environment, table, write_results
+from experiments.common import OPENFACE, command_line, environment, table, write_results
 from jclnf.openface._ccnf import read_ccnf_scale
 from jclnf.openface._cen import read_cen_scale
 from jclnf.openface._model import read_openface
@@ -141,6 +141,7 @@ def outcome(kind: Kind, path: Path) -> str:
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     rng = random.Random(7)
     counts: dict[str, Counter[str]] = {}
     slowest: dict[str, float] = {}

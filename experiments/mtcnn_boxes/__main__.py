@@ -10,7 +10,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from experiments.common import OPENFACE, Row, annotated, box_errors, pivot, write_results
+from experiments.common import (
+    OPENFACE,
+    Row,
+    annotated,
+    box_errors,
+    command_line,
+    pivot,
+    write_results,
+)
 from jclnf.detect import HaarDetector, MtcnnDetector, find_faces
 from jclnf.detect import _mtcnn as mtcnn
 from jclnf.geometry import tight_box
@@ -27,26 +35,26 @@ def recorded():
     """Yield what was recorded, where, and the image."""
     for row in csv_rows(OPENFACE / "golden_csv" / "mtcnn_boxes.csv"):
         folder = "samples" if row["image"].startswith("sample") else "images"
-        yield row, "pictures", cv2.imread(str(OPENFACE / folder / row["image"]))
+        yield row, "images", cv2.imread(str(OPENFACE / folder / row["image"]))
     rows = csv_rows(OPENFACE / "golden_csv" / "start_boxes.csv")
     for video in dict.fromkeys(row["video"] for row in rows):
         capture = cv2.VideoCapture(str(OPENFACE / "samples" / video))
         frames = {int(row["frame"]): row for row in rows if row["video"] == video}
         for frame in range(1, max(frames) + 1):
-            picture = capture.read()[1]
+            image = capture.read()[1]
             if frame in frames:
-                yield frames[frame], "frames of clips", picture
+                yield frames[frame], "frames of clips", image
 
 
 def parity(detector):
     """Rows of the largest differences, and the time of each size of image."""
     box_off, score_off, times = {}, {}, {}
-    for row, where, picture in recorded():
-        boxes, scores = detector.detect(picture)
+    for row, where, image in recorded():
+        boxes, scores = detector.detect(image)
         expected = box_of(row)
         box_off.setdefault(where, []).append(np.abs(boxes[0] - expected).max())
         score_off.setdefault(where, []).append(abs(scores[0] - float(row["confidence"])))
-        times.setdefault(picture.shape[:2], picture)
+        times.setdefault(image.shape[:2], image)
     rows = [
         Row(name, where, len(off), max(off), at_most=most, unit=unit)
         for name, table, most, unit in (
@@ -58,12 +66,12 @@ def parity(detector):
     return rows, {f"{w} x {h}": spent(detector, p) for (h, w), p in sorted(times.items())}
 
 
-def spent(detector, picture):
+def spent(detector, image):
     """Least processor time of a few calls in ms, all threads: others on the machine matter less."""
     seconds = []
     for _ in range(REPEATS):
         start = time.process_time()
-        find_faces(detector, picture)
+        find_faces(detector, image)
         seconds.append(time.process_time() - start)
     return round(1e3 * min(seconds), 1)
 
@@ -85,7 +93,7 @@ def on_annotated(name, detector):
         Row(quantity, name, len(faces), value, unit=unit)
         for quantity, value, unit in (
             ("recall", 100 * len(found) / len(faces), "%"),
-            ("other detections", 100 * others / len(faces), "% of pictures"),
+            ("other detections", 100 * others / len(faces), "% of images"),
             ("mean error of the centre", 100 * centre.mean(), "% of the side"),
             ("mean error of the size", 100 * np.abs(size).mean(), "%"),
             ("median of the size", 100 * np.median(size), "% too large"),
@@ -98,15 +106,16 @@ def noting_shapes():
     """The shapes that the networks run on from now on: a program is compiled for each."""
     shapes, run = set(), mtcnn.faces
 
-    def noting(network, pictures, size):
-        shapes.add((id(network), pictures.shape))
-        return run(network, pictures, size)
+    def noting(network, images, size):
+        shapes.add((id(network), images.shape))
+        return run(network, images, size)
 
     mtcnn.faces = noting
     return shapes
 
 
 def main():
+    command_line(__doc__).parse_args()
     shapes = noting_shapes()
     detector = MtcnnDetector(OPENFACE / "model")
     same, times = parity(detector)
@@ -118,9 +127,9 @@ def main():
             "On the validation faces (a face is found where a box has IoU over 0.3 with the "
             "landmarks' extent):",
             pivot(annotated),
-            "Processor time a picture, ms, least of "
+            "Processor time an image, ms, least of "
             f"{REPEATS}: " + ", ".join(f"{size}: {t}" for size, t in times.items()) + ".",
-            f"Programs compiled for all of these pictures: {programs}.",
+            f"Programs compiled for all of these images: {programs}.",
         ]
     )
     numbers = {"same": same, "annotated": annotated, "ms": times, "programs": programs}

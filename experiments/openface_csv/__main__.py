@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import jclnf
-from experiments.common import OPENFACE, Row, model_file, pivot, write_results
+from experiments.common import OPENFACE, Row, command_line, model_file, pivot, write_results
 from jclnf.images import read_image_file
 from jclnf.openface import OpenFaceTable, measure_faces
 from tests.support.recordings import box_of, csv_rows
@@ -26,6 +26,7 @@ def block(row: dict[str, str], pattern: str, axes: str, count: int) -> np.ndarra
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     jclnf.enable_compilation_cache()
     model = jclnf.load_openface(model_file("general"), parts=True, validator=True)
     params = jclnf.FitParams.openface(model)
@@ -33,18 +34,19 @@ def main() -> None:
     rows: list[Row] = []
     for number in (1, 3, 4, 5):
         name = f"sample{number}"
-        photo = read_image_file(OPENFACE / "samples" / f"{name}.jpg")
+        image = read_image_file(OPENFACE / "samples" / f"{name}.jpg")
         box = box_of(boxes[f"{name}.jpg"])
-        crop = jclnf.crop(photo.grey, box)
+        crop = jclnf.crop(image.grey, box)
         # Its program for images was run as it is by default: from one start.
         fit = jclnf.fit(model, crop.image, crop.box, params)
         result = jax.device_get(fit.shifted(crop.offset))
-        height, width = photo.grey.shape
+        height, width = image.grey.shape
         (ours,) = measure_faces([result], jclnf.space.Camera.assumed(width, height), batch=1)
         file = OPENFACE / "golden_csv" / f"{name}.clnf_general.csv"
         (theirs,) = csv_rows(file)
         with file.open() as text:
-            same_header = text.readline() == OpenFaceTable(68, 34, video=False, gaze=True).header
+            form = OpenFaceTable(68, 34, video=False, gaze=True, spaces=True)
+            same_header = text.readline() == form.header
         eyes = ours.gaze
         directions = block(theirs, "gaze_{1}_{0}", "xyz", 2)
         cosines = (directions * eyes.directions).sum(1) / np.linalg.norm(directions, axis=1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import OPENFACE, Row, pivot, write_results
+from experiments.common import OPENFACE, Row, command_line, pivot, write_results
 from jclnf.geometry import shape3d
 from jclnf.space._head_pose import pose_of_points
 from tests.support.recordings import csv_rows
@@ -24,6 +24,7 @@ SIZES = {"default": (640, 480), "changeLighting": (640, 480), "subj01_timepoint0
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     pdm = jclnf.load_model().pdm
 
     @jax.jit

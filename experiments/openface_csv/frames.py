@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 import jclnf
+from experiments.common import command_line
 from jclnf.geometry import (
     Pose,
     euler_to_matrix,
@@ -277,6 +278,7 @@ def eyes(axes: Any, title: str, turn: Any, target: Any) -> None:
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     figure = plt.figure(figsize=(14, 12))
     grid = figure.add_gridspec(3, 4, height_ratios=(1.2, 1, 0.8), hspace=0.34, wspace=0.14)
     image_frame(figure.add_subplot(grid[0, 0]))

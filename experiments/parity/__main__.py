@@ -3,7 +3,16 @@
 from pathlib import Path
 
 import jclnf
-from experiments.common import Row, faces, missed, model_file, pivot, table, write_results
+from experiments.common import (
+    Row,
+    command_line,
+    faces,
+    missed,
+    model_file,
+    pivot,
+    table,
+    write_results,
+)
 from experiments.parity import fits, stages
 
 HERE = Path(__file__).resolve().parent
@@ -12,6 +21,7 @@ TITLE = "Agreement with OpenFace 2.2 C++"
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     models = {kind: jclnf.load_openface(model_file(kind)) for kind in ("general", "wild")}
     images = {face.name: face.image for face in faces()}
     parts: dict[str, list[Row]] = {}

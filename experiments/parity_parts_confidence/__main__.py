@@ -12,6 +12,7 @@ import numpy as np
 import jclnf
 from experiments.common import (
     Row,
+    command_line,
     faces,
     missed,
     model_file,
@@ -216,6 +217,7 @@ def validator_outcomes(setup: Setup, large: list[Face]) -> list[Outcome]:
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     setups = {kind: Setup.load(kind) for kind in KINDS}
     cases = on_canvas(faces(images="images_large"))
     parts: dict[str, list[Row]] = {"Parameters from landmarks": list(points_rows(setups))}

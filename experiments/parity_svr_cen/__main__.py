@@ -21,6 +21,7 @@ import jclnf
 from experiments.common import (
     OPENFACE,
     Row,
+    command_line,
     faces,
     missed,
     recording,
@@ -133,6 +134,7 @@ def fit_rows(kind: str, model: jclnf.Model, groups: list[tuple[str, str]]) -> It
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     images = {face.name: face.image for face in faces()}
     models = load_models()
     rows: list[Row] = []

@@ -213,7 +213,7 @@ def main() -> None:
         write_results(HERE, "Response maps of a photograph", body, {"peaks": [header, *lines]})
     else:
         print(text)
-    print(f"picture: {path}")
+    print(f"image: {path}")
 
 
 def photograph(path: Path | None, box: list[float] | None) -> Face:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import HOPPER_BOX, hopper, model_file, table, write_results
+from experiments.common import HOPPER_BOX, command_line, hopper, model_file, table, write_results
 from jclnf.images import read_image
 from jclnf.params import as_dtype
 
@@ -160,10 +160,11 @@ def draw(file: Path, image: np.ndarray, jacobian: np.ndarray, landmarks: np.ndar
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     jclnf.enable_compilation_cache()
     image = read_image(hopper())
     grey = image.astype(np.float64)
-    shares_lines, line_lines, pictures, numbers = [], [], [], {}
+    shares_lines, line_lines, images, numbers = [], [], [], {}
     with jax.enable_x64(True):
         for name, model in models().items():
             fitter = Fitter(model, HOPPER_BOX)
@@ -171,7 +172,7 @@ def main() -> None:
             landmarks, scale = np.asarray(result.landmarks), float(result.pose.scale)
             jacobian = fitter.jacobian(grey)
             draw(HERE / f"{name}.png", grey, jacobian, landmarks)
-            pictures.append(f"![sensitivity of six landmarks, {name}]({name}.png)")
+            images.append(f"![sensitivity of six landmarks, {name}]({name}.png)")
             near = where(jacobian, landmarks, scale)
             groups = {
                 **{f"{label} ({index})": [index] for index, label in LANDMARKS.items()},
@@ -214,7 +215,7 @@ def main() -> None:
             shares_lines,
         )
         + "\n\n"
-        + "\n\n".join(pictures)
+        + "\n\n".join(images)
         + f"\n\n## Do they move as predicted?\n\nFor x and y of each of the {len(LANDMARKS)} "
         f"landmarks: its {STRONGEST} strongest pixels made brighter or darker, each so that the "
         "landmark should move forwards.\n\n"

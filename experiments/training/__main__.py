@@ -17,10 +17,13 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.common import DATA, REPOSITORY
+from experiments.common import DATA, REPOSITORY, command_line
 
 
 def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("folder", nargs="?", help="of the checkpoints")
+    args = parser.parse_args()
     import numpy as np
 
     from experiments.training.ict import examples
@@ -32,8 +35,8 @@ def main() -> None:
     data = DATA / "faces" / "landmarks.csv"
     arguments = ["train", str(data), "--split", "train", "--held-out", "0.03"]
     arguments += ["--shape-prior", str(prior)]
-    if len(sys.argv) > 1:
-        arguments += ["--work", sys.argv[1]]
+    if args.folder:
+        arguments += ["--work", args.folder]
     sys.exit(command([*arguments, "--out", str(out)]))
 
 

@@ -6,11 +6,9 @@ writes what `jclnf train --shape-prior` takes. Identities are drawn from the bas
 distribution; of the expressions each is present in one face of seven, up to its full strength.
 """
 
-import sys
-
 import numpy as np
 
-from experiments.common import DATA
+from experiments.common import DATA, command_line
 
 PRESENT = 0.15
 
@@ -32,4 +30,6 @@ def examples(count: int = 1000, seed: int = 1) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], examples=examples())
+    parser = command_line(__doc__)
+    parser.add_argument("out", help="the file to write (.npz)")
+    np.savez(parser.parse_args().out, examples=examples())

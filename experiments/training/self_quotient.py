@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
@@ -25,7 +24,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jclnf
-from experiments.common import REPOSITORY, annotated
+from experiments.common import REPOSITORY, annotated, command_line
 from jclnf.annotations import AnnotatedFace
 from jclnf.cli._learning import split_people
 from jclnf.files._serialise import FORMAT_VERSION
@@ -63,12 +62,16 @@ def plain_model(path: Path, folder: Path) -> jclnf.Model:
 
 def packed(annotated: list[AnnotatedFace]) -> Faces:
     crops = [cut_out(read_image(face.image), face.landmarks) for face in annotated]
-    pictures, points = zip(*crops, strict=True)
-    return Faces(list(pictures), np.array(points))
+    images, points = zip(*crops, strict=True)
+    return Faces(list(images), np.array(points))
 
 
 def main() -> None:
-    first, folder = (Path(text) for text in sys.argv[1:3])
+    parser = command_line(__doc__)
+    parser.add_argument("first", type=Path)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    first, folder = args.first, args.folder
     folder.mkdir(parents=True, exist_ok=True)
     use_all_cores(2)
     jclnf.enable_compilation_cache()

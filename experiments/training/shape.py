@@ -1,6 +1,5 @@
 """The shape model: what it leaves of annotations, what it looks like, whose head poses it gives."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import annotated, model_file, table, write_results
+from experiments.common import annotated, command_line, model_file, table, write_results
 from jclnf.evaluation._metrics import outer_eye_distance
 from jclnf.train import MIRROR_68
 
@@ -71,7 +70,9 @@ def draw(pdm: jclnf.PDM, path: Path) -> None:
 
 
 def main() -> None:
-    model = jclnf.load_model(sys.argv[1] if len(sys.argv) > 1 else None)
+    parser = command_line(__doc__)
+    parser.add_argument("model", nargs="?", help="as `jclnf fit` takes (default: the bundled one)")
+    model = jclnf.load_model(parser.parse_args().model)
     openface = jclnf.load_openface(model_file("general"))
     points = np.array([face.landmarks for face in annotated("val")])
     found = {name: fitted(m.pdm, points) for name, m in (("ours", model), ("OpenFace", openface))}

@@ -9,7 +9,6 @@ of the trunk. Nothing is chosen by these figures.
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import annotated, table, validation, write_results
+from experiments.common import annotated, command_line, table, validation, write_results
 from experiments.training.ccnf import experts_of, train_ccnf
 from experiments.training.self_quotient import packed
 from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig
@@ -52,10 +51,14 @@ def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jc
 
 
 def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("epochs", type=int, nargs="?", default=4, help="of the CCNF experts")
+    args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    folder = Path(sys.argv[1])
-    epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 4
-    final = jclnf.load_model(sys.argv[2])
+    folder, epochs = args.folder, args.epochs
+    final = jclnf.load_model(args.model)
     before = jclnf.load_model(folder / "before_fit.safetensors")
     val, boxes = validation()
 
@@ -73,7 +76,7 @@ def main() -> None:
         "+ readout": final,
         "the same, three iterations": settings(final, iterations=3),
         "the same, from 11 rotations": final,
-        "the bundled model, whose trunk was trained on plain pictures first": jclnf.load_model(),
+        "the bundled model, whose trunk was trained on plain images first": jclnf.load_model(),
     }
     lines = []
     for name, model in steps.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 import jclnf
 from experiments.common import (
     annotated,
+    command_line,
     disturbed_box,
     model_file,
     table,
@@ -33,6 +34,7 @@ CONFIG = TrainConfig(epochs=6, batch_size=16, learning_rate=3e-3)
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     use_all_cores(8)
     import jax.numpy as jnp
     import numpy as np

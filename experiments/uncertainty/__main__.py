@@ -9,7 +9,6 @@ them into the bundled model.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jclnf
-from experiments.common import REPOSITORY, table, validation, write_results
+from experiments.common import REPOSITORY, command_line, table, validation, write_results
 from jclnf.fitting import crops_of_one_size
 from jclnf.images import read_image
 from jclnf.train._uncertainty import Measured, calibrated, limit, mahalanobis, with_pairs
@@ -47,6 +46,9 @@ def measured(
 
 
 def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--store", action="store_true", help="put it into the bundled model")
+    args = parser.parse_args()
     model = jclnf.load_model()
     val, boxes = validation()
     crops = crops_of_one_size([read_image(face.image) for face in val], boxes)
@@ -110,7 +112,7 @@ def main() -> None:
         + "."
     )
     write_results(HERE, "How far landmarks may be off", body, {"rows": rows, "settings": settings})
-    if "--store" in sys.argv[1:]:
+    if args.store:
         file = REPOSITORY / "models" / "default.safetensors"
         jclnf.save_model(dataclasses.replace(model, uncertainty=by), file)
         print("stored in", file)

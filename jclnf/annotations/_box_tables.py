@@ -24,7 +24,8 @@ class BoxTable:
         """Read the file.
 
         Raises:
-            BoxError: it cannot be read, lacks a column, or a row does not hold four numbers.
+            BoxError: it cannot be read, lacks a column, or a row does not hold four numbers (or
+                four empty fields: no face).
         """
         self.path = Path(path)
         self._boxes: dict[tuple[str, ...], list[list[float]]] = {}
@@ -92,6 +93,8 @@ def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None]
             if keys is None:
                 raise BoxError(f"{path}: needs a header line with the columns {key}, x, y, w, h")
             for row in reader:
+                if key == "image" and all(row[name] == "" for name in keys):
+                    continue  # an image without a face, as our own tables have it
                 try:
                     box = [float(row[name]) for name in keys]
                 except (TypeError, ValueError) as e:

@@ -2,6 +2,8 @@
 
 import sys
 
+from jclnf.runtime import say
+
 PROGRAM = "jclnf"
 
 OK, INCOMPLETE, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -14,7 +16,7 @@ class CommandError(Exception):
 
 def complain(message: str) -> None:
     """Print one line of error on stderr."""
-    print(f"{PROGRAM}: {printable(message)}", file=sys.stderr, flush=True)
+    say(f"{PROGRAM}: {printable(message)}", sys.stderr)
 
 
 def printable(text: str) -> str:

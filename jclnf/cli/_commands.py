@@ -14,6 +14,7 @@ from jclnf.video import (
     ModelOption,
     PrecisionOption,
     Settings,
+    SpacesOption,
 )
 
 _SPACE = {"group": "in space, in millimetres; distances follow the focal length"}
@@ -23,6 +24,11 @@ _OPENFACE = {"group": "OpenFace's models only"}
 _FIT = {"group": "the fit (default: as the model was trained)"}
 
 QuietOption = Annotated[bool, "print errors only"]
+DeviceOption = Annotated[
+    str | None,
+    "what computes: cpu, gpu, or the number of a GPU (default: a GPU if JAX finds one)",
+    {"metavar": "cpu|gpu|N"},
+]
 OutOption = Annotated[Path, "where to write", {"metavar": "DIR"}]
 WindowsOption = Annotated[
     tuple[int, ...] | None,
@@ -47,6 +53,9 @@ DataArgument = Annotated[
 SplitOption = Annotated[str | None, "only faces of this split of the data", {"metavar": "NAME"}]
 
 
+COMPILING = "compiling for faces of this size, which takes up to a minute, once ..."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """Find the faces in images and fit landmarks, head pose and shape to each.
@@ -56,7 +65,9 @@ class Fit:
                                the largest), status, likelihood, confidence, success, start box, the
                                weak-perspective pose (scale in pixels per millimetre; weak_pitch,
                                weak_yaw, weak_roll in radians; tx, ty), landmarks x_0... y_0...,
-                               shape parameters p_0...
+                               shape parameters p_0... Cells are empty where nothing was measured:
+                               pose, landmarks and shape of a fit that failed (success 0), and all
+                               but the first columns of an image without a face (status no_face)
       DIR/<name>_overlay.png   the image with the faces drawn in; points that the head's turn hides
                                are hollow
       DIR/<name>.csv           with --openface-csv: the image's faces as a table like those of
@@ -86,7 +97,10 @@ class Fit:
     model: ModelOption = None
     out: OutOption = Path("fits")
     overlay: Annotated[bool, "images of the faces"] = True
+    empty_rows: Annotated[bool, "rows for images in which there is no face"] = True
+    device: DeviceOption = None
     quiet: QuietOption = False
+    compiling, interrupted = COMPILING, "the rows written so far are complete"
 
     openface_csv: Annotated[
         bool,
@@ -95,6 +109,7 @@ class Fit:
         "otherwise), as FaceLandmarkImg",
         _SPACE,
     ] = False
+    csv_spaces: Annotated[SpacesOption, _SPACE] = False
     full_precision: Annotated[PrecisionOption, _SPACE] = False
     focal: Annotated[FocalOption, _SPACE] = None
     centre: Annotated[CentreOption, _SPACE] = None
@@ -131,12 +146,15 @@ class Video:
     """Follow the faces of videos, and write landmarks, head pose and gaze as OpenFace's tables.
 
     output, for a video NAME:
-      DIR/NAME.csv             the table of OpenFace 2.2's FeatureExtraction, written as it goes: a
-                               row for each face that is followed in each frame (with --one, a row
-                               for each frame). face_id stays with a face; success 0 means that the
-                               face was not seen there. Gaze needs OpenFace's eye models (--model);
-                               action units are not computed: columns of what is not there are left
-                               out
+      DIR/NAME.csv             the columns of OpenFace 2.2's FeatureExtraction, written as it goes:
+                               a row for each face that is followed in each frame, and one for each
+                               frame without a face. face_id stays with a face (with --one it is
+                               always 0); success 0 means that the face was not seen there. Cells
+                               are empty (in Parquet: null) where nothing was measured: a lost face
+                               has its confidence alone, a frame without a face not even a face_id.
+                               --openface-csv fills them as OpenFace does. Gaze needs OpenFace's eye
+                               models (--model); action units are not computed: columns of what is
+                               not there are left out
       DIR/NAME.png             confidence, pose and some landmarks over time
       DIR/NAME.json            settings, versions, model, camera, and what was wrong; written last
       and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
@@ -167,8 +185,10 @@ class Video:
     settings: Settings
     out: OutOption = Path("videos")
     resume: Annotated[bool, "go on with a run that was ended"] = False
-    workers: Annotated[int, "videos done at the same time"] = 1
+    workers: Annotated[int, "videos done at the same time; on one GPU they share its memory"] = 1
+    device: DeviceOption = None
     quiet: QuietOption = False
+    compiling, interrupted = COMPILING, "the same command goes on from here with --resume"
     checkpoint_every: Annotated[float, argparse.SUPPRESS] = 5.0
 
 
@@ -217,7 +237,9 @@ class Eval:
         {"metavar": "CSV"},
     ] = None
     out: OutOption = Path("eval")
+    device: DeviceOption = None
     quiet: QuietOption = False
+    compiling, interrupted = COMPILING, "nothing was written"
     arithmetic: Annotated[ArithmeticOption, _FIT] = None
     iterations: Annotated[IterationsOption, _FIT] = None
     windows: Annotated[WindowsOption, _FIT] = None
@@ -242,7 +264,10 @@ class _Learning:
         {"metavar": "DIR"},
     ] = None
     seed: Annotated[int, "of everything random"] = 0
+    device: DeviceOption = None
     quiet: QuietOption = False
+    compiling = "compiling a step of the training, which takes up to some minutes, once ..."
+    interrupted = "the same command goes on from here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,6 +367,8 @@ class Install:
       jclnf models install openface --from OpenFace_2.2.0_win_x64.zip --accept-license
       jclnf fit photo.jpg --model clnf_general
     """
+
+    interrupted = "the same command goes on from here"
 
     which: Annotated[str, "whose models", {"choices": ("openface",)}]
     source: Annotated[

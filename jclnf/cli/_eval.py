@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import jclnf
 from jclnf.annotations import AnnotatedFace, BoxTable, read_annotations
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._commands import Eval
-from jclnf.cli._settings import fit_params
+from jclnf.cli._settings import fit_params, start_jax
 from jclnf.evaluation import (
     CHUNK,
     MEASURES,
@@ -35,7 +33,7 @@ from jclnf.evaluation import (
 from jclnf.fitting import FitStatus
 from jclnf.images import read_image
 from jclnf.outputs import make_folder, write_bytes
-from jclnf.runtime import silent_stderr, use_all_cores
+from jclnf.runtime import Meter, silent_stderr, use_all_cores
 
 
 def run(options: Eval) -> int:
@@ -104,23 +102,19 @@ def _evaluate(
 ) -> tuple[Evaluation, dict[str, Any]]:
     """The fits, and what is to be known of how they were made."""
     use_all_cores(CHUNK)
-    jclnf.enable_compilation_cache()
+    start_jax(options)
 
     def read(path: Path) -> np.ndarray:
         with silent_stderr():
             return read_image(path)
 
-    def progress(done: int) -> None:
-        bar.update(done)
-
     def problem(_: int, text: str) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
-            complain(text)
+        complain(text)
 
     model = jclnf.load_model(options.model)
     params = fit_params(options, model)
     try:
-        with tqdm(total=len(faces), unit="face", disable=options.quiet or None) as bar:
+        with Meter("fitting", len(faces), unit="faces", quiet=options.quiet) as meter:
             fits = evaluate(
                 model,
                 faces,
@@ -128,7 +122,7 @@ def _evaluate(
                 boxes=boxes,
                 read=read,
                 on_problem=problem,
-                on_progress=progress,
+                on_progress=meter.step,
             )
     except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
         raise CommandError(f"JAX could not run the fits: {str(e).splitlines()[0]}") from e

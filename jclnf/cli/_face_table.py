@@ -41,8 +41,10 @@ class FaceTable:
     tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
     landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
     `scale` (pixels per millimetre), `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels);
-    `p_0 ...` the shape parameters. A number that is not finite is an empty field. UTF-8; a file of
-    the same name is replaced when the first row comes.
+    `p_0 ...` the shape parameters. A field is empty where nothing was measured: pose, landmarks and
+    shape of a fit that was no success, everything but `image`, `status` (`no_face`) and `success`
+    of an image without a face. UTF-8; a file of the same name is replaced when the first face
+    comes.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int) -> None:
@@ -51,6 +53,8 @@ class FaceTable:
         self.rows = 0
         self._n_landmarks = n_landmarks
         self._n_modes = n_modes
+        self._waiting: list[bytes] = []
+        self._new = not self.path.exists()
         self._open = ExitStack()
         header = _line(columns(n_landmarks, n_modes))
         self._append = self._open.enter_context(appending(self.path, header))
@@ -77,8 +81,11 @@ class FaceTable:
         pose, confidence = result.pose, result.confidence
         numbers = np.concatenate([np.reshape(pose.scale, 1), np.asarray(pose.rotation)])
         pixels = np.concatenate([np.asarray(pose.translation), landmarks.T.reshape(-1)])
+        if not result.success:  # which are not the face's
+            numbers, pixels, shape = (array * np.nan for array in (numbers, pixels, shape))
         self._append(
-            _line(
+            b"".join(self._waiting)
+            + _line(
                 [
                     image,
                     str(face),
@@ -93,7 +100,20 @@ class FaceTable:
                 ]
             )
         )
+        self._waiting.clear()
         self.rows += 1
+
+    def write_without_face(self, image: str) -> None:
+        """Append a row for an image in which there is no face: nothing but that.
+
+        It waits for the first face: a table without one takes the place of no other.
+        """
+        known = {"image": image, "status": "no_face", "success": "0"}
+        names = columns(self._n_landmarks, self._n_modes)
+        self._waiting.append(_line([known.get(name, "") for name in names]))
+        if self.rows or self._new:
+            self._append(b"".join(self._waiting))
+            self._waiting.clear()
 
     def close(self) -> None:
         """Close the file."""

@@ -17,7 +17,7 @@ from jclnf.cli._commands import Fit
 from jclnf.cli._face_table import FaceTable
 from jclnf.cli._files import find_images, openface_paths, overlay_paths
 from jclnf.cli._openface import ImageTables
-from jclnf.cli._settings import fit_params
+from jclnf.cli._settings import fit_params, start_jax
 from jclnf.detect import find_faces, make_detector
 from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
 from jclnf.fitting import Model
@@ -39,11 +39,13 @@ def run(options: Fit) -> int:
         )
     if not images:
         return INCOMPLETE
-    if options.full_precision and not options.openface_csv:
-        raise CommandError("--full-precision is of the tables that --openface-csv writes")
+    for name in ("full_precision", "csv_spaces"):
+        if getattr(options, name) and not options.openface_csv:
+            flag = name.replace("_", "-")
+            raise CommandError(f"--{flag} is of the tables that --openface-csv writes")
     Camera.assumed(640, 480, options.focal, options.centre)  # raises if there is no such camera
     boxes = _box_source(options)
-    jclnf.enable_compilation_cache()
+    start_jax(options)
     model = jclnf.load_model(options.model, parts=options.parts, validator=options.validator)
     params = fit_params(options, model)
     make_folder(options.out)
@@ -53,7 +55,8 @@ def run(options: Fit) -> int:
     tables = openface_paths(images, options.out, kept)
     in_space = None
     if options.openface_csv or options.focal is not None or options.centre is not None:
-        in_space = ImageTables(model, options.focal, options.centre, options.full_precision)
+        style = options.full_precision, options.csv_spaces
+        in_space = ImageTables(model, options.focal, options.centre, *style)
     task = _Task(options, model, params, boxes, table, in_space)
     failed = len(problems)
     with table:
@@ -121,6 +124,8 @@ class _Task:
             boxes = self.boxes(file)
         except JclnfError as e:
             complain(f"{image}: {e}")
+            if self.options.empty_rows:
+                self.table.write_without_face(str(image))
             return False
         done, drawn, measured = True, [], []
         for face, box in enumerate(boxes):

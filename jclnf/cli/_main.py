@@ -11,6 +11,7 @@ from jclnf.cli._base import INCOMPLETE, INTERRUPTED, PROGRAM, UNUSABLE, CommandE
 from jclnf.cli._commands import COMMANDS
 from jclnf.cli._options import Parser, add_options, join_numbers, read_options
 from jclnf.errors import JclnfError
+from jclnf.runtime import check_jax
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,10 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    values = argparse.Namespace()
     try:
         words = join_numbers(argv, [declared for declared, _ in COMMANDS.values()])
-        values = parser().parse_args(words)
+        values = parser().parse_args(words, values)
         module, _, function = values.function.partition(".")
+        check_jax()
         run = getattr(import_module(f"jclnf.cli.{module}"), function)
         return int(run(read_options(values.declared, values)))
     except SystemExit as e:  # help and version
@@ -76,5 +79,6 @@ def _run(argv: Sequence[str]) -> int:
         complain(str(e))
         return UNUSABLE
     except KeyboardInterrupt:
-        complain("interrupted")
+        then = getattr(getattr(values, "declared", None), "interrupted", "")
+        complain(f"interrupted{then and ': '}{then}")
         return INTERRUPTED

@@ -1,12 +1,10 @@
 """`jclnf models`: which models there are, what is in them, and installing OpenFace's."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import jclnf
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
@@ -27,6 +25,7 @@ from jclnf.openface import (
     offers,
     read_manifest,
 )
+from jclnf.runtime import Meter
 
 
 def install(options: Install) -> int:
@@ -69,12 +68,12 @@ def _ask(options: Install, manifest: Manifest) -> None:
 
 @contextmanager
 def _bar(quiet: bool) -> Iterator[Progress]:
-    """A progress bar, on a terminal only."""
-    with tqdm(unit="B", unit_scale=True, disable=quiet or not sys.stderr.isatty()) as bar:
+    """How far the installation is."""
+    with Meter("installing", unit="B", scale=True, quiet=quiet) as meter:
 
         def progress(path: str, size: int) -> None:
-            bar.set_description(path.rpartition("/")[2], refresh=False)
-            bar.update(size)
+            meter.name = path.rpartition("/")[2]
+            meter.step(size)
 
         yield progress
 

@@ -21,10 +21,16 @@ class ImageTables:
         model: the model that the faces are fitted with.
         focal, centre: the camera, see `Camera.assumed`.
         full_precision: all digits instead of OpenFace's decimals.
+        spaces: a space after each comma.
     """
 
     def __init__(
-        self, model: Model, focal: Numbers, centre: Numbers, full_precision: bool = False
+        self,
+        model: Model,
+        focal: Numbers,
+        centre: Numbers,
+        full_precision: bool = False,
+        spaces: bool = False,
     ) -> None:
         self._camera = focal, centre
         self._table = OpenFaceTable(
@@ -33,6 +39,8 @@ class ImageTables:
             video=False,
             gaze={part.name for part in model.parts} >= set(EYES),
             full_precision=full_precision,
+            zeros=True,
+            spaces=spaces,
         )
 
     def measure(self, result: Any, image: np.ndarray) -> FaceMeasurements:

@@ -5,17 +5,17 @@ import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import jclnf
 from jclnf.annotations import AnnotatedFace, read_annotations
 from jclnf.cli._base import OK, CommandError, complain, printable
 from jclnf.cli._commands import Train
 from jclnf.cli._learning import check_options, split_people
+from jclnf.cli._settings import start_jax
 from jclnf.errors import JclnfError
 from jclnf.fitting import Confidence, Model
 from jclnf.images import read_image
-from jclnf.runtime import use_all_cores
+from jclnf.runtime import Meter, use_all_cores
 from jclnf.train import (
     CONFIDENCE_CONFIG,
     MIRROR_68,
@@ -52,7 +52,7 @@ def run(options: Train) -> int:
         if not options.quiet:
             print(printable(text), flush=True)
 
-    jclnf.enable_compilation_cache()
+    start_jax(options)
     annotated = read_annotations(options.data, split=options.split)
     if len(annotated) < FEWEST:
         raise CommandError(
@@ -118,7 +118,7 @@ def _confidence(model: Model, faces: Faces, held_out: Faces, options: Train) -> 
 def _read(annotated: list[AnnotatedFace], quiet: bool) -> Faces:
     """The faces of images; those that cannot be read cost a line each."""
     images, points = [], []
-    for face in tqdm(annotated, desc="reading", disable=quiet):
+    for face in Meter("reading", len(annotated), unit="images", quiet=quiet).over(annotated):
         try:
             image, moved = cut_out(read_image(face.image), face.landmarks)
         except JclnfError as error:

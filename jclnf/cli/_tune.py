@@ -12,6 +12,7 @@ from jclnf.cli._base import OK, CommandError, complain, printable
 from jclnf.cli._commands import Tune
 from jclnf.cli._eval import start_boxes
 from jclnf.cli._learning import check_options, split_people
+from jclnf.cli._settings import start_jax
 from jclnf.errors import JclnfError
 from jclnf.images import crop, read_image
 from jclnf.outputs import make_folder, replacing
@@ -26,7 +27,7 @@ def run(options: Tune) -> int:
         raise CommandError("--epochs is at least 1")
     make_folder(folder)
     use_all_cores(8)
-    jclnf.enable_compilation_cache()
+    start_jax(options)
     model = jclnf.load_model(options.model)
     faces = read_annotations(options.data, split=options.split)
     parts = split_people(options, faces)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from tqdm import tqdm
-
 import jclnf
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._commands import Video
 from jclnf.cli._live import Window
+from jclnf.cli._settings import announce
+from jclnf.runtime import Meter
 from jclnf.video import Camera, Source, find_videos, process_videos
 
 
@@ -22,12 +22,13 @@ def run(options: Video) -> int:
         return INCOMPLETE
     jclnf.enable_compilation_cache()
     failed = bool(problems)
-    with _Display(options.quiet) as display:
+    with _Display(options, lines=options.workers > 1) as display:
         for done in process_videos(
             options.settings,
             paths,
             options.out,
             workers=options.workers,
+            device=options.device,
             resume=options.resume,
             every=options.checkpoint_every,
             on_start=display.start,
@@ -43,19 +44,21 @@ def run(options: Video) -> int:
 
 
 class _Display:
-    """The progress bar of a video, and the window of a camera."""
+    """How far a video is, and the window of a camera; in the process that does the video."""
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar: Any = None
+    def __init__(self, options: Video, lines: bool) -> None:
+        self._quiet, self._compiling, self._lines = options.quiet, options.compiling, lines
+        self._meter: Meter | None = None
         self._window: Window | None = None
 
     def start(self, source: Source, done: int) -> None:
         """Begin with a video of which some frames are done already."""
-        self._bar = tqdm(
-            desc=source.name, total=source.count, initial=done, unit=" frames", leave=False,
-            disable=self._quiet or None,
-        )  # fmt: skip
+        self.end()
+        announce(self._quiet, self._compiling)
+        name = printable(source.name)
+        self._meter = Meter(
+            name, source.count, done=done, unit="frames", quiet=self._quiet, lines=self._lines
+        )
         if isinstance(source, Camera):
             self._window = Window(source.name)
             if self._window.problem:
@@ -63,14 +66,15 @@ class _Display:
 
     def show(self, frame: Any, faces: Any) -> bool:
         """Show a frame; False once the user has closed the window."""
-        self._bar.update(1)
+        if self._meter is not None:
+            self._meter.step()
         return self._window is None or self._window.show(frame, faces)
 
     def end(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = self._window = None
+        """Remove what is shown of a video."""
+        if self._meter is not None:
+            self._meter.close()
+        self._meter = self._window = None
 
     def __enter__(self) -> "_Display":
         return self

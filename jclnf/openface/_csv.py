@@ -5,8 +5,12 @@ gaze and the eyes' landmarks (if there are), head pose (`pose_T` in millimetres,
 radians), landmarks in pixels and in space, and the parameters of the fit. `p_0 ...` are parameters
 of the model's own shape modes: comparable between files of one model only. Action units (`AU...`)
 are not computed, so their columns are left out.
+
+What was not measured is an empty cell, as pandas and pyarrow read a missing value, or 0 where
+the table is to be OpenFace's in that as well.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -107,6 +111,9 @@ class OpenFaceTable:
         video: of a video's frames, or of an image's faces.
         gaze: whether there are columns of gaze and eyes.
         full_precision: all digits of the numbers instead of OpenFace's decimals.
+        zeros: what was not measured is 0, as OpenFace has it, instead of an empty cell.
+        spaces: a space after each comma, so that all names but the first begin with one, as
+            OpenFace 2.2.0 writes them; pandas then does not find `success`.
     """
 
     def __init__(
@@ -117,6 +124,8 @@ class OpenFaceTable:
         video: bool,
         gaze: bool,
         full_precision: bool = False,
+        zeros: bool = False,
+        spaces: bool = False,
     ) -> None:
         first = VIDEO if video else IMAGE
         columns = [*first, *_columns(n_landmarks, n_modes, gaze)]
@@ -125,23 +134,34 @@ class OpenFaceTable:
         if full_precision:
             columns = [(name, fmt if name in kept else FULL) for name, fmt in columns]
         self.columns = [name for name, _ in columns]
-        self.header = ", ".join(self.columns) + "\n"
-        self.formats = [fmt for _, fmt in columns]
-        self._row = ", ".join(self.formats) + "\n"
+        self.separator = ", " if spaces else ","
+        self.header = self.separator.join(self.columns) + "\n"
+        self._formats = [fmt for _, fmt in columns]
+        self._row = self.separator.join(self._formats) + "\n"
+        self._missing = 0.0 if zeros else math.nan
         self._first = len(first)
         self._gaze = gaze
 
-    def row(self, first: tuple[int | float, ...], face: FaceMeasurements | None) -> str:
+    def row(self, first: tuple[int | float | None, ...], face: FaceMeasurements | None) -> str:
         """A face as a line of the table.
 
         Args:
             first: the columns before those of the face: frame, face_id, timestamp, confidence and
-                success (0 or 1); or face and confidence.
-            face: its numbers; all 0, as OpenFace has it, if there is none.
+                success (0 or 1); or face and confidence. None is what there is not.
+            face: its numbers; None if nothing was measured.
         """
         if face is None:
-            return self._row % (*first, *[0.0] * (len(self.columns) - self._first))
-        return self._row % (*first, *self.values(face))
+            numbers = [self._missing] * (len(self.columns) - self._first)
+        else:
+            numbers = self.values(face)
+        return self.line([*(self._missing if one is None else one for one in first), *numbers])
+
+    def line(self, values: list[int | float]) -> str:
+        """A line of the table, by the formats of its columns; what is not finite is empty."""
+        if all(map(math.isfinite, values)):
+            return self._row % tuple(values)
+        pairs = zip(self._formats, values, strict=True)
+        return self.separator.join(f % v if math.isfinite(v) else "" for f, v in pairs) + "\n"
 
     def values(self, face: FaceMeasurements) -> list[float]:
         """The numbers of a face in the order of their columns."""
@@ -149,7 +169,7 @@ class OpenFaceTable:
         if self._gaze:
             eyes = face.gaze
             if eyes is None:
-                parts.append(np.zeros(8 + 2 * 28 * 5))
+                parts.append(np.full(8 + 2 * 28 * 5, self._missing))
             else:
                 by_axis = [eyes.landmarks.reshape(-1, 2).T, eyes.landmarks3d.reshape(-1, 3).T]
                 parts += [eyes.directions, eyes.angles, *by_axis]

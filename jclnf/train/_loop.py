@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array
-from tqdm import tqdm
 
 from jclnf.errors import TrainingError
+from jclnf.runtime import Meter
 from jclnf.train._checkpoint import load_checkpoint, save_checkpoint
 from jclnf.train._examples import Batch, Example, Examples, stacked
 
@@ -156,12 +156,14 @@ def train(
         ):
             return Trained(state.learned, state.averages, state.best, history)
         losses = []
-        for batch in tqdm(
-            batches(examples, config.batch_size, seed=config.seed, epoch=epoch),
-            total=len(examples) // config.batch_size,
-            desc=f"{progress.name}, epoch {epoch + 1}/{config.epochs}",
-            disable=progress.quiet,
-        ):
+        meter = Meter(
+            f"{progress.name}, epoch {epoch + 1} of {config.epochs}",
+            len(examples) // config.batch_size,
+            unit="batches",
+            quiet=progress.quiet,
+        )
+        epoch_batches = batches(examples, config.batch_size, seed=config.seed, epoch=epoch)
+        for batch in meter.over(epoch_batches):
             state, loss = step(state, batch)
             losses.append(loss)
         mean = float(jnp.mean(jnp.stack(losses)))

@@ -10,6 +10,7 @@ from ._settings import IterationsOption as IterationsOption
 from ._settings import ModelOption as ModelOption
 from ._settings import PrecisionOption as PrecisionOption
 from ._settings import Settings as Settings
+from ._settings import SpacesOption as SpacesOption
 from ._source import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from ._source import Camera as Camera
 from ._source import Source as Source

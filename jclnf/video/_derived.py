@@ -10,10 +10,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jclnf.errors import JclnfError, ParamsError
+from jclnf.openface import OpenFaceTable
 from jclnf.outputs import replacing, write_bytes
 from jclnf.tracking import OneEuro
 
@@ -32,6 +34,11 @@ def rows_of(path: Path) -> Iterator[tuple[list[str], list[str]]]:
             yield names, row
 
 
+def number(cell: str) -> float:
+    """What a cell of a table holds, NaN if nothing was measured."""
+    return float(cell) if cell else math.nan
+
+
 def one_euro(text: str) -> OneEuro:
     """The filter that `one-euro`, or `one-euro:MINCUTOFF,BETA`, names. Raises ParamsError."""
     name, _, numbers = text.partition(":")
@@ -47,7 +54,7 @@ def one_euro(text: str) -> OneEuro:
     return OneEuro(*values)
 
 
-def write_smoothed(table: Path, out: Path, smoothing: str, formats: list[str]) -> None:
+def write_smoothed(table: Path, out: Path, smoothing: str, form: OpenFaceTable) -> None:
     """The table with all measurements smoothed, each face on its own; what was not seen is as it
     was, and a face that is seen again begins anew.
 
@@ -55,26 +62,28 @@ def write_smoothed(table: Path, out: Path, smoothing: str, formats: list[str]) -
         table: the table.
         out: the file.
         smoothing: as `one_euro` takes it.
-        formats: how each column's numbers are written, `OpenFaceTable.formats`.
+        form: how the table was written.
     """
-    form = ", ".join(formats[len(KEPT) :])
     filters: dict[str, OneEuro] = {}
     with replacing(out) as part, part.open("w", newline="") as file:
         for first, (names, row) in zip(itertools.count(), rows_of(table)):
             if first == 0:
-                file.write(", ".join(names) + "\n")
+                file.write(form.separator.join(names) + "\n")
             face = filters.setdefault(row[1], one_euro(smoothing))
-            values = ", ".join(row[len(KEPT) :])
             if row[4] == "1":
-                smooth = face.step(float(row[2]), np.array(row[len(KEPT) :], float))
-                values = form % tuple(smooth.tolist())
+                values = [number(cell) for cell in row]
+                smooth = face.step(values[2], np.array(values[len(KEPT) :]))
+                smoothed = form.line([*values[: len(KEPT)], *smooth.tolist()])
+                cells = smoothed.rstrip("\n").split(form.separator)[len(KEPT) :]
+                row = [*row[: len(KEPT)], *cells]
             else:
                 face.reset()
-            file.write(", ".join([*row[: len(KEPT)], values]) + "\n")
+            file.write(form.separator.join(row) + "\n")
 
 
 def write_parquet(table: Path, out: Path) -> None:
-    """The table as a Parquet file, in single precision; a stretch of rows at a time.
+    """The table as a Parquet file, in single precision, with nulls where nothing was measured; a
+    stretch of rows at a time.
 
     Raises:
         JclnfError: pyarrow is not installed.
@@ -91,13 +100,14 @@ def write_parquet(table: Path, out: Path) -> None:
     if first is None:
         raise JclnfError(f"{table.name}: has no rows, so there is no Parquet file")
     fields = [pa.field(name, whole.get(name, pa.float32())) for name in first[0]]
+    kinds: list[Any] = [int if pa.types.is_integer(field.type) else float for field in fields]
     schema, rows = pa.schema(fields), itertools.chain([first], rows)
     with replacing(out) as part, pq.ParquetWriter(part, schema) as writer:
         while group := [row for _, row in itertools.islice(rows, 4096)]:
             columns = zip(*group, strict=True)
             arrays = [
-                pa.array(list(map(int if pa.types.is_integer(f.type) else float, values)), f.type)
-                for f, values in zip(fields, columns, strict=True)
+                pa.array([(kind(cell) if cell else None) for cell in cells], field.type)
+                for field, kind, cells in zip(fields, kinds, columns, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
@@ -155,17 +165,19 @@ def _series(table: Path) -> dict[int, dict[str, np.ndarray]]:
     at: dict[str, int] = {}
     for names, row in rows_of(table):
         at = at or {name: i for i, name in enumerate(names)}
+        if not row[at["face_id"]]:
+            continue  # a frame without a face
         face = lists.setdefault(int(row[at["face_id"]]), {})
         seen = row[at["success"]] == "1"
         for name in wanted & set(at):
-            value = float(row[at[name]])
+            value = number(row[at[name]])
             hidden = not seen and name not in ("timestamp", "confidence")
             degrees = name.startswith(("pose_R", "gaze_angle"))
             value = math.degrees(value) if degrees else value
             column = face.setdefault(name, array.array("d"))
             column.append(math.nan if hidden else value)
         if {"y_62", "y_66"} <= set(at):
-            opening = float(row[at["y_66"]]) - float(row[at["y_62"]])
+            opening = number(row[at["y_66"]]) - number(row[at["y_62"]])
             column = face.setdefault("mouth opening", array.array("d"))
             column.append(opening if seen else math.nan)
     return {

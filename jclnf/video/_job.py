@@ -14,6 +14,7 @@ import jclnf
 from jclnf.errors import JclnfError, VideoError
 from jclnf.fitting import Model
 from jclnf.outputs import locked, write_bytes
+from jclnf.runtime import device_report
 from jclnf.video._derived import write_parquet, write_plot, write_smoothed
 from jclnf.video._overlay import write_overlay
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
@@ -97,22 +98,24 @@ def process_video(
                 on_start=None if on_start is None else functools.partial(on_start, source),
             )
             seconds = time.monotonic() - start
-            problems = list(source.problems)
-            done.problems += [f"{path}: {problem}" for problem in problems]
-            _derive(settings, run, source, done)
+            found = list(source.problems)
+            failed = _derive(settings, run, source)
+            done.problems += [*(f"{path}: {problem}" for problem in found), *failed]
             description = describe(settings, model, run, source) | {
-                "digest": run.checkpoint.digest,
+                # Without it the run is not complete, and goes on where it is resumed.
+                **({} if failed else {"digest": run.checkpoint.digest}),
                 **asdict(counts),
-                "problems": problems,
+                "problems": [*found, *failed],
                 "seconds": round(seconds, 3),
             }
             write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
-            run.clean_up()
+            if not failed:
+                run.clean_up()
             part = counts.rows_with_success / counts.rows if counts.rows else 0.0
             done.summary = (
                 f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success"
             )
-            if counts.rows == 0:
+            if counts.frames_without_face == counts.frames:
                 done.problems.append(f"{path}: no face was found")
     except JclnfError as error:
         text = str(error)
@@ -125,14 +128,18 @@ def process_video(
     return done
 
 
-def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> None:
-    """Make what follows from the table; one that fails does not keep the others from it."""
-    table, formats = run.path, run.table.formats
+def _derive(settings: Settings, run: Run, source: Source) -> list[str]:
+    """Make what follows from the table; one that fails does not keep the others from it.
+
+    Returns:
+        A line for each that failed.
+    """
+    table, failed = run.path, []
     makers: list[tuple[Any, str, Callable[[Path], None]]] = [
         (
             settings.smooth,
             "_smoothed.csv",
-            lambda out: write_smoothed(table, out, str(settings.smooth), formats),
+            lambda out: write_smoothed(table, out, str(settings.smooth), run.table),
         ),
         (settings.parquet, ".parquet", lambda out: write_parquet(table, out)),
         (settings.plot, ".png", lambda out: write_plot(table, out)),
@@ -148,11 +155,12 @@ def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> No
             if wanted:
                 make(out)
         except ImportError:
-            done.problems.append(
+            failed.append(
                 f"{out}: the plot needs matplotlib: pip install 'jclnf[plots]', or --no-plot"
             )
         except JclnfError as error:
-            done.problems.append(str(error))
+            failed.append(str(error))
+    return failed
 
 
 def _complete(metadata: Path, digest: str) -> bool:
@@ -188,6 +196,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
         "settings": asdict(settings),
+        "device": device_report(),
         "versions": {
             "jclnf": jclnf.__version__,
             "python": platform.python_version(),

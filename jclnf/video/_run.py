@@ -46,6 +46,7 @@ class Counts:
     """Frames that were used."""
     rows: int = 0
     rows_with_success: int = 0
+    frames_without_face: int = 0
     unreadable_frames: list[int] = field(default_factory=list)
     """Numbers of frames that could not be read."""
 
@@ -80,6 +81,8 @@ class Run:
             video=True,
             gaze=gaze,
             full_precision=settings.full_precision,
+            zeros=settings.openface_csv,
+            spaces=settings.csv_spaces,
         )
         path = getattr(source, "path", None)
         self._fitter = self._make_fitter(path)
@@ -222,15 +225,26 @@ class Run:
         results = [face.result for faces in found for face in faces]
         measured = iter(measure_faces(results, self.camera))
         lines = []
+        as_openface, single = self.settings.openface_csv, self.settings.one
+        # OpenFace's program for several faces writes nothing of a frame without one.
+        empty_rows = self.settings.empty_rows and (single or not as_openface)
         for frame, faces in zip(frames, found, strict=True):
             for face in faces:
-                # Without any means to tell, a fit that did not fail is as good as it gets.
-                confidence = float(face.success) if face.confidence is None else face.confidence
+                confidence = face.confidence
+                if confidence is None and as_openface:
+                    # Without any means to tell, a fit that did not fail is as good as it gets.
+                    confidence = float(face.success)
                 start = (frame.number, face.id, frame.time, confidence, int(face.success))
-                lines.append(self.table.row(start, next(measured)))
+                numbers = next(measured)
+                # The numbers of a fit that failed are not those of the face.
+                shown = numbers if face.success or as_openface else None
+                lines.append(self.table.row(start, shown))
                 self.counts.rows_with_success += face.success
-            if not faces and self.settings.one:
-                lines.append(self.table.row((frame.number, 0, frame.time, 0.0, 0), None))
+            if not faces:
+                self.counts.frames_without_face += 1
+                if empty_rows:
+                    nobody = (frame.number, 0 if single else None, frame.time, None, 0)
+                    lines.append(self.table.row(nobody, None))
         self.counts.frames += len(frames)
         self.counts.rows += len(lines)
         file.write("".join(lines).encode())

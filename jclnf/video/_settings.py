@@ -34,6 +34,11 @@ CentreOption = Annotated[
     tuple[float, float] | None, "of the image, in pixels (default: its middle)", {"metavar": "X,Y"}
 ]
 PrecisionOption = Annotated[bool, "all digits instead of OpenFace's decimals"]
+SpacesOption = Annotated[
+    bool,
+    "a space after each comma of a table with OpenFace's columns, so that all their names but the "
+    "first begin with one, as OpenFace 2.2.0 for Windows writes them",
+]
 ArithmeticOption = Annotated[
     Literal["exact", "openface"] | None,
     "openface follows OpenFace's numerical short cuts (default: as the model has it, which is "
@@ -92,6 +97,14 @@ class Settings:
     ] = None
     focal: Annotated[FocalOption, _TIME] = None
     centre: Annotated[CentreOption, _TIME] = None
+    empty_rows: Annotated[bool, "rows for frames in which there is no face", _RESULTS] = True
+    openface_csv: Annotated[
+        bool,
+        "the table as OpenFace fills it: a face that is lost has the numbers of its failed fit, "
+        "and a frame without a face zeros (with --one) or no row",
+        _RESULTS,
+    ] = False
+    csv_spaces: Annotated[SpacesOption, _RESULTS] = False
     full_precision: Annotated[PrecisionOption, _RESULTS] = False
     pts: Annotated[bool, "a .pts file for each face and frame", _RESULTS] = False
     aligned: Annotated[

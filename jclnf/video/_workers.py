@@ -13,7 +13,7 @@ from typing import Any
 from jclnf.errors import JclnfError, VideoError
 from jclnf.images import IMAGE_SUFFIXES
 from jclnf.outputs import make_folder
-from jclnf.runtime import enable_compilation_cache
+from jclnf.runtime import enable_compilation_cache, share_device, use_device
 from jclnf.video import _source
 from jclnf.video._job import JobResult, load, process_video
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame
@@ -52,6 +52,7 @@ def process_videos(
     out: Path,
     *,
     workers: int = 1,
+    device: str | None = None,
     resume: bool = False,
     every: float = CHECKPOINT_SECONDS,
     on_start: Callable[[Source, int], None] | None = None,
@@ -66,12 +67,15 @@ def process_videos(
         paths: files, folders of images, or numbers of cameras; each once, see `find_videos`.
         out: folder of the results; it is made if need be.
         workers: videos that are done at the same time, each in a process of its own if more than
-            one.
+            one. On one GPU they share the memory that a single process would take.
+        device: `cpu`, `gpu`, or the number of a GPU; as JAX has it if not given.
         resume, every: as for `process_video`.
-        on_start, on_frame: as for `process_video`; only called with one worker.
+        on_start, on_frame: as for `process_video`; with several workers they are called in each
+            worker's process, which pickles of them are sent to.
 
     Raises:
-        ModelFileError: there is no such model. Several workers say so in each result.
+        ModelFileError, ParamsError: there is no such model or device. Several workers say so in
+            each result.
         OutputError: `out` cannot be written.
         VideoError: an overlay would take the place of a video or is
             asked for of a camera.
@@ -85,10 +89,10 @@ def process_videos(
             raise VideoError(f"{overlay}: would replace a video that is read: give another --out")
     make_folder(out)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a run says itself that there is no camera
-    options = {"resume": resume, "every": every}
+    options = {"resume": resume, "every": every, "on_start": on_start, "on_frame": on_frame}
     if workers > 1 and len(jobs) > 1:
-        return _in_processes(settings, jobs, out, min(workers, len(jobs)), options)
-    return _in_turn(settings, jobs, out, options | {"on_start": on_start, "on_frame": on_frame})
+        return _in_processes(settings, jobs, out, min(workers, len(jobs)), device, options)
+    return _in_turn(settings, jobs, out, device, options)
 
 
 def is_camera(path: str) -> bool:
@@ -114,8 +118,14 @@ def _stems(paths: list[str]) -> list[str]:
 
 
 def _in_turn(
-    settings: Settings, jobs: Iterable[tuple[str, str]], out: Path, options: dict[str, Any]
+    settings: Settings,
+    jobs: Iterable[tuple[str, str]],
+    out: Path,
+    device: str | None,
+    options: dict[str, Any],
 ) -> Iterator[JobResult]:
+    if device is not None:
+        use_device(device)
     model = load(settings)
     for path, stem in jobs:
         if not is_camera(path):
@@ -164,12 +174,19 @@ def _until_interrupted(on_frame: OnFrame | None) -> Iterator[OnFrame]:
 
 
 def _in_processes(
-    settings: Settings, jobs: list[tuple[str, str]], out: Path, count: int, options: dict[str, Any]
+    settings: Settings,
+    jobs: list[tuple[str, str]],
+    out: Path,
+    count: int,
+    device: str | None,
+    options: dict[str, Any],
 ) -> Iterator[JobResult]:
     import jax
 
     cache: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    workers = [_Worker(settings, out, options, cache) for _ in range(count)]
+    workers = [
+        _Worker(settings, out, device, options, cache, share_device(count)) for _ in range(count)
+    ]
     free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for worker in workers:
         free.put(worker)
@@ -234,7 +251,13 @@ class _Worker:
 
 
 def _serve(
-    connection: Any, settings: Settings, out: Path, options: dict[str, Any], cache: str | None
+    connection: Any,
+    settings: Settings,
+    out: Path,
+    device: str | None,
+    options: dict[str, Any],
+    cache: str | None,
+    environment: dict[str, str],
 ) -> None:
     """Do the videos that are asked for, in a process of its own."""
     import cv2
@@ -245,6 +268,7 @@ def _serve(
     # As many threads as cores in each process would only wait for each other.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    os.environ.update(environment)
     cv2.setNumThreads(1)
     if cache is not None:
         enable_compilation_cache(cache)
@@ -255,9 +279,9 @@ def _serve(
                 yield connection.recv()
 
     try:
-        for done in _in_turn(settings, jobs(), out, options):
+        for done in _in_turn(settings, jobs(), out, device, options):
             connection.send(done)
-    except JclnfError as error:  # of the model
+    except JclnfError as error:  # of the model or the device
         for path, _ in jobs():
             connection.send(JobResult(path, problems=[f"{path}: {error}"]))
 

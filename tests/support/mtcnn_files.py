@@ -65,9 +65,9 @@ def write_networks(folder: Path, networks) -> Path:
     return path
 
 
-def run_in_numpy(layers, picture):
-    """What a network answers to a picture `(h, w, 3)`, as maps `(y, x, k)` or numbers `(k,)`."""
-    x = (picture.astype(np.float64).transpose(2, 0, 1) - 127.5) / 128
+def run_in_numpy(layers, image):
+    """What a network answers to an image `(h, w, 3)`, as maps `(y, x, k)` or numbers `(k,)`."""
+    x = (image.astype(np.float64).transpose(2, 0, 1) - 127.5) / 128
     for kind, *content in layers:
         if kind == "conv":
             bias, kernels = content
@@ -97,6 +97,6 @@ def pool(x, width, height, across, down):
     columns = int(np.floor((x.shape[2] - width) / across + 0.5)) + 1
     out = np.empty((len(x), rows, columns))
     for i, j in np.ndindex(rows, columns):
-        piece = x[:, i * down : i * down + height, j * across : j * across + width]
-        out[:, i, j] = piece.max(axis=(1, 2))
+        crop = x[:, i * down : i * down + height, j * across : j * across + width]
+        out[:, i, j] = crop.max(axis=(1, 2))
     return out

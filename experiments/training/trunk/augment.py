@@ -12,7 +12,7 @@ from jclnf.train._faces import MIRROR_68
 class Example(NamedTuple):
     """A crop `(side, side)` uint8 and its points `(68, 2)` in pixels of the crop."""
 
-    picture: np.ndarray
+    image: np.ndarray
     points: np.ndarray
 
 
@@ -21,17 +21,17 @@ def example(
 ) -> Example:
     """A random crop of a face."""
     view = random_view(points, frame, rng)
-    picture, moved = cut(image, view, frame.side), view.inverse()(points)
+    crop, moved = cut(image, view, frame.side), view.inverse()(points)
     if rng.random() < 0.5:
-        picture, moved = mirrored(picture, moved)
-    return Example(worsened(picture, rng), moved)
+        crop, moved = mirrored(crop, moved)
+    return Example(worsened(crop, rng), moved)
 
 
-def mirrored(picture: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mirrored(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mirror image, and the same landmarks there."""
     flipped = points[MIRROR_68].copy()
-    flipped[:, 0] = picture.shape[1] - 1 - flipped[:, 0]
-    return np.ascontiguousarray(picture[:, ::-1]), flipped
+    flipped[:, 0] = image.shape[1] - 1 - flipped[:, 0]
+    return np.ascontiguousarray(image[:, ::-1]), flipped
 
 
 def random_view(points: np.ndarray, frame: Frame, rng: np.random.Generator) -> Similarity:
@@ -49,10 +49,10 @@ def random_view(points: np.ndarray, frame: Frame, rng: np.random.Generator) -> S
     return view.about(frame.middle, turn, side * complex(*rng.normal(0, shift, 2)))
 
 
-def worsened(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture as other cameras and other light would show it. Each change has its own chance."""
-    side = len(picture)
-    image = picture.astype(np.float32)
+def worsened(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A crop as other cameras and other light would show it. Each change has its own chance."""
+    side = len(crop)
+    image = crop.astype(np.float32)
     if rng.random() < 0.25:
         small = max(8, round(side * rng.uniform(0.25, 0.8)))
         image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)

@@ -71,10 +71,8 @@ def model_landmarks(name: str) -> Landmarks:
     def landmarks(images: list[np.ndarray], boxes: np.ndarray) -> np.ndarray:
         found = []
         for image, box in zip(images, boxes, strict=True):
-            piece = jclnf.crop(image, np.asarray(box, np.float32))
-            found.append(
-                np.asarray(jclnf.fit(model, piece.image, piece.box).landmarks) + piece.offset
-            )
+            crop = jclnf.crop(image, np.asarray(box, np.float32))
+            found.append(np.asarray(jclnf.fit(model, crop.image, crop.box).landmarks) + crop.offset)
         return np.array(found, np.float64)
 
     return landmarks

@@ -66,8 +66,8 @@ def read_faces(part: str, largest: float | None = None, folder: Path | None = No
         boxes = np.array([_jittered(name, p) for name, p in zip(names, points, strict=True)])
     if largest is None:
         return Faces(names, images, points, boxes)
-    pieces = [_cut_out(i, p, b, largest) for i, p, b in zip(images, points, boxes, strict=True)]
-    return Faces(names, [p[0] for p in pieces], *(np.array([p[k] for p in pieces]) for k in (1, 2)))
+    crops = [_cut_out(i, p, b, largest) for i, p, b in zip(images, points, boxes, strict=True)]
+    return Faces(names, [p[0] for p in crops], *(np.array([p[k] for p in crops]) for k in (1, 2)))
 
 
 def _jittered(name: str, points: np.ndarray) -> np.ndarray:
@@ -84,15 +84,15 @@ def _cut_out(
     side = float((high - low).mean())
     left, top = np.maximum(np.floor(low - SURROUNDINGS * side), 0).astype(int)
     right, bottom = np.ceil(high + SURROUNDINGS * side).astype(int) + 1
-    piece = np.ascontiguousarray(image[top:bottom, left:right])
+    crop = np.ascontiguousarray(image[top:bottom, left:right])
     zoom = np.ones(2)
     if side > largest:
-        height, width = (max(1, round(n * largest / side)) for n in piece.shape)
-        zoom = np.array([width / piece.shape[1], height / piece.shape[0]])
-        piece = cv2.resize(piece, (width, height), interpolation=cv2.INTER_AREA)
+        height, width = (max(1, round(n * largest / side)) for n in crop.shape)
+        zoom = np.array([width / crop.shape[1], height / crop.shape[0]])
+        crop = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
     corner = (box[:2] - [left, top] + 0.5) * zoom - 0.5
     return (
-        piece,
+        crop,
         (points - [left, top] + 0.5) * zoom - 0.5,
         np.concatenate([corner, box[2:] * zoom]),
     )

@@ -50,10 +50,10 @@ class Trained(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _found(network: Network, weights: Weights, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
-    output = network(seen_as(pictures), folded_layer(network, weights))
+def _found(network: Network, weights: Weights, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    output = network(seen_as(images), folded_layer(network, weights))
     mean, variance = positions(output, network.split)
-    return in_pixels(mean, pictures.shape[1], network.split * output.shape[1]), variance
+    return in_pixels(mean, images.shape[1], network.split * output.shape[1]), variance
 
 
 def in_views(

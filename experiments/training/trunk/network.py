@@ -240,8 +240,8 @@ def folded_layer(network: Network, weights: Mapping[str, jax.Array]) -> Layer:
     return layer
 
 
-def seen_as(pictures: jax.Array) -> jax.Array:
+def seen_as(images: jax.Array) -> jax.Array:
     """Pictures `(b, y, x)` uint8 less their mean, over their standard deviation."""
-    x = pictures.astype(jnp.float32)
+    x = images.astype(jnp.float32)
     x = x - x.mean((1, 2), keepdims=True)
     return (x * lax.rsqrt(jnp.mean(x**2, (1, 2), keepdims=True) + 1.0))[..., None]

@@ -88,10 +88,10 @@ def initial_state(network: Network, schedule: Schedule, steps: int) -> dict[str,
     }
 
 
-def statistics(network: Network, weights: Weights, pictures: jax.Array) -> dict[str, Any]:
+def statistics(network: Network, weights: Weights, images: jax.Array) -> dict[str, Any]:
     """Mean and variance of each normalised layer over a batch."""
     seen: dict[str, Any] = {}
-    network(seen_as(pictures), normalising_layer(network, weights, seen))
+    network(seen_as(images), normalising_layer(network, weights, seen))
     return seen
 
 
@@ -101,16 +101,16 @@ def make_step(
     """One step, compiled: from a state and a batch to the next state and the loss."""
     optimise = optimiser(schedule, steps)
 
-    def objective(weights: Weights, pictures: jax.Array, points: jax.Array) -> jax.Array:
-        output = network(seen_as(pictures), normalising_layer(network, weights, {}))
+    def objective(weights: Weights, images: jax.Array, points: jax.Array) -> jax.Array:
+        output = network(seen_as(images), normalising_layer(network, weights, {}))
         side = network.split * output.shape[1]
-        cells = in_cells(points, pictures.shape[1], side)
+        cells = in_cells(points, images.shape[1], side)
         inside = ((cells > -0.5) & (cells < side - 0.5)).all(-1).astype(jnp.float32)
         return map_loss(output, cells, inside, network.split)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: Any, pictures: jax.Array, points: jax.Array) -> tuple[Any, jax.Array]:
-        loss, gradient = jax.value_and_grad(objective)(state["weights"], pictures, points)
+    def step(state: Any, images: jax.Array, points: jax.Array) -> tuple[Any, jax.Array]:
+        loss, gradient = jax.value_and_grad(objective)(state["weights"], images, points)
         updates, after = optimise.update(gradient, state["optimiser"], state["weights"])
         weights = optax.apply_updates(state["weights"], updates)
         # Averages follow closely in the beginning, when weights change a lot.
@@ -160,8 +160,8 @@ def batches(
             make(int(index), np.random.default_rng([schedule.seed, number, place]))
             for place, index in enumerate(chosen)
         ]
-        pictures, points = zip(*made, strict=True)
-        return np.stack(pictures), np.stack(points).astype(np.float32)
+        images, points = zip(*made, strict=True)
+        return np.stack(images), np.stack(points).astype(np.float32)
 
     with ThreadPoolExecutor(1) as pool:
         coming = [pool.submit(batch, n) for n in range(first, min(first + AHEAD, last))]
@@ -228,8 +228,8 @@ def train(
     losses: list[jax.Array] = []
     first, last = int(state["step"]), min(total, stop_after or total)
     written = began = time.monotonic()
-    for number, (pictures, points) in enumerate(batches(make, count, schedule, first, last), first):
-        state, loss = step(state, pictures, points)
+    for number, (images, points) in enumerate(batches(make, count, schedule, first, last), first):
+        state, loss = step(state, images, points)
         losses.append(loss)
         epoch_done = (number + 1) % steps == 0
         now = time.monotonic()
@@ -264,8 +264,8 @@ def folded_averages(
     found = []
     seen = jax.jit(partial(statistics, network))
     once = dataclasses.replace(schedule, seed=schedule.seed + 1)
-    for pictures, _ in batches(make, count, once, 0, sets):
-        found.append(seen(state["averaged"], pictures))
+    for images, _ in batches(make, count, once, 0, sets):
+        found.append(seen(state["averaged"], images))
     averages: dict[str, Any] = {}
     for name in found[0]:
         means = jnp.stack([each[name][0] for each in found])

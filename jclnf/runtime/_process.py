@@ -1,4 +1,4 @@
-"""Settings of the running process that the command line makes, and a program may."""
+"""The compilation cache, processor cores, and what native libraries print."""
 
 import hashlib
 import os

@@ -1,0 +1,21 @@
+"""Settings of the running process, that the command line makes and a program may; its devices,
+and what a person sees who waits for it."""
+
+from jclnf.runtime._compilation import announce_compilation, programs_compiled
+from jclnf.runtime._devices import check_jax, device_report, share_device, use_device
+from jclnf.runtime._process import enable_compilation_cache, silent_stderr, use_all_cores
+from jclnf.runtime._progress import Meter, say
+
+__all__ = [
+    "Meter",
+    "announce_compilation",
+    "check_jax",
+    "device_report",
+    "enable_compilation_cache",
+    "programs_compiled",
+    "say",
+    "share_device",
+    "silent_stderr",
+    "use_all_cores",
+    "use_device",
+]
