@@ -20,6 +20,10 @@ class ModelFileError(JclnfError):
         where = f"{path}" if offset is None else f"{path}, byte {offset}"
         super().__init__(f"{where}: {problem}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pools of processes hand errors on pickled, and hang where that fails.
+        return ModelFileError.__new__, (ModelFileError, *self.args)
+
 
 class ImageError(JclnfError):
     """An image cannot be read, or is not one that a face can be fitted in."""

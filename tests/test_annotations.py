@@ -152,6 +152,37 @@ def test_points_beside_images_at_any_depth(tmp_path, landmarks):
     np.testing.assert_allclose(one.landmarks, landmarks[0], atol=1e-9)
 
 
+def test_whose_faces_points_are_of(tmp_path, landmarks):
+    names = ("p1/a.jpg", "p1/deep/b.jpg", "p2/a.jpg", "c_07.jpg")
+    for name in names:
+        touch(tmp_path / name)
+        (tmp_path / name).with_suffix(".pts").write_text(pts(landmarks[0]))
+    found = read_annotations(tmp_path)
+    paths = [face.image.relative_to(tmp_path).as_posix() for face in found]
+    assert dict(zip(paths, (f.identity for f in found), strict=True)) == dict(
+        zip(names, ("p1", "p1", "p2", ""), strict=True)
+    )
+    for pattern, whose in ((r"([a-c])(?:_\d+)?$", "caba"), (r".$", "7aba"), (r"(\w)\w*$", "caba")):
+        found = read_annotations(tmp_path, identity=pattern)
+        assert "".join(face.identity for face in found) == whose
+    with pytest.raises(AnnotationError, match=r"c_07\.jpg: identity: 'p\(.\)' finds nobody"):
+        read_annotations(tmp_path, identity="p(.)")
+    with pytest.raises(AnnotationError, match=r"'\(' is no regular expression"):
+        read_annotations(tmp_path, identity="(")
+
+
+def test_files_of_a_folder_that_are_left_out_are_named(tmp_path, landmarks):
+    touch(tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "d" / "c.png", tmp_path / "notes.txt")
+    (tmp_path / "a.pts").write_text(pts(landmarks[0]))
+    notes = []
+    assert len(read_annotations(tmp_path, note=notes.append)) == 1
+    (line,) = notes
+    assert line == (
+        f"{tmp_path}: 3 left out (no images or .pts files: notes.txt; "
+        "no .pts file beside them: b.jpg, c.png)"
+    )
+
+
 def test_several_faces_in_an_image(tmp_path, landmarks):
     touch(tmp_path / "a.jpg", tmp_path / "b.jpg")
     ignored = "<box top='0' left='0' width='9' height='9' ignore='1'/>"
@@ -315,7 +346,7 @@ def test_neither_file_nor_folder(tmp_path):
     with pytest.raises(AnnotationError, match=r"a \.csv, \.xml or \.pts file, or a folder"):
         read_annotations(tmp_path / "f.json")
     (tmp_path / "a.pts").mkdir()
-    with pytest.raises(AnnotationError, match="is a folder"):
+    with pytest.raises(AnnotationError, match="neither"):
         read_annotations(tmp_path)
 
 

@@ -178,11 +178,12 @@ def test_one_bad_image_does_not_stop_the_others(run, astronaut):
 
 
 def test_only_bad_images(run):
-    assert run("missing.jpg")[0] == 1
-    assert rows() == []
+    assert run("missing.jpg", "--out", "other")[0] == 1
+    assert rows("other/landmarks.csv") == []
     Path("empty").mkdir()
     code, _, err = run("empty")
     assert (code, err) == (1, "jclnf: empty: no images in this folder\n")
+    assert not Path("fits").exists()
 
 
 def test_box_option(run, astronaut):
@@ -246,19 +247,25 @@ def test_folders_and_names_of_overlays(run, astronaut, box):
         Path(name).write_bytes(cv2.imencode(".png", astronaut)[1].tobytes())
     cv2.imwrite("other/A.png", astronaut)
     Path("in/notes.txt").write_text("not an image")
-    lines = [f"{name},{','.join(box)}" for name in ("b.png", "a.PNG", "a.jpg", "A.png")]
+    lines = [f"{name},{','.join(box)}" for name in ("b.png", "a.PNG", "a.jpg", "A.png", "x.png")]
+    lines.append(f"c.png,{','.join(box)}")
     Path("boxes.csv").write_text("\n".join(["image,x,y,w,h", *lines]))
     # The same picture twice, once by its folder, is one picture.
     code, _, err = run("in", "other/A.png", "in/b.png", "--boxes", "boxes.csv", "--out", "out")
-    assert (code, err) == (0, "")
+    lines = ["in: 1 left out (no images: notes.txt)"]
+    lines += ["boxes.csv: its rows for 1 other images are not used: c.png"]
+    assert (code, err) == (0, "".join(f"jclnf: {line}\n" for line in lines))
     found = [row["image"] for row in rows("out/landmarks.csv")]
-    assert found == ["in/a.PNG", "in/a.jpg", "in/b.png", "other/A.png"]
+    assert found == ["in/a.PNG", "in/a.jpg", "in/b.png", "in/deeper/x.png", "other/A.png"]
     assert sorted(os.listdir("out")) == [
+        ".jclnf.json",
         "A_3_overlay.png",
         "a_2_overlay.png",
         "a_overlay.png",
         "b_overlay.png",
         "landmarks.csv",
+        "landmarks.json",
+        "x_overlay.png",
     ]
 
 
@@ -267,9 +274,15 @@ def test_overlays_beside_the_images(run, astronaut, box):
     Path("in").mkdir()
     cv2.imwrite("in/a.png", astronaut)
     Path("boxes.csv").write_text("image,x,y,w,h\na.png," + ",".join(box))
+    names = [".jclnf.json", "a.png", "a_overlay.png", "landmarks.csv", "landmarks.json"]
+    says = ""
     for _ in range(2):
-        assert run("in", "--boxes", "boxes.csv", "--out", "in")[0] == 0
-        assert sorted(os.listdir("in")) == ["a.png", "a_overlay.png", "landmarks.csv"]
+        code, _, err = run("in", "--boxes", "boxes.csv", "--out", "in")
+        assert (code, err, sorted(os.listdir("in"))) == (0, says, names)
+        says = "jclnf: in: 1 left out (written by jclnf: a_overlay.png)\n"
+    # Nor from the folder above, which holds no others.
+    assert run(".", "--boxes", "boxes.csv", "--out", "up", "--quiet")[0] == 0
+    assert [row["image"] for row in rows("up/landmarks.csv")] == ["in/a.png"]
     # Asked for by name it is an image, and stays as it is.
     before = Path("in/a_overlay.png").read_bytes()
     assert run("in/a_overlay.png", "in/a.png", "--box", *box, "--out", "in")[0] == 2
@@ -284,7 +297,7 @@ def test_overlays_beside_the_images(run, astronaut, box):
 def test_quiet_without_overlay(run, astronaut, box):
     cv2.imwrite("süß 写真.png", astronaut)
     assert run("süß 写真.png", "--box", *box, "--quiet", "--no-overlay") == (0, "", "")
-    assert os.listdir("fits") == ["landmarks.csv"]
+    assert sorted(os.listdir("fits")) == [".jclnf.json", "landmarks.csv", "landmarks.json"]
     assert rows()[0]["image"] == "süß 写真.png"
 
 
@@ -424,7 +437,7 @@ def test_openfaces_tables(run, astronaut, box):
     Path("in/boxes.csv").write_text(boxes)
     options = ("--boxes", "in/boxes.csv", "--out", "in", "--no-overlay", "--openface-csv")
     code, out, err = run("in", "other", *options, "--focal", "600", "630", "--centre", "140,130")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "jclnf: in: 1 left out (no images: boxes.csv)\n")
     assert Path("in/boxes.csv").read_text() == boxes
     tables = {name: openface_rows(f"in/{name}.csv") for name in ("boxes_2", "boxes_3")}
     (only,) = openface_rows("in/landmarks_2.csv")
@@ -494,7 +507,7 @@ def test_interrupt_keeps_the_rows(run, astronaut, monkeypatch):
     monkeypatch.setattr(jclnf.cli._fit, "read_image_file", interrupt)
     code, out, err = run("a.png", "b.png")
     assert (code, err) == (130, f"jclnf: interrupted: {Fit.interrupted}\n")
-    assert "1 face in fits/landmarks.csv" in out
+    assert "face in fits" not in out
     assert [row["image"] for row in rows()] == ["a.png"]
 
 
@@ -508,6 +521,124 @@ def test_a_second_run_into_the_same_folder_stops_and_names_the_first(run, astron
     assert err.startswith(
         f"jclnf: fits/landmarks.csv: is being written by process {os.getpid()} on "
     )
+
+
+def without(rows, *names):
+    return [{key: value for key, value in row.items() if key not in names} for row in rows]
+
+
+def test_a_run_that_was_ended_goes_on(run, astronaut, box, monkeypatch):
+    """Over the results of an earlier one, which stay until it is complete."""
+    Path("in").mkdir()
+    for name in "abcd":
+        cv2.imwrite(f"in/{name}.png", astronaut)
+    options = ("in", "--boxes", "boxes.csv")
+    Path("boxes.csv").write_text("image,x,y,w,h\n" + "".join(
+        f"{name}.png,{','.join(box)}\n{name}.png,90,81,72,72\n" for name in "abcd"
+    ))  # fmt: skip
+    assert run(*options)[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("fits").iterdir()}
+    monkeypatch.chdir("in")  # named from elsewhere, images are the same
+    assert run("..", "--boxes", "../boxes.csv", "--out", "../fits", "--resume")[0] == 0
+    monkeypatch.chdir("..")
+    after = {path.name: path.read_bytes() for path in Path("fits").iterdir()}
+    assert [name for name in before if after[name] != before[name]] == ["landmarks.json"]
+
+    fit, count = jclnf.fit, 0
+
+    def interrupt(*given):
+        nonlocal count
+        count += 1
+        if count == 6:
+            raise KeyboardInterrupt
+        return fit(*given)
+
+    shifted = ("in", "--boxes", "others.csv")
+    Path("others.csv").write_text(Path("boxes.csv").read_text().replace("72,72", "70,70"))
+    with monkeypatch.context() as patch:
+        patch.setattr(jclnf, "fit", interrupt)
+        assert run(*shifted)[0] == 130
+    found = {path.name: path.read_bytes() for path in Path("fits").iterdir()}
+    assert {name: found[name] for name in after} == after
+    code, _, err = run(*options, "--resume")
+    assert (code, rows()) == (2, rows())
+    assert "something else has changed: the boxes: give the same" in err
+    code, _, err = run(*shifted, "--no-overlay", "--resume")
+    assert code == 2
+    assert "--no-overlay (not given there, given now)" in err
+
+    count = 10
+    assert run(*shifted, "--resume")[0] == 0
+    assert sorted(before) == sorted(path.name for path in Path("fits").iterdir())
+    assert run(*shifted, "--out", "whole")[0] == 0
+    assert rows() == rows("whole/landmarks.csv")
+    assert [row["box_w"] for row in rows()] == ["77.0000", "70.0000"] * 4
+    for name in "abcd":
+        drawn = f"{name}_overlay.png"
+        assert Path("fits", drawn).read_bytes() == Path("whole", drawn).read_bytes()
+
+
+def test_images_that_have_come_since_are_added(run, astronaut):
+    Path("in").mkdir()
+    cv2.imwrite("in/b.png", astronaut)
+    assert run("in", "--no-overlay")[0] == 0
+    (first,) = rows()
+    cv2.imwrite("in/a.png", astronaut)
+    code, out, _ = run("in", "--no-overlay", "--resume")
+    assert (code, out.splitlines()[-1]) == (0, "2 faces in fits/landmarks.csv, 1 of them before")
+    assert rows()[0] == first
+    assert without(rows()[1:], "image") == without([first], "image")
+    # What went wrong before still has.
+    cv2.imwrite("in/c.png", np.zeros_like(astronaut))
+    for says in ("c.png: no face found", "1 of its rows of before are without success"):
+        code, _, err = run("in", "--no-overlay", "--resume")
+        assert (code, err.count("\n"), len(rows())) == (1, 1, 3)
+        assert says in err
+
+
+def test_nothing_of_before_is_lost(run, astronaut):
+    """A misspelt path, an image without a face, boxes or annotations where results would go."""
+    cv2.imwrite("a.png", astronaut)
+    cv2.imwrite("empty.png", np.zeros_like(astronaut))
+    assert run("a.png")[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("fits").iterdir()}
+
+    def now():
+        return {path.name: path.read_bytes() for path in Path("fits").iterdir()}
+
+    for given in (("mispelt.jpg",), ("empty.png",), ("a.png", "--box", "900,900,50,50")):
+        code, out, _ = run(*given, "--openface-csv" if given[0] == "empty.png" else "--quiet")
+        assert code == 1
+        assert {name: now().get(name) for name in before if name != ".jclnf.json"} == {
+            name: data for name, data in before.items() if name != ".jclnf.json"
+        }
+        if out:
+            assert out == "no face: fits/landmarks.csv is left as it was\n"
+    code, _, err = run("a.png", "--boxes", "fits/landmarks.csv")
+    assert (code, now()["landmarks.csv"]) == (2, before["landmarks.csv"])
+    assert "fits/landmarks.csv: is read by this run, and is kept: name another folder" in err
+    Path("faces").mkdir()
+    Path("faces/landmarks.csv").write_text("image,x_0,y_0\na.png,1,2\n")
+    code, _, err = run("a.png", "--out", "faces")
+    assert code == 2
+    assert "faces/landmarks.csv: was not written by jclnf fit, and is kept" in err
+
+
+def test_contents_tell_images_and_what_is_left_out_is_named(run, astronaut, monkeypatch):
+    Path("in/deep").mkdir(parents=True)
+    jpeg = cv2.imencode(".jpg", astronaut)[1].tobytes()
+    for name in ("a.jfif", "noending", "deep/x.txt"):
+        Path("in", name).write_bytes(jpeg)
+    Path("in/IMG.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    Path("in/clip.bin").write_bytes(b"\x1a\x45\xdf\xa3" + bytes(99))
+    Path("in/notes.jpg.txt").write_text("no image")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    code, _, err = run("in", "--no-overlay")
+    assert code == 1
+    assert [row["image"] for row in rows()] == ["in/a.jfif", "in/deep/x.txt", "in/noending"]
+    left, heic = err.splitlines()
+    assert left == "jclnf: in: 2 left out (no images: notes.jpg.txt; videos: clip.bin)"
+    assert heic.startswith("jclnf: in/IMG.HEIC: is a HEIC image, which needs pillow-heif: pip ")
 
 
 def test_full_disk(run, astronaut, box, monkeypatch):
@@ -527,7 +658,8 @@ def test_full_disk(run, astronaut, box, monkeypatch):
     full = ".csv"
     code, _, err = run("a.png", "--box", *box)
     assert code == 2
-    assert err == "jclnf: fits/landmarks.csv: cannot be written: No space left on device\n"
+    assert "landmarks.part.csv: cannot be written: No space left on device\n" in err
+    assert len(rows()) == 1
 
 
 def test_help_and_version(capfd):
@@ -604,7 +736,10 @@ def test_real_interrupt(tmp_path, astronaut, model):
         p.send_signal(signal.SIGINT)
         _, err = p.communicate(timeout=60)
     assert p.returncode == 130
-    assert err == f"jclnf: interrupted: {Fit.interrupted}\n"
+    assert err.splitlines() == [
+        "jclnf: .: 1 left out (no images: boxes.csv)",
+        f"jclnf: interrupted: {Fit.interrupted}",
+    ]
     found = rows()
     assert 2 <= len(found) < len(names)
     assert all(row["p_2"] for row in found)

@@ -1,5 +1,6 @@
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import skimage.data
 
 import jclnf.detect._haar as haar
 from jclnf.detect import Detector, HaarDetector
+from jclnf.detect._base import Native
 from jclnf.errors import DetectorError, ImageError, JclnfError
 
 # Outer eye corners, tip of the nose, corners of the mouth of skimage's astronaut.
@@ -52,7 +54,7 @@ def test_large_pictures_are_reduced_and_boxes_brought_back(detector, astronaut):
 @pytest.mark.parametrize("degrees", [-25, 25])
 def test_tilted_face_is_found_upright_box(detector, astronaut, degrees):
     h, w = astronaut.shape
-    # About the face: with it as the middle of the picture, as in a photograph of a person.
+    # About the face: with it as the middle of the image, as in a photograph of a person.
     matrix = cv2.getRotationMatrix2D((220.0, 130.0), degrees, 1.0)
     turned = cv2.warpAffine(astronaut, matrix, (w, h), borderMode=cv2.BORDER_REPLICATE)
     boxes = detector(turned[:300, :440])
@@ -64,10 +66,10 @@ def test_tilted_face_is_found_upright_box(detector, astronaut, degrees):
 def test_several_faces_largest_first(detector, astronaut):
     face = astronaut[30:210, 130:310]
     large = cv2.resize(face, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_LINEAR)
-    picture = np.full((300, 520), 128, np.uint8)
-    picture[60:240, 20:200] = face
-    picture[10:280, 230:500] = large
-    boxes, scores = detector.detect(picture)
+    image = np.full((300, 520), 128, np.uint8)
+    image[60:240, 20:200] = face
+    image[10:280, 230:500] = large
+    boxes, scores = detector.detect(image)
     assert boxes.shape == (2, 4)
     assert scores.shape == (2,)
     assert np.all(scores >= haar.MIN_SCORE)
@@ -118,28 +120,30 @@ def test_corrections_are_the_recorded_ones():
 
 
 class Cascade:
-    """OpenCV's classifier, which finds these boxes where the picture is as bright as told."""
+    """OpenCV's classifier, which finds these boxes where the image is as bright as told."""
 
     def __init__(self, *found):
-        self.found, self.pictures = found, []
+        self.found, self.images = found, []
 
-    def detectMultiScale3(self, picture, **_):
-        self.pictures.append(picture)
-        here = [(box, s) for x, y, level, box, s in self.found if picture[y, x] == level]
+    def detectMultiScale3(self, image, *, minSize, **_):
+        self.images.append(image)
+        self.least = minSize[0]
+        here = [(box, s) for x, y, level, box, s in self.found if image[y, x] == level]
         return [box for box, _ in here], [], [score for _, score in here]
 
 
 def looking(detector, frontal, profile):
-    detector._frontal, detector._profile = frontal, profile
+    detector._frontal = Native(lambda: frontal)
+    detector._profile = Native(lambda: profile)
     return detector
 
 
 @pytest.fixture
 def sides():
-    """A picture whose left half is darker, by which it is told from its mirror image."""
-    picture = np.full((100, 200), 200, np.uint8)
-    picture[:, :100] = 50
-    return picture
+    """A image whose left half is darker, by which it is told from its mirror image."""
+    image = np.full((100, 200), 200, np.uint8)
+    image[:, :100] = 50
+    return image
 
 
 def test_turned_faces_of_either_side_where_no_other_is_found(sides):
@@ -168,12 +172,41 @@ def test_the_profile_cascade_does_not_run_where_a_face_is_found(sides):
     (box,), (score,) = looking(HaarDetector(), frontal, profile).detect(sides)
     np.testing.assert_allclose(box, haar.correct(np.array([10.0, 10, 40, 40])))
     assert score == 60
-    assert profile.pictures == []
+    assert profile.images == []
     both, scores = looking(HaarDetector(profiles="always"), frontal, profile).detect(sides)
     assert scores.tolist() == [2.0, 60.0]
     np.testing.assert_allclose(both[1], box)
     with pytest.raises(DetectorError, match="give 'if none', 'always' or 'never'"):
         HaarDetector(profiles="sometimes")
+
+
+def test_the_smallest_face(sides):
+    """A 36th of the longer side, or as told: of the face's outline, in a copy that is no smaller
+    than 1024 pixels, and where that would lose faces larger."""
+    narrow = np.zeros((100, 2048), np.uint8)
+    for image, options, width, least in (
+        (sides, {}, 200, 200 / 32),
+        (narrow, {}, 1024, 32),
+        (narrow, {"min_face": 200.0}, 1024, 100 / haar.CORRECTION[2]),
+        (narrow, {"min_face": 24.0}, 1536, 18 / haar.CORRECTION[2]),
+        (narrow, {"min_face": 2.0}, 2048, 2 / haar.CORRECTION[2]),
+    ):
+        cascade = Cascade((0, 0, image[0, 0], (10, 10, 40, 40), 60.0))
+        assert len(looking(HaarDetector(), cascade, Cascade())(image, **options)) == 1
+        assert cascade.images[0].shape[1] == width
+        assert cascade.least == round(least)
+    assert HaarDetector(min_face=33.0).min_face == 33
+    with pytest.raises(DetectorError, match="min_face is 0"):
+        HaarDetector(min_face=0.0)
+
+
+def test_threads_share_a_detector(detector, astronaut):
+    shifts = range(0, 80, 10)
+    images = [np.ascontiguousarray(astronaut[20:220, 100 + by : 340 + by]) for by in shifts]
+    expected = [detector(image) for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        for found, known in zip(threads.map(detector, 3 * images), 3 * expected, strict=True):
+            np.testing.assert_array_equal(found, known)
 
 
 def test_boxes_of_annotated_faces(shared, detector):

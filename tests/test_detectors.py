@@ -1,6 +1,8 @@
 """How detectors are asked and named, whatever they are; and YuNet's, of which no file is here."""
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,9 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
+import jclnf
+from jclnf.cli._commands import Fit
 from jclnf.detect import Detector, HaarDetector, YuNetDetector, find_faces, make_detector
 from jclnf.errors import DetectorError, ImageError, JclnfError, ModelFileError
 from jclnf.images import ImageFile
+from jclnf.video import Settings
 
 COLOUR = np.zeros((60, 80, 3), np.uint8)
 COLOUR[..., 2] = 200
@@ -18,25 +23,25 @@ GREY = cv2.cvtColor(COLOUR, cv2.COLOR_BGR2GRAY)
 
 
 class Recorder:
-    """Returns the boxes it is made with, and keeps the picture it is called with."""
+    """Returns the boxes it is made with, and keeps the image it is called with."""
 
     def __init__(self, boxes=((1, 2, 3, 4),), **attributes):
         self.boxes = boxes
         vars(self).update(attributes)
 
-    def __call__(self, picture):
-        self.picture = picture
+    def __call__(self, image, **options):
+        self.image, self.options = image, options
         return self.boxes
 
 
-@pytest.mark.parametrize("picture", [COLOUR, GREY, ImageFile(GREY, COLOUR, Path("photo.png"))])
-def test_a_detector_gets_what_it_wants(picture):
+@pytest.mark.parametrize("image", [COLOUR, GREY, ImageFile(GREY, COLOUR, Path("photo.png"))])
+def test_a_detector_gets_what_it_wants(image):
     wants_grey, wants_colour = Recorder(), Recorder(wants_colour=True)
-    find_faces(wants_grey, picture)
-    np.testing.assert_array_equal(wants_grey.picture, GREY)
-    find_faces(wants_colour, picture)
-    expected = np.repeat(GREY[..., None], 3, axis=2) if picture is GREY else COLOUR
-    np.testing.assert_array_equal(wants_colour.picture, expected)
+    find_faces(wants_grey, image)
+    np.testing.assert_array_equal(wants_grey.image, GREY)
+    find_faces(wants_colour, image)
+    expected = np.repeat(GREY[..., None], 3, axis=2) if image is GREY else COLOUR
+    np.testing.assert_array_equal(wants_colour.image, expected)
     assert isinstance(wants_grey, Detector)
 
 
@@ -52,16 +57,20 @@ def test_largest_first_and_none_beside_the_picture():
         assert find_faces(Recorder(nothing), GREY).shape == (0, 4)
 
 
-def test_reduction_of_large_pictures():
-    detector = Recorder([(3, 4, 8, 10)])
-    np.testing.assert_allclose(
-        find_faces(detector, COLOUR, max_side=20), [[4 * 3.5 - 0.5, 4 * 4.5 - 0.5, 32, 40]]
-    )
-    assert detector.picture.shape == (15, 20)
-    np.testing.assert_allclose(find_faces(detector, COLOUR, max_side=80), [[3, 4, 8, 10]])
-    assert detector.picture.shape == (60, 80)
-    with pytest.raises(DetectorError, match="max_side is 0; give"):
-        find_faces(detector, COLOUR, max_side=0)
+def test_the_smallest_face():
+    """A detector that can is asked for no smaller ones; of others they are left out."""
+    boxes = [(3, 4, 8, 10), (20, 20, 30, 28)]
+    knows, knows_not = Recorder(boxes, takes_min_face=True), Recorder(boxes)
+    assert len(find_faces(knows, GREY, min_face=20.0)) == 2
+    assert knows.options == {"min_face": 20}
+    assert find_faces(knows_not, GREY, min_face=20.0).tolist() == [[20, 20, 30, 28]]
+    assert len(find_faces(knows_not, GREY, min_face=10.0)) == 2
+    assert knows_not.options == {}
+    assert len(find_faces(knows, GREY)) == 2
+    assert knows.options == {}
+    for side in (0.0, -3.0, float("nan"), float("inf")):
+        with pytest.raises(DetectorError, match=r"min_face is .*; give a face's side in pixels"):
+            find_faces(knows, GREY, min_face=side)
 
 
 @pytest.mark.parametrize(
@@ -98,16 +107,16 @@ def test_a_detector_that_fails():
         find_faces(refuses, GREY)
 
 
-@pytest.mark.parametrize("picture", [GREY.astype(float), GREY[0], COLOUR[..., :2]])
-def test_what_is_no_picture(picture):
+@pytest.mark.parametrize("image", [GREY.astype(float), GREY[0], COLOUR[..., :2]])
+def test_what_is_no_picture(image):
     with pytest.raises(ImageError, match="image: detection takes a"):
-        find_faces(Recorder(), picture)
+        find_faces(Recorder(), image)
 
 
 def test_the_default_is_haar():
-    assert isinstance(make_detector(), HaarDetector)
-    assert isinstance(make_detector("haar"), HaarDetector)
-    assert make_detector(fast=True).min_face > make_detector().min_face
+    assert isinstance(jclnf.detect.default(), HaarDetector)
+    for options in (Settings(), Fit(paths=("photo.png",))):
+        assert type(make_detector(options.detector)) is type(jclnf.detect.default())
 
 
 @pytest.fixture
@@ -115,9 +124,9 @@ def own(tmp_path, monkeypatch):
     """A module of the user's in the current folder."""
     text = (
         "import numpy\n"
-        "def find(picture):\n    return numpy.array([[1, 2, 3, 4]])\n"
+        "def find(image):\n    return numpy.array([[1, 2, 3, 4]])\n"
         "class Finder:\n    wants_colour = True\n"
-        "    def __call__(self, picture):\n        return []\n"
+        "    def __call__(self, image):\n        return []\n"
         "class Needy:\n    def __init__(self, path): pass\n    find = staticmethod(find)\n"
         "number = 7\n"
     )
@@ -170,7 +179,7 @@ def test_networks_that_are_not_there(tmp_path, monkeypatch):
 
 
 class FakeYN:
-    """OpenCV's object with two faces in it, in a picture of 320 by 240."""
+    """OpenCV's object with two faces in it, in a image of 320 by 240."""
 
     faces = np.array(
         [[10, 20, 40, 60, *range(10), 0.9], [100, 50, 80, 100, *range(10), 0.95]], np.float32
@@ -179,8 +188,8 @@ class FakeYN:
     def setInputSize(self, size):
         self.size = size
 
-    def detect(self, picture):
-        assert picture.shape == (self.size[1], self.size[0], 3)
+    def detect(self, image):
+        assert image.shape == (self.size[1], self.size[0], 3)
         return 1, self.faces
 
 
@@ -206,10 +215,27 @@ def test_yunet_corrects_and_sorts(yunet):
 
 
 def test_yunet_reduces_large_pictures(yunet):
-    detector, fake = yunet(max_side=320, correction=(0.0, 0.0, 1.0, 1.0))
-    found = detector(np.zeros((480, 640, 3), np.uint8))
+    detector, fake = yunet(correction=(0.0, 0.0, 1.0, 1.0))
+    image = np.zeros((480, 640, 3), np.uint8)
+    detector(image)
+    assert fake.size == (640, 480)
+    found = detector(image, min_face=100.0)
     assert fake.size == (320, 240)
     np.testing.assert_allclose(found, [[200.5, 100.5, 160, 200], [20.5, 40.5, 80, 120]])
+
+
+def test_yunet_serves_one_thread_at_a_time(yunet):
+    detector, fake = yunet()
+    images = [np.zeros((side, 2 * side, 3), np.uint8) for side in (20, 30, 40, 50)]
+    find = fake.detect
+
+    def slowly(image):
+        time.sleep(0.002)
+        return find(image)  # which fails if another one has set another size
+
+    fake.detect = slowly
+    with ThreadPoolExecutor(4) as threads:
+        assert all(len(boxes) == 2 for boxes in threads.map(detector, 5 * images))
 
 
 def test_yunet_finds_nothing_or_fails(yunet):

@@ -1,6 +1,9 @@
+import contextlib
 import io
+import json
 import os
 import struct
+import sys
 import zlib
 
 import cv2
@@ -9,7 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from jclnf.errors import ImageError
-from jclnf.images import check_grey, read_image, read_image_file
+from jclnf.images import Folder, check_grey, kind_of, read_image, read_image_file
+from jclnf.outputs import RECORD, claim
 
 
 @pytest.fixture(scope="module")
@@ -328,3 +332,126 @@ BAD = {
 def test_bad_arrays_are_refused_with_the_remedy(image, message):
     with pytest.raises(ImageError, match=message):
         check_grey(image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_avif_is_turned_as_it_says(tmp_path, colour, orientation):
+    """Pillow writes the orientation as a rotation and a mirroring, and turns by them."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = encoded(colour, "AVIF", exif=exif, quality=100, subsampling="4:4:4")
+    assert (b"irot" in data or b"imir" in data) == (orientation > 1)
+    path = write(tmp_path, "a.avif", data)
+    with Image.open(path) as file:
+        expected = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))[..., ::-1]
+    np.testing.assert_allclose(read_image_file(path).colour, expected, atol=2)
+    assert kind_of(path) == "image"
+
+
+@pytest.mark.parametrize("where", ["meta", "pitm", "ipma", "irot"])
+def test_a_damaged_avif_is_an_error_or_an_image(tmp_path, colour, where):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    whole = encoded(colour, "AVIF", exif=exif)
+    at = whole.index(where.encode())
+    for k in range(-4, 12):
+        for value in (0x00, 0x7F, 0xFF):
+            data = bytearray(whole)
+            data[at + k] = value
+            path = write(tmp_path, "a.avif", bytes(data))
+            with contextlib.suppress(ImageError):  # anything else would come through
+                assert read_image(path).dtype == np.uint8
+
+
+def test_heic_is_read_upright_or_says_what_it_needs(tmp_path, colour, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x112] = 6
+    data = encoded(colour, "HEIF", exif=exif, quality=100)
+    path = write(tmp_path, "IMG_0001.HEIC", data)
+    found = read_image_file(path).colour
+    with Image.open(path) as file:
+        expected = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))[..., ::-1]
+    np.testing.assert_array_equal(found, expected)
+    assert kind_of(path) == "heif"
+    for count in (40, 200, len(data) // 2):
+        with pytest.raises(ImageError, match=r"IMG_0001\.HEIC: cannot be decoded"):
+            read_image(write(tmp_path, "IMG_0001.HEIC", data[:count]))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"HEIC image, which needs pillow-heif: pip install"):
+        read_image(write(tmp_path, "IMG_0001.HEIC", data))
+
+
+@pytest.mark.parametrize(
+    "kind", ["png", "jpg", "bmp", "tiff", "webp", "ppm", "pgm", "jp2", "gif", "avif"]
+)
+def test_images_are_known_by_their_contents(tmp_path, colour, kind):
+    image = colour[..., 0] if kind == "pgm" else colour
+    path = write(tmp_path, "noending", cv2.imencode(f".{kind}", image)[1].tobytes())
+    assert kind_of(path) == "image"
+    assert kind_of(path.rename(tmp_path / "a.txt")) == "image"
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [
+        *(("mp4", "mpeg4"), ("mov", "mpeg4"), ("avi", "mpeg4"), ("matroska", "mpeg4")),
+        *(("webm", "libvpx"), ("mpegts", "mpeg2video"), ("vob", "mpeg2video"), ("flv", "flv1")),
+        *(("asf", "msmpeg4v3"), ("ogg", "theora"), ("mxf", "mpeg2video"), ("h264", "libx264")),
+        *(("hevc", "libx265"), ("mpeg2video", "mpeg2video"), ("dv", "dvvideo"), ("3gp", "mpeg4")),
+    ],
+)
+def test_videos_are_known_by_their_contents(tmp_path, container, codec):
+    pyav = pytest.importorskip("av")
+    path = tmp_path / "noending"
+    try:
+        out = pyav.open(str(path), "w", format=container)
+        stream = out.add_stream(codec, rate=25)
+    except (ValueError, pyav.error.FFmpegError) as error:
+        pytest.skip(f"this FFmpeg cannot write it: {error}")
+    with out:
+        stream.width, stream.height = (720, 576) if codec == "dvvideo" else (176, 144)
+        stream.pix_fmt = "yuv420p"
+        for level in (0, 90, 180):
+            shape = (stream.height, stream.width, 3)
+            frame = pyav.VideoFrame.from_ndarray(np.full(shape, level, np.uint8), format="rgb24")
+            out.mux(stream.encode(frame.reformat(format="yuv420p")))
+        out.mux(stream.encode(None))
+    assert kind_of(path) == "video"
+
+
+def test_other_files_are_neither(tmp_path, colour):
+    sound = b"RIFF\x24\0\0\0WAVEfmt " + bytes(24)
+    tiff = encoded(colour, "TIFF")
+    for name, data in (
+        *(("a", b""), ("b.txt", b"hello"), ("c.pts", b"version: 1\n"), ("d.wav", sound)),
+        *(("e.m4a", b"\0\0\0\x18ftypM4A \0\0\0\0M4A mp42"), ("f.nef", tiff), ("g.csv", b"P,1\n")),
+        *(("h.py", b"BM = 1\n"), ("i.zip", b"PK\3\4" + bytes(30)), ("j.pdf", b"%PDF-1.7\n")),
+    ):
+        assert kind_of(write(tmp_path, name, data)) == ""
+    # Where the contents do not tell, the ending does: reading says what is wrong.
+    assert kind_of(write(tmp_path, "k.jpg", b"hello")) == "image"
+    assert kind_of(write(tmp_path, "l.MOD", b"")) == "video"
+    jpeg = encoded(colour, "JPEG")
+    assert kind_of(write(tmp_path, "m.mjpeg", jpeg + jpeg)) == "video"
+
+
+def test_a_folder_is_looked_through(tmp_path, colour):
+    (tmp_path / "deep" / "out").mkdir(parents=True)
+    for name in ("b.png", "a", "deep/c.txt", ".hidden.png", "deep/drawn.png", "deep/out/d.png"):
+        write(tmp_path, name, encoded(colour, "PNG"))
+    write(tmp_path, "notes.txt", b"hello")
+    claim(tmp_path / "deep", "fit", fixed=["drawn.png.csv"])
+    record = {"outputs": {name: ["fit", "", ""] for name in ("drawn.png", "out")}}
+    write(tmp_path, f"deep/{RECORD}", json.dumps(record).encode())
+
+    def shown(folder):
+        kinds = (folder.images, folder.others, folder.outputs, folder.folders)
+        return [[path.relative_to(tmp_path).as_posix() for path in paths] for paths in kinds]
+
+    flat, deep = Folder.of(tmp_path), Folder.of(tmp_path, deep=True)
+    assert shown(flat) == [["a", "b.png"], ["notes.txt"], [], ["deep"]]
+    assert shown(deep) == [["a", "b.png", "deep/c.txt"], ["notes.txt"], ["deep/drawn.png"], []]
+    (line,) = deep.left_out("images")
+    assert line == f"{tmp_path}: 2 left out (no images: notes.txt; written by jclnf: drawn.png)"

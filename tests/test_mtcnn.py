@@ -3,9 +3,11 @@
 import csv
 import random
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,8 +87,38 @@ def test_pictures_of_any_size_share_few_programs(listed, monkeypatch):
 
 def test_named_detector(listed):
     detector = make_detector(f"mtcnn:{listed.parent}")
-    assert (detector.min_face, detector.wants_colour) == (60.0, True)
-    assert make_detector(f"mtcnn:{listed}", fast=True).max_side < detector.max_side
+    assert detector.wants_colour
+    assert isinstance(make_detector(f"mtcnn:{listed}"), MtcnnDetector)
+
+
+def test_the_smallest_face(listed, monkeypatch):
+    """OpenFace's 60 pixels, a 36th of large images, or as told: the first copy has it at 12."""
+    sides = []
+
+    def noting(_, picture):
+        sides.append(picture.shape[1])
+        return np.zeros((0, 0, 5))
+
+    monkeypatch.setattr(mtcnn, "_over_image", noting)
+
+    def largest(width: int, **options: float) -> int:
+        sides.clear()
+        MtcnnDetector(listed)(np.zeros((150, width, 3), np.uint8), **options)
+        return max(sides)
+
+    assert largest(1000) == 1000 * 12 / 60
+    assert largest(3600) == 3600 * 12 / 100
+    assert largest(1000, min_face=30.0) == 1000 * 12 / 30
+    assert largest(1000, min_face=5.0) == 1000
+
+
+def test_threads_share_a_detector(listed, rng):
+    pictures = [rng.integers(0, 255, (90, 120, 3)).astype(np.uint8) for _ in range(4)]
+    detector = MtcnnDetector(listed)
+    expected = [detector.detect(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as threads:
+        for found, known in zip(threads.map(detector.detect, pictures), expected, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, found, known)
 
 
 def test_suppression():
@@ -167,8 +199,8 @@ def test_pictures_without_faces(listed):
     for image in (np.zeros((70, 70), np.uint8), np.zeros((70, 70, 3), np.float32)):
         with pytest.raises(ImageError, match=r"colour uint8 array \(h, w, 3\)"):
             detector(image)
-    for options in ({"min_face": 5.0}, {"min_face": float("nan")}, {"max_side": 0}):
-        with pytest.raises(DetectorError, match="at least 12 and 1 pixels"):
+    for options in ({"min_face": 0.0}, {"min_face": float("nan")}, {"max_side": 0}):
+        with pytest.raises(DetectorError, match=r"; give .* in pixels"):
             MtcnnDetector(listed, **options)
 
 

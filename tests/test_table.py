@@ -6,7 +6,7 @@ import pytest
 
 from jclnf.annotations import BoxTable, FrameBoxTable
 from jclnf.cli._face_table import FaceTable, columns
-from jclnf.errors import BoxError
+from jclnf.errors import BoxError, OutputError
 from jclnf.fitting import FitStatus
 
 
@@ -55,13 +55,36 @@ def test_row_holds_the_result(tmp_path):
 
 
 def test_every_row_is_on_disk_at_once(tmp_path):
-    table = FaceTable(tmp_path / "a.csv", 3, 2)
-    for face in range(3):
-        table.write("a.jpg", face, (1, 2, 3, 4), result(seed=face))
-        text = (tmp_path / "a.csv").read_text()
-        assert len(text.splitlines()) == face + 2
-        assert text.endswith("\n")
-    table.close()
+    with FaceTable(tmp_path / "a.csv", 3, 2) as table:
+        for face in range(3):
+            table.write("a.jpg", face, (1, 2, 3, 4), result(seed=face))
+            text = (tmp_path / "a.csv").read_text()
+            assert len(text.splitlines()) == face + 2
+            assert text.endswith("\n")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 40])
+def test_a_table_goes_on_with_the_images_that_are_whole(tmp_path, cut):
+    """Whatever is left of the last image's rows, they are written anew."""
+    path, faces = tmp_path / "a.csv", [("new\nline.jpg", 0), ("b.jpg", 0), ("b.jpg", 1)]
+
+    def write(table, some):
+        for image, face in some:
+            status = FitStatus.CONVERGED if face == 0 else FitStatus.NOT_FINITE
+            table.write(image, face, (1, 2, 3, 4), result(seed=face, status=status))
+
+    with FaceTable(path, 3, 2) as table:
+        write(table, faces)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - cut])
+    with FaceTable(path, 3, 2, resume="begun") as table:
+        assert (table.done, table.rows, table.failed) == ({"new\nline.jpg"}, 1, 0)
+        write(table, faces[1:])
+        assert (table.rows, table.failed) == (3, 1)
+    assert path.read_bytes() == whole
+    assert FaceTable(path, 3, 2, resume="complete").done == {"new\nline.jpg", "b.jpg"}
+    with pytest.raises(OutputError, match="other columns"):
+        FaceTable(path, 4, 2, resume="begun")
 
 
 def test_failed_fit_has_empty_fields(tmp_path):
@@ -217,6 +240,16 @@ def test_boxes_of_frames_of_any_video(tmp_path):
     assert table.boxes("a.mp4") == {3: [[5, 5, 5, 5], [1, 2, 3, 4]]}
     assert table.boxes("a.mp4") == {3: [[5, 5, 5, 5], [1, 2, 3, 4]]}
     assert table.boxes("b.mp4") == {3: [[1, 2, 3, 4]]}
+    assert table.left_out(["a.mp4"]) == []
+    (line,) = table.left_out(["b.mp4"])
+    assert line.endswith("starts.csv: its rows for 1 other videos are not used: a.mp4")
+
+
+def test_rows_for_other_images_are_named(tmp_path):
+    table = boxes(tmp_path, "image,x,y,w,h\n" + "".join(f"d/{k}.jpg,1,1,1,1\n" for k in range(7)))
+    (line,) = table.left_out(["c/d/0.jpg", "1.jpg"])
+    assert "6 other images" in line
+    assert line.endswith("not used: d/1.jpg, d/2.jpg, d/3.jpg, d/4.jpg and 2 more")
 
 
 @pytest.mark.parametrize(

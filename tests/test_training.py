@@ -1,7 +1,10 @@
 """Training: examples, the loop and its checkpoints, the stages, the command."""
 
+import csv
 import dataclasses
+import io
 import json
+from pathlib import Path
 
 import cv2
 import jax
@@ -13,6 +16,7 @@ from support.training import drawn, shapes
 
 import jclnf
 from jclnf import geometry
+from jclnf.annotations import pts_text
 from jclnf.cli import main
 from jclnf.errors import TrainingError
 from jclnf.experts import TRUNK_SAMPLING, trunk_shapes
@@ -347,6 +351,49 @@ class TestCommand:
         options = ["--shape-prior", str(tmp_path / "prior.npz"), "--quiet"]
         assert main(["train", str(data), "--out", str(tmp_path / "m.safetensors"), *options]) == 2
         assert "68, 3" in capsys.readouterr().err
+
+    def test_a_shape_prior_that_is_cut_off(self, tmp_path, capsys):
+        data = write_data(tmp_path / "data", drawn(16))
+        prior, whole = tmp_path / "prior.npz", io.BytesIO()
+        np.savez(whole, examples=np.zeros((5, 68, 3)))
+        options = ["--shape-prior", str(prior), "--quiet", "--out", str(tmp_path / "m.safetensors")]
+        for count in (0, 10, 300, len(whole.getvalue()) - 40):
+            prior.write_bytes(whole.getvalue()[:count])
+            assert main(["train", str(data), *options]) == 2
+            err = capsys.readouterr().err
+            assert "prior.npz: holds no array `examples`" in err
+            assert err.count("\n") == 1
+
+    def test_people_are_kept_apart_or_it_is_refused(self, tmp_path, capsys):
+        """A folder of .pts files: frames of four people, whose names are in the files' names."""
+        faces = drawn(16)
+        for k, (image, points) in enumerate(zip(faces.images, faces.points, strict=True)):
+            name = f"{'abcd'[k % 4]}_{k}"
+            cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+            (tmp_path / f"{name}.pts").write_text(pts_text(points))
+        out, prior = tmp_path / "m.safetensors", tmp_path / "none.npz"
+        command = ["train", str(tmp_path), "--out", str(out), "--shape-prior", str(prior)]
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert "not known whose 16 of 16 faces are (a_0.png, a_12.png, a_4.png, a_8.png and" in err
+        assert "give --identity" in err
+        assert main([*command, "--identity", "^[a-d]", "--held-out", "0.5"]) == 2  # no such prior
+        shown = capsys.readouterr().out
+        folder = tmp_path / "m.safetensors.training"
+        with (folder / "held_out.csv").open(newline="") as file:
+            held_out = list(csv.DictReader(file))
+        people = sorted({row["identity"] for row in held_out})
+        assert f"held out: 2 people with 8 faces, {', '.join(people)}; all in " in shown
+        assert len(held_out) == 8
+        assert all(Path(row["image"]).name[0] == row["identity"] for row in held_out)
+
+    def test_the_model_to_begin_with_is_kept(self, tmp_path, capsys):
+        model = tmp_path / "m.safetensors"
+        model.write_bytes(b"mine")
+        for command in (["train", "--from"], ["tune", "--model"]):
+            asked = [command[0], str(tmp_path), command[1], str(model), "--out", str(model)]
+            assert main(asked) == 2
+            assert "is the model to begin with, and is kept" in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_fine_tuning_writes_a_model_and_its_course(self, tmp_path, small, capsys):

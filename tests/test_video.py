@@ -20,7 +20,7 @@ from pyarrow import parquet
 from support.videos import SIZE, frames, write_video
 
 import jclnf
-from jclnf.annotations._pts import Stems, read_pts
+from jclnf.annotations._pts import read_pts
 from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
 from jclnf.outputs import locked
@@ -150,7 +150,7 @@ class TestWhatIsMadeOfIt:
         assert abs(y - 1 - float(row["y_30"])) < 0.06
         cv2.imwrite(str(file.with_suffix(".png")), frames(1)[0])
         try:
-            ((_, face),) = read_pts(file, Stems())
+            ((_, face),) = read_pts(file)
             assert face.landmarks.shape == (68, 2)
         finally:
             file.with_suffix(".png").unlink()
@@ -229,11 +229,13 @@ class TestResume:
         assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
 
     def test_a_table_that_another_run_is_writing_is_left_alone(self, clip, tmp_path, capsys):
-        (tmp_path / "face.csv").write_bytes(b"another's")
+        command = ["video", str(clip), "--out", str(tmp_path), "--quiet", "--no-plot", "--to"]
+        assert main([*command, "0.1"]) == 0
+        before = (tmp_path / "face.csv").read_bytes()
         with locked(tmp_path / "face.csv"):
-            assert main(["video", str(clip), "--out", str(tmp_path), "--quiet"]) == 1
+            assert main([*command, "0.2"]) == 1
         assert f"face.csv: is being written by process {os.getpid()}" in capsys.readouterr().err
-        assert (tmp_path / "face.csv").read_bytes() == b"another's"
+        assert (tmp_path / "face.csv").read_bytes() == before
 
     @pytest.mark.slow
     @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
@@ -280,14 +282,18 @@ class TestResume:
 
     def test_another_runs_checkpoint_is_refused(self, tmp_path):
         file = tmp_path / "x.checkpoint"
-        Checkpoint(file, "one").save({"a": np.arange(3)}, {"frame": 7})
-        arrays, numbers = Checkpoint(file, "one").load()
+        one = {"--from": 0.0, "--plot": True, "--focal": (500.0, 510.0), "the video": "ab"}
+        Checkpoint(file, one).save({"a": np.arange(3)}, {"frame": 7})
+        arrays, numbers = Checkpoint(file, one).load()
         assert (arrays["a"].tolist(), numbers) == ([0, 1, 2], {"frame": 7})
-        with pytest.raises(jclnf.JclnfError, match="other settings"):
-            Checkpoint(file, "two").load()
+        two = one | {"--from": 2.5, "--focal": None, "the video": "cd"}
+        with pytest.raises(jclnf.JclnfError, match="other settings") as raised:
+            Checkpoint(file, two).load()
+        differing = "--focal (500.0,510.0 there, not given now), --from (0.0 there, 2.5 now)"
+        assert f"{differing}, the video: give the same" in str(raised.value)
         file.write_bytes(file.read_bytes()[:50])
         with pytest.raises(jclnf.JclnfError, match="is damaged"):
-            Checkpoint(file, "one").load()
+            Checkpoint(file, one).load()
 
     def test_nothing_is_left_of_files_that_a_killed_run_was_writing(self, clip, whole, capsys):
         left = [".face.part.png", ".face.png.lock", "face_aligned/.000003_0.part.png"]
@@ -313,7 +319,7 @@ class TestResume:
         assert names == [f"00000{number}_0.pts" for number in (1, 2, 3)]
         boxes.write_text("frame,x,y,w,h\n1,73,46,95,100\n")
         assert main([*command, "0.1", "--resume"]) == 1
-        assert "other settings" in capsys.readouterr().err
+        assert "has changed: the boxes: give the same" in capsys.readouterr().err
 
     def test_a_complete_run_is_left_alone(self, clip, whole, capsys):
         before = (whole / "face.csv").stat().st_mtime_ns
@@ -322,10 +328,84 @@ class TestResume:
         assert "complete already" in capsys.readouterr().out
         assert (whole / "face.csv").stat().st_mtime_ns == before
         assert main(["video", str(clip), "--out", str(whole), "--resume", "--quiet"]) == 1
-        assert "other settings" in capsys.readouterr().err
+        assert "--smooth (one-euro there, not given now)" in capsys.readouterr().err
+
+    def test_results_of_before_stay_until_there_are_new_ones(self, clip, tmp_path, capsys):
+        out, boxes = tmp_path / "out", tmp_path / "boxes.csv"
+        command = ["video", str(clip), "--out", str(out), "--quiet", "--pts", "--overlay"]
+        assert main([*command, "--to", "0.2"]) == 0
+
+        def contents():
+            files = (path for path in out.rglob("*") if path.is_file())
+            return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+        before = contents()
+        boxes.write_text("frame,x,y,w,h\n1000,72,46,95,100\n1001,72,46,95,100\n")
+        for more, says in (
+            (["--from", "99"], "face.avi: --from 99 lies beyond its end"),
+            (["--boxes", str(boxes)], "no face was found; "),
+        ):
+            assert main([*command, *more]) == 1
+            assert says in capsys.readouterr().err
+            assert contents() == before
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jclnf", *command, "--checkpoint-every", "0"]
+        )
+        deadline = time.monotonic() + 120
+        part = out / ".face.part.csv"
+        while time.monotonic() < deadline and process.poll() is None:
+            if part.exists() and part.stat().st_size > 20_000:
+                break
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        found = contents()
+        assert ".face.part.csv" in found
+        assert {name: found[name] for name in before} == before
+        assert main([*command, "--to", "0.2", "--resume"]) == 1
+        assert "--to (not given there, 0.2 now): give the same" in capsys.readouterr().err
+        assert main([*command, "--resume"]) == 0
+        assert set(contents()) - set(before) == {
+            f"face_pts/{number:06d}_0.pts" for number in range(7, COUNT + 1)
+        }
+        assert len(read(out / "face.csv")) == COUNT
+
+    def test_a_video_of_the_same_name_gets_another(self, clip, tmp_path, capsys):
+        """Also in a run of its own, and again when it goes on."""
+        (tmp_path / "b").mkdir()
+        other = tmp_path / "b" / "face.avi"
+        write_video(other, frames(5))
+        asked = ["--out", str(tmp_path), "--no-plot", "--to", "0.1"]
+        for path, stem in ((clip, "face"), (other, "face_2"), (other, "face_2"), (clip, "face")):
+            assert main(["video", str(path), *asked]) == 0
+            assert f"with success, in {tmp_path / stem}.csv\n" in capsys.readouterr().out
+        assert main(["video", str(other), str(clip), *asked, "--resume"]) == 0
+        assert capsys.readouterr().out.count("complete already") == 2
 
 
 class TestCommand:
+    def test_what_is_not_used_is_named(self, clip, tmp_path, capsys):
+        folder = tmp_path / "videos"
+        (folder / "deep").mkdir(parents=True)
+        (folder / "MOV001").write_bytes(clip.read_bytes())
+        (folder / "notes.txt").write_text("no video")
+        cv2.imwrite(str(folder / "a.png"), frames(1)[0])
+        boxes = tmp_path / "boxes.csv"
+        lines = ["MOV001,1,72,46,95,100", "MOV001,99,72,46,95,100", "gone.mp4,1,1,1,1,1"]
+        boxes.write_text("\n".join(["video,frame,x,y,w,h", *lines]))
+        asked = ["--out", str(tmp_path / "out"), "--no-plot", "--boxes", str(boxes), "--rate", "9"]
+        assert main(["video", str(folder), *asked]) == 1
+        err = capsys.readouterr().err
+        (left,) = (line for line in err.splitlines() if "left out" in line)
+        reasons = "no videos: notes.txt; images beside videos: a.png; folders: deep"
+        assert left == f"jclnf: {folder}: 3 left out ({reasons})"
+        for says in (
+            "its rows for 1 other videos are not used: gone.mp4",
+            "MOV001: --rate is for folders of images",
+            "has boxes in frames that it does not have: 99",
+        ):
+            assert says in err
+
     def test_one_failure_does_not_stop_the_others(self, clip, tmp_path, capsys):
         folder = tmp_path / "videos"
         folder.mkdir()
@@ -389,9 +469,19 @@ class TestCommand:
     def test_a_source_is_not_written_over(self, clip, tmp_path, capsys):
         for name in ("a.avi", "a_overlay.mp4"):
             (tmp_path / name).write_bytes(clip.read_bytes())
-        assert main(["video", str(tmp_path), "--out", str(tmp_path), "--overlay"]) == 2
-        assert "a_overlay.mp4" in capsys.readouterr().err
-        assert (tmp_path / "a_overlay.mp4").read_bytes() == clip.read_bytes()
+        (tmp_path / "a_overlay.csv").write_text("frame,x,y,w,h\n1,72,46,95,100\n")
+        mine = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        command = ["video", str(tmp_path), "--out", str(tmp_path), "--overlay", "--no-plot"]
+        command += ["--to", "0.1", "--boxes", str(tmp_path / "a_overlay.csv")]
+        for _ in range(2):  # what the first run has written are no inputs of the second
+            assert main(command) == 0
+            captured = capsys.readouterr()
+            assert captured.out.count("3 frames, 3 rows") == 2
+            made = {"a_2.csv", "a_2_overlay.mp4", "a_overlay_2.csv", "a_overlay_2_overlay.mp4"}
+            made |= {"a_2.json", "a_overlay_2.json", ".jclnf.json"}
+            assert {path.name for path in tmp_path.iterdir()} == made | {p.name for p in mine}
+            assert {path: path.read_bytes() for path in mine} == mine
+        assert "written by jclnf: a_2_overlay.mp4, a_overlay_2_overlay.mp4" in captured.err
 
     def test_frames_without_a_face_are_rows_too(self, tmp_path, capsys):
         """Of which pandas and pyarrow know that nothing was measured, or as OpenFace has it."""
@@ -501,12 +591,13 @@ class TestCommand:
     def test_from_python(self, clip, whole, tmp_path):
         """The same table, by the name of the same model; and what is seen on the way."""
         seen = []
-        paths, problems = find_videos([str(clip), str(clip.parent), str(tmp_path)])
-        assert paths == [str(clip)]
-        assert problems == [f"{tmp_path}: no videos and no images in this folder"]
+        found = find_videos([str(clip), str(clip.parent), str(tmp_path)])
+        assert found.videos == [str(clip)]
+        assert found.problems == [f"{tmp_path}: no videos and no images in this folder"]
+        assert found.notes == []
         (result,) = process_videos(
             Settings(model="default", plot=False),
-            paths,
+            found.videos,
             tmp_path,
             on_start=lambda source, done: seen.append((source.count, done)),
             on_frame=lambda frame, _: seen.append(frame.number) or True,

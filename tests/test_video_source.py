@@ -10,6 +10,7 @@ import pytest
 from support.videos import SIZE, frames, rotated, write_video
 
 from jclnf.errors import VideoError
+from jclnf.video._numbering import frame_numbers
 from jclnf.video._source import Frame, ImageFolder, Prefetcher, Selection, open_source
 from jclnf.video._video_file import VideoFile
 
@@ -132,8 +133,24 @@ class TestImageFolder:
         source = open_source(tmp_path, rate=10.0)
         read = list(source.frames())
         assert [int(frame.image[0, 0, 0]) for frame in read] == [1, 2, 9, 10]
-        assert [frame.time for frame in read] == [0.0, 0.1, 0.2, 0.3]
-        assert [f.number for f in source.frames(Selection(start=3))] == [3, 4]
+        assert [frame.number for frame in read] == [1, 2, 9, 10]
+        assert [frame.time for frame in read] == [0.0, 0.1, 0.8, 0.9]
+        assert [f.number for f in source.frames(Selection(start=9))] == [9, 10]
+
+    @pytest.mark.parametrize(
+        ("names", "numbers"),
+        [
+            (["0.png", "1.png", "3.png"], [1, 2, 4]),
+            (["c1_f0010.jpg", "c1_f0020.jpg", "c1_f0050.jpg", "c1_f0060.jpg"], [1, 2, 5, 6]),
+            (["t1033.png", "t1066.png", "t1101.png"], [1, 2, 3]),  # time stamps
+            (["a1.png", "b2.png", "b7.png"], [1, 2, 3]),
+            (["1_1.png", "2_5.png"], [1, 2]),
+            (["1.jpg", "1.png", "3.png"], [1, 2, 3]),
+            (["only7.png"], [1]),
+        ],
+    )
+    def test_numbers_that_are_left_out_are_gaps(self, names, numbers):
+        assert frame_numbers(names) == numbers
 
     def test_a_damaged_picture_is_a_frame_without_one(self, tmp_path):
         for number in range(3):

@@ -2,11 +2,12 @@
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TypeVar
 
 from jclnf.errors import BoxError
+from jclnf.images import names
 
 _Entry = TypeVar("_Entry")
 
@@ -38,6 +39,10 @@ class BoxTable:
     def boxes(self, image: str | os.PathLike[str]) -> list[list[float]]:
         """Return the boxes of an image in the order of the file; none if it is not in it."""
         return _longest_match(self._boxes, image) or []
+
+    def left_out(self, images: Iterable[str | os.PathLike[str]]) -> list[str]:
+        """A line on rows that are for none of these images; none if there are no such rows."""
+        return _left_out(self.path, self._boxes, images, "images")
 
 
 class FrameBoxTable:
@@ -76,6 +81,10 @@ class FrameBoxTable:
         for frame, boxes in self._boxes.get((), {}).items():
             found.setdefault(frame, []).extend(boxes)
         return dict(sorted(found.items()))
+
+    def left_out(self, videos: Iterable[str | os.PathLike[str]]) -> list[str]:
+        """A line on rows that are for none of these videos; none if there are no such rows."""
+        return _left_out(self.path, self._boxes, videos, "videos")
 
 
 def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None], list[float]]]:
@@ -116,6 +125,27 @@ def _longest_match(
     entries: dict[tuple[str, ...], _Entry], path: str | os.PathLike[str]
 ) -> _Entry | None:
     """Return what is kept for a path, or for as many of its last parts as are named."""
+    key = _longest_key(entries, path)
+    return entries.get(key) if key else None
+
+
+def _longest_key(
+    entries: Mapping[tuple[str, ...], object], path: str | os.PathLike[str]
+) -> tuple[str, ...]:
     parts = PurePath(path).parts
     found = (parts[start:] for start in range(len(parts)))
-    return next((entries[last] for last in found if last in entries), None)
+    return next((last for last in found if last in entries), ())
+
+
+def _left_out(
+    path: Path,
+    entries: Mapping[tuple[str, ...], object],
+    given: Iterable[str | os.PathLike[str]],
+    what: str,
+) -> list[str]:
+    """A line on the entries that are for none of the given paths."""
+    used = {_longest_key(entries, each) for each in given} | {()}
+    others = [str(PurePath(*key)) for key in entries if key not in used]
+    if not others:
+        return []
+    return [f"{path}: its rows for {len(others)} other {what} are not used: {names(others)}"]

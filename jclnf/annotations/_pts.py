@@ -3,6 +3,8 @@
 Pixels are counted from 1 in these files.
 """
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,39 +12,39 @@ import numpy as np
 from jclnf.annotations._face import AnnotatedFace
 from jclnf.annotations._text import Entries, number, text_of
 from jclnf.errors import AnnotationError
-from jclnf.images import IMAGE_SUFFIXES
+from jclnf.images import Folder
 
 MAX_BYTES = 2**20
 """Largest .pts file that is read; those of 68 points have about 1,500 bytes."""
 
 
-class Stems:
-    """The images of folders by their stems; each folder is listed once."""
+def read_folder(folder: Path, note: Callable[[str], None]) -> Entries:
+    """The faces of all .pts files in a folder and in those within it, sorted by name.
 
-    def __init__(self) -> None:
-        self._folders: dict[Path, dict[str, list[Path]]] = {}
-
-    def images(self, path: Path) -> list[Path]:
-        """The images beside `path` that have its stem."""
-        stems = self._folders.get(path.parent)
-        if stems is None:
-            stems = self._folders[path.parent] = {}
-            for found in sorted(path.parent.iterdir()):
-                if found.suffix.lower() in IMAGE_SUFFIXES:
-                    stems.setdefault(found.stem, []).append(found)
-        return stems.get(path.stem, [])
-
-
-def read_folder(folder: Path) -> Entries:
-    """The faces of all .pts files in a folder and in those within it, sorted by name."""
-    stems = Stems()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() == ".pts" and not path.name.startswith("."):
-            yield from read_pts(path, stems)
+    A face in a folder within it is of the person that the outermost one is called after. Images
+    without a .pts file, and other files, are left out: `note` is called with a line on them.
+    """
+    found = Folder.of(folder, deep=True)
+    images: dict[tuple[Path, str], list[Path]] = {}
+    for image in found.images:
+        images.setdefault((image.parent, image.stem), []).append(image)
+    annotated = [path for path in found.others if path.suffix.lower() == ".pts"]
+    known = {(path.parent, path.stem) for path in annotated}
+    found.others = sorted({*found.others, *found.videos} - set(annotated))
+    alone = [image for key, files in images.items() if key not in known for image in files]
+    if annotated:
+        for line in found.left_out("images or .pts files", ("no .pts file beside them", alone)):
+            note(line)
+    for path in annotated:
+        inside = path.parent.relative_to(folder).parts
+        for place, face in read_pts(path, images.get((path.parent, path.stem), [])):
+            yield place, dataclasses.replace(face, identity=inside[0] if inside else "")
 
 
-def read_pts(path: Path, stems: Stems) -> Entries:
-    """The face of a .pts file."""
+def read_pts(path: Path, images: Sequence[Path] | None = None) -> Entries:
+    """The face of a .pts file, whose image is among `images`, or else beside it."""
+    if images is None:
+        images = [image for image in Folder.of(path.parent).images if image.stem == path.stem]
     lines = [line.strip() for line in text_of(path, MAX_BYTES).splitlines()]
     filled = [(i, line) for i, line in enumerate(lines, 1) if line]
     begin = next((at for at, (_, line) in enumerate(filled) if line == "{"), len(filled))
@@ -65,7 +67,6 @@ def read_pts(path: Path, stems: Stems) -> Entries:
     declared = header.get("n_points", "missing")
     if declared != str(len(points)) or not points:
         raise AnnotationError(f"{path}: {len(points)} points, but n_points is {declared[:40]}")
-    images = stems.images(path)
     if len(images) != 1:
         kind = "several images" if images else "no image"
         raise AnnotationError(f"{path}: {kind} called {path.stem} beside it: there must be one")

@@ -1,6 +1,9 @@
 """Reading annotated faces, whatever the format."""
 
+import dataclasses
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import numpy as np
 from jclnf.annotations._csv import read_table
 from jclnf.annotations._dlib_xml import read_xml
 from jclnf.annotations._face import AnnotatedFace
-from jclnf.annotations._pts import Stems, read_folder, read_pts
+from jclnf.annotations._pts import read_folder, read_pts
 from jclnf.errors import AnnotationError
 
 MAX_LANDMARKS = 1000
@@ -21,7 +24,11 @@ TABLE = "landmarks.csv"
 
 
 def read_annotations(
-    path: str | os.PathLike[str], *, split: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    identity: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[AnnotatedFace]:
     """Read the annotated faces of a data set, in the order of its file; folders sorted by name.
 
@@ -34,6 +41,11 @@ def read_annotations(
     Args:
         path: a .csv, .xml or .pts file, or a folder.
         split: only the faces of this split.
+        identity: a regular expression that finds whose face it is in the image's path, from the
+            folder on and without its ending: its groups, or all that it matches. If not given, the
+            column `identity` of a CSV file says that, and of .pts files the outermost folder
+            within `path`.
+        note: called with a line on files of a folder that are left out.
 
     Raises:
         AnnotationError: a file is missing, damaged or of no such format; faces have different
@@ -43,13 +55,13 @@ def read_annotations(
     where = Path(path)
     if os.path.isdir(where):
         table = where / TABLE
-        entries = read_table(table) if table.is_file() else read_folder(where)
+        entries = read_table(table) if table.is_file() else read_folder(where, note)
     elif where.suffix.lower() == ".csv":
         entries = read_table(where)
     elif where.suffix.lower() == ".xml":
         entries = read_xml(where)
     elif where.suffix.lower() == ".pts":
-        entries = read_pts(where, Stems())
+        entries = read_pts(where)
     elif not os.path.exists(where):
         raise AnnotationError(f"{where}: no such file or folder")
     else:
@@ -57,6 +69,7 @@ def read_annotations(
             f"{where}: annotations are a .csv, .xml or .pts file, or a folder with {TABLE} or "
             ".pts files"
         )
+    whose, folder = _pattern(identity), where if os.path.isdir(where) else where.parent
     faces: list[AnnotatedFace] = []
     splits, first = set(), None
     for place, face in entries:
@@ -71,6 +84,8 @@ def read_annotations(
         if split is None or face.split == split:
             if not os.path.isfile(face.image):
                 raise AnnotationError(f"{place}: the image {face.image} is missing")
+            if whose is not None:
+                face = dataclasses.replace(face, identity=_found(whose, face.image, folder))
             faces.append(face)
     if first is None:
         wanted = f": neither {TABLE} nor .pts files" if os.path.isdir(where) else ""
@@ -79,6 +94,25 @@ def read_annotations(
         there = ", ".join(sorted(map(repr, splits - {""}))) or "none at all"
         raise AnnotationError(f"{where}: no faces of the split {split!r}; there are {there}")
     return faces
+
+
+def _pattern(identity: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if identity is None else re.compile(identity)
+    except re.error as error:
+        raise AnnotationError(f"identity: {identity!r} is no regular expression: {error}") from None
+
+
+def _found(whose: re.Pattern[str], image: Path, folder: Path) -> str:
+    """Whose face it is, by the image's path."""
+    path = Path(os.path.relpath(image, folder)).with_suffix("").as_posix()
+    match = whose.search(path)
+    found = "" if match is None else " ".join(g for g in match.groups() if g) or match.group()
+    if not found:
+        raise AnnotationError(
+            f"{image}: identity: {whose.pattern!r} finds nobody in {path!r}: give another pattern"
+        )
+    return found
 
 
 def _check(place: str, face: AnnotatedFace) -> None:

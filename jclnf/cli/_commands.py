@@ -11,6 +11,7 @@ from jclnf.video import (
     DetectorOption,
     FocalOption,
     IterationsOption,
+    MinFaceOption,
     ModelOption,
     PrecisionOption,
     Settings,
@@ -68,11 +69,15 @@ class Fit:
                                shape parameters p_0... Cells are empty where nothing was measured:
                                pose, landmarks and shape of a fit that failed (success 0), and all
                                but the first columns of an image without a face (status no_face)
+      DIR/landmarks.json       settings, model, and whether the table is complete
       DIR/<name>_overlay.png   the image with the faces drawn in; points that the head's turn hides
                                are hollow
       DIR/<name>.csv           with --openface-csv: the image's faces as a table like those of
                                OpenFace's FaceLandmarkImg: gaze (with --parts), head pose and
                                landmarks in space in millimetres, no action units
+    Of a folder, all images are taken, in folders within it too, and what is left out is named; what
+    jclnf has written there is not. Results take the place of those of an earlier run when they are
+    complete; until then they are beside them in hidden files, with which --resume goes on.
     Pixels are those of the image turned upright as its EXIF orientation says, (0, 0) the centre of
     the first one. Weak-perspective angles are those against the line of sight to the face; angles
     of the head in the camera's frame (shown with --openface-csv, --focal or --centre) differ from
@@ -83,7 +88,7 @@ class Fit:
       1  something was not: an image could not be read or has no face, or a fit failed (its row
          says how: by its status or its confidence); all others were done
       2  nothing could be done: wrong usage, no model, no place to write
-      130  interrupted; the rows written so far are complete
+      130  interrupted; go on with --resume
 
     examples:
       jclnf fit photo.jpg --model OpenFace/model/main_clnf_general.txt
@@ -100,7 +105,10 @@ class Fit:
     empty_rows: Annotated[bool, "rows for images in which there is no face"] = True
     device: DeviceOption = None
     quiet: QuietOption = False
-    compiling, interrupted = COMPILING, "the rows written so far are complete"
+    resume: Annotated[
+        bool, "go on with a run that was ended, or do the images that have come since"
+    ] = False
+    compiling, interrupted = COMPILING, "go on with --resume"
 
     openface_csv: Annotated[
         bool,
@@ -127,6 +135,7 @@ class Fit:
         _WHICH | {"metavar": "CSV"},
     ] = None
     detector: Annotated[DetectorOption, _FACES] = "haar"
+    min_face: Annotated[MinFaceOption, _FACES] = None
 
     parts: Annotated[bool, "refine the fit with models of the inner face and eyes", _OPENFACE] = (
         False
@@ -159,6 +168,11 @@ class Video:
       DIR/NAME.json            settings, versions, model, camera, and what was wrong; written last
       and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
     Frames are counted from 1. Time is that of the file's own time stamps, from the first frame.
+
+    Of a folder, all videos are taken, or else all images as the frames of one, and what is left out
+    is named; what jclnf has written there is not. DIR/NAME_images.csv says then which image is
+    which frame: numbers that the images' names leave out are left out. Results take the place of
+    those of an earlier run when they are complete, and of no other file: NAME gets a number then.
 
     A run that was ended (even by a power cut) goes on with --resume and the same options; its
     results are the same, byte for byte, as those of a run that was not.
@@ -253,6 +267,13 @@ class _Learning:
     data: DataArgument
     out: Annotated[Path, "file to write (.safetensors)", {"metavar": "MODEL", "required": True}]
     split: SplitOption = None
+    identity: Annotated[
+        str | None,
+        "whose face it is: a regular expression for the image's path from DATA's folder on, "
+        "without its ending, such as '(p\\d+)_'; '.*' if each image is of another person (default: "
+        "the column identity; with .pts files, the folder within DATA)",
+        {"metavar": "PATTERN"},
+    ] = None
     held_out: Annotated[
         float,
         "part of the people to measure the progress on instead of learning from them",
@@ -277,14 +298,16 @@ class Train(_Learning):
     data:
       a CSV file with the columns image, x_0, y_0 ... (0-based pixels) and, if there are, identity
       and split; a folder of images with .pts files beside them (as of 300-W); or dlib's XML.
-      Landmarks are the 68 points of the iBUG scheme. Faces of one identity are never in both parts
-      of the data.
+      Landmarks are the 68 points of the iBUG scheme. Faces of one person are never in both parts
+      of the data: whose they are is in the column identity, or, with .pts files, the name of the
+      folder within DATA that they are in, or found by --identity.
 
     output:
       MODEL                    the trained model
       MODEL.training/          checkpoints; curves.csv with the loss on the faces learned from
-                               and held out after each epoch; curves.png (with the extra "plots").
-                               It may be removed when the training is done
+                               and held out after each epoch; curves.png (with the extra "plots");
+                               held_out.csv with the faces held out and whose they are. It may be
+                               removed when the training is done
     A training that was interrupted goes on where it stood when the command is run again.
 
     examples:
@@ -323,8 +346,8 @@ class Tune(_Learning):
     output:
       MODEL                    the tuned model, with the tuned settings as its defaults
       MODEL.tuning/            checkpoint; curves.csv with the loss and the error on the faces held
-                               out after each epoch (0 is before); offset.csv (with --offset). It
-                               may be removed when the tuning is done
+                               out after each epoch (0 is before); held_out.csv with those faces;
+                               offset.csv (with --offset). It may be removed when the tuning is done
     A tuning that was interrupted goes on where it stood when the command is run again.
 
     examples:

@@ -32,16 +32,22 @@ from jclnf.evaluation import (
 )
 from jclnf.fitting import FitStatus
 from jclnf.images import read_image
-from jclnf.outputs import make_folder, write_bytes
+from jclnf.outputs import claim, make_folder, write_bytes
 from jclnf.runtime import Meter, silent_stderr, use_all_cores
 
 
 def run(options: Eval) -> int:
     """Fit all faces and write their errors; return the exit code that the help describes."""
-    faces = read_annotations(options.data, split=options.split)
+    faces = read_annotations(
+        options.data,
+        split=options.split,
+        note=lambda line: None if options.quiet else complain(line),
+    )
     boxes, source = start_boxes(options.boxes, faces)
     out = options.out
     make_folder(out)
+    inputs = [options.data, *([] if options.boxes is None else [options.boxes])]
+    claim(out, "eval", fixed=("errors.csv", "summary.json", "curve.png"), inputs=inputs)
     fits, about = _evaluate(options, faces, boxes)
     about = {
         "model": options.model,

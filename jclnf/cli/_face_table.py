@@ -4,14 +4,15 @@ import csv
 import io
 import math
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jclnf.errors import OutputError
 from jclnf.fitting import FitStatus
-from jclnf.outputs import appending
+from jclnf.outputs import appending, growing
 
 PIXEL_DECIMALS = 4
 """Decimals of everything in pixels: a float32 at 1000 pixels is good to 0.0001."""
@@ -32,32 +33,91 @@ def columns(n_landmarks: int, n_modes: int) -> list[str]:
     ]
 
 
+_NO_FACE = "no_face"
+"""The status of an image without a face."""
+
+
 class FaceTable:
     """A CSV file of fitted faces, one row each, written as they come.
 
-    Every row reaches the file at once, so that whatever ends the program loses nothing that was
-    computed. Columns: `image` (the path as given), `face` (from 0, the largest first), `status`
-    (name of the `FitStatus`, lower case), `likelihood`, `confidence` (empty if the model cannot
-    tell), `success` (0 or 1); `box_x, box_y, box_w, box_h` the start box and `x_0 ..., y_0 ...` the
-    landmarks, in pixels of the upright image, pixel centres at integers; the weak-perspective pose
-    `scale` (pixels per millimetre), `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels);
-    `p_0 ...` the shape parameters. A field is empty where nothing was measured: pose, landmarks and
-    shape of a fit that was no success, everything but `image`, `status` (`no_face`) and `success`
-    of an image without a face. UTF-8; a file of the same name is replaced when the first face
-    comes.
+    Every row reaches a file at once, so that whatever ends the program loses nothing that was
+    computed; see `jclnf.outputs.appending` for where it is. Columns: `image` (the path as given),
+    `face` (from 0, the largest first), `status` (name of the `FitStatus`, lower case),
+    `likelihood`, `confidence` (empty if the model cannot tell), `success` (0 or 1); `box_x, box_y,
+    box_w, box_h` the start box and `x_0 ..., y_0 ...` the landmarks, in pixels of the upright
+    image, pixel centres at integers; the weak-perspective pose `scale` (pixels per millimetre),
+    `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels); `p_0 ...` the shape parameters.
+    A field is empty where nothing was measured: pose, landmarks and shape of a fit that was no
+    success, everything but `image`, `status` (`no_face`) and `success` of an image without a face.
+    UTF-8.
+
+    Use it as a context, which puts the file in place when it ends without an error; one without a
+    face takes the place of no other.
+
+    Attributes:
+        rows: of faces in the file.
+        failed: those of a fit that was no success, and those of images without a face.
+        done: the images that the rows of an earlier run are about, with all their faces.
+        beside: whether there is an earlier file, which stays until this one is complete.
     """
 
-    def __init__(self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int) -> None:
-        """Take the file. Raises OutputError if it cannot be written, or another process does."""
+    def __init__(
+        self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int, resume: str = ""
+    ) -> None:
+        """Hold the file's lock.
+
+        Args:
+            path: the file.
+            n_landmarks, n_modes: of the model.
+            resume: how the run was left that is to go on: "begun" or "complete"; "" to begin anew.
+
+        Raises:
+            OutputError: the file that is to go on has other columns, or cannot be written.
+        """
         self.path = Path(path)
-        self.rows = 0
+        self.rows = self.failed = 0
+        self.done: set[str] = set()
         self._n_landmarks = n_landmarks
         self._n_modes = n_modes
-        self._waiting: list[bytes] = []
-        self._new = not self.path.exists()
-        self._open = ExitStack()
-        header = _line(columns(n_landmarks, n_modes))
-        self._append = self._open.enter_context(appending(self.path, header))
+        self._header = _line(columns(n_landmarks, n_modes))
+        self._resume = bool(resume)
+        place = growing(self.path, resume=self._resume)
+        self.beside = place != self.path
+        if resume and place.exists():
+            self._recover(place, complete=resume == "complete")
+
+    def _recover(self, place: Path, complete: bool) -> None:
+        """Take over the rows of a run that was ended, but for those of the last image, of which
+        some may be missing, or half written."""
+        rows: list[tuple[int, list[str]]] = []
+        with place.open("rb+") as file:
+            if file.readline() != self._header:
+                raise OutputError(f"{place}: has other columns: run without --resume")
+            at = start = file.tell()
+            ended = True
+
+            def lines() -> Iterator[str]:
+                nonlocal at, ended
+                for line in file:
+                    at += len(line)
+                    ended = line.endswith(b"\n")
+                    yield line.decode(errors="surrogateescape")
+
+            names = columns(self._n_landmarks, self._n_modes)
+            shown = [names.index(name) for name in ("image", "status", "success")]
+            for row in csv.reader(lines()):
+                if not ended or len(row) != len(names):
+                    break
+                rows.append((start, [row[i] for i in shown]))
+                start = at
+            if rows and not complete:
+                last, *_ = rows[-1][1]
+                while rows and rows[-1][1][0] == last:
+                    start = rows.pop()[0]
+            file.truncate(start)
+        self.rows = sum(status != _NO_FACE for _, (_, status, _) in rows)
+        self.failed = sum(success != "1" for _, (_, _, success) in rows)
+        self.done = {image for _, (image, _, _) in rows}
 
     def write(self, image: str, face: int, box: Any, result: Any) -> None:
         """Append one face and flush.
@@ -84,8 +144,7 @@ class FaceTable:
         if not result.success:  # which are not the face's
             numbers, pixels, shape = (array * np.nan for array in (numbers, pixels, shape))
         self._append(
-            b"".join(self._waiting)
-            + _line(
+            _line(
                 [
                     image,
                     str(face),
@@ -100,30 +159,24 @@ class FaceTable:
                 ]
             )
         )
-        self._waiting.clear()
         self.rows += 1
+        self.failed += not result.success
 
     def write_without_face(self, image: str) -> None:
-        """Append a row for an image in which there is no face: nothing but that.
-
-        It waits for the first face: a table without one takes the place of no other.
-        """
-        known = {"image": image, "status": "no_face", "success": "0"}
+        """Append a row for an image in which there is no face: nothing but that."""
+        known = {"image": image, "status": _NO_FACE, "success": "0"}
         names = columns(self._n_landmarks, self._n_modes)
-        self._waiting.append(_line([known.get(name, "") for name in names]))
-        if self.rows or self._new:
-            self._append(b"".join(self._waiting))
-            self._waiting.clear()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._open.close()
+        self._append(_line([known.get(name, "") for name in names]))
 
     def __enter__(self) -> "FaceTable":
+        self._file = appending(
+            self.path, self._header, resume=self._resume, worth=lambda: self.rows > 0
+        )
+        self._append = self._file.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
 
 
 def _line(fields: list[str]) -> bytes:

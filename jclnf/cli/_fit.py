@@ -1,6 +1,7 @@
 """`jclnf fit`: landmarks of every face in images."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +16,42 @@ from jclnf.annotations import BoxTable
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._commands import Fit
 from jclnf.cli._face_table import FaceTable
-from jclnf.cli._files import find_images, openface_paths, overlay_paths
+from jclnf.cli._files import find_images
+from jclnf.cli._fit_record import FitRecord
 from jclnf.cli._openface import ImageTables
 from jclnf.cli._settings import fit_params, start_jax
-from jclnf.detect import find_faces, make_detector
+from jclnf.detect import check_min_face, find_faces, make_detector
 from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
 from jclnf.fitting import Model
 from jclnf.images import ImageFile, read_image_file
-from jclnf.outputs import make_folder, write_png
+from jclnf.outputs import (
+    Origin,
+    abandon,
+    claim,
+    locked,
+    make_folder,
+    part_of,
+    settle,
+    write_png,
+)
 from jclnf.params import FitParams
 from jclnf.runtime import silent_stderr
 from jclnf.space import Camera
 
+_OVERLAY, _TABLE = "_overlay.png", ".csv"
+"""How the names end of what is written for each image."""
+
 
 def run(options: Fit) -> int:
     """Fit all faces of all images; return the exit code that the help describes."""
-    images, problems = find_images(options.paths, options.out)
-    for problem in problems:
+    found = find_images(options.paths)
+    images, notes = found.images, found.notes
+    for problem in found.problems:
         complain(problem)
+    if options.boxes is not None:
+        notes += BoxTable(options.boxes).left_out(images)
+    for note in () if options.quiet else notes:
+        complain(note)
     if options.box is not None and len(images) != 1:
         raise CommandError(
             f"--box is for one image, here are {len(images)}: give the boxes of several as --boxes"
@@ -49,29 +68,77 @@ def run(options: Fit) -> int:
     model = jclnf.load_model(options.model, parts=options.parts, validator=options.validator)
     params = fit_params(options, model)
     make_folder(options.out)
-    table = FaceTable(options.out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes)
-    kept = [table.path, *([] if options.boxes is None else [Path(options.boxes)])]
-    overlays = overlay_paths(images, options.out)
-    tables = openface_paths(images, options.out, kept)
+    with locked(options.out / "landmarks.csv"):
+        complete = _fit_all(options, images, boxes, model, params)
+    return OK if complete and not found.problems else INCOMPLETE
+
+
+def _fit_all(
+    options: Fit,
+    images: list[Path],
+    boxes: Callable[[ImageFile], Any],
+    model: Model,
+    params: FitParams,
+) -> bool:
+    """Fit the faces of images; whether all of it could be done."""
+    wanted = {_OVERLAY: options.overlay, _TABLE: options.openface_csv}
+    stems = claim(
+        options.out,
+        "fit",
+        fixed=("landmarks.csv", "landmarks.json"),
+        sources=[Origin("fit", os.path.abspath(image)) for image in images],
+        stems=[image.stem for image in images],
+        endings=[ending for ending in wanted if wanted[ending]],
+        spared=[ending for ending in wanted if not wanted[ending]],
+        inputs=[*images, *([] if options.boxes is None else [options.boxes])],
+        anew=not options.resume,
+    )
+    record = FitRecord(options, model)
+    table = FaceTable(
+        options.out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes, record.left
+    )
     in_space = None
     if options.openface_csv or options.focal is not None or options.centre is not None:
         style = options.full_precision, options.csv_spaces
         in_space = ImageTables(model, options.focal, options.centre, *style)
     task = _Task(options, model, params, boxes, table, in_space)
-    failed = len(problems)
+    results = [
+        options.out / f"{stem}{ending}" for stem in stems for ending in wanted if wanted[ending]
+    ]
+    if table.failed and not options.quiet:
+        complain(f"{table.path}: {table.failed} of its rows of before are without success")
+    done = {path for image in table.done for path in record.absolute(image)}
+    failed, before = table.failed, table.rows
     with table:
-        try:
-            for paths in zip(images, overlays, tables, strict=True):
-                failed += not task.do(*paths)
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                faces = {0: "no face, nothing written", 1: "1 face"}.get(table.rows)
-                task.say(f"{faces or f'{table.rows} faces'} in {table.path}")
-    return INCOMPLETE if failed else OK
+        record.begin()
+        for path in () if options.resume else results:
+            abandon(path)
+        for image, stem in zip(images, stems, strict=True):
+            if os.path.abspath(image) not in done:
+                failed += not task.do(image, options.out / stem)
+        if table.beside and table.rows == 0:
+            for path in results:
+                abandon(path)
+            record.withdraw()
+        else:
+            for path in results:
+                settle(path)
+            record.complete()
+    faces = {0: "no face", 1: "1 face"}.get(table.rows) or f"{table.rows} faces"
+    more = f", {before} of them before" if before else ""
+    left = f"no face: {table.path} is left as it was"
+    with contextlib.suppress(BrokenPipeError):
+        task.say(left if table.rows == 0 and table.beside else f"{faces} in {table.path}{more}")
+    return not failed
 
 
 def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     """Gives the face boxes `(k, 4)` of an image: those of the options, or what is detected."""
+    if options.min_face is not None and (options.box or options.boxes):
+        raise CommandError(
+            "--min-face is for faces that are looked for: leave out --box or --boxes"
+        )
+    check_min_face(options.min_face)
     if options.box is not None:
         return lambda _: [options.box]
     if options.boxes is not None:
@@ -86,7 +153,7 @@ def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     detector = make_detector(options.detector)
 
     def detected(file: ImageFile) -> Any:
-        found = find_faces(detector, file)
+        found = find_faces(detector, file, min_face=options.min_face)
         if len(found) == 0:
             raise BoxError(
                 "no face found; if there is one, give its box as --box X Y W H, or try another "
@@ -108,12 +175,19 @@ class _Task:
     table: FaceTable
     in_space: ImageTables | None
 
+    def place(self, out: Path, ending: str) -> Path:
+        """Where a result is written: beside its place as long as the table is."""
+        path = out.with_name(f"{out.name}{ending}")
+        return part_of(path) if self.table.beside else path
+
     def say(self, text: str) -> None:
         if not self.options.quiet:
             print(printable(text), flush=True)
 
-    def do(self, image: Path, overlay: Path, openface: Path) -> bool:
-        """Fit the faces of an image; whether all of it could be done."""
+    def do(self, image: Path, out: Path) -> bool:
+        """Fit the faces of an image, whose other results' names begin with `out`; whether all of it
+        could be done."""
+        overlay, openface = (self.place(out, ending) for ending in (_OVERLAY, _TABLE))
         try:
             with silent_stderr():
                 file = read_image_file(image)
@@ -153,7 +227,7 @@ class _Task:
                     canvas, result.landmarks, box=box, visible=result.visible, label=label
                 )
             if _written(lambda: write_png(overlay, canvas)):
-                self.say(f"{image}: drawn in {overlay}")
+                self.say(f"{image}: drawn in {out}{_OVERLAY}")
             else:
                 done = False
         return done

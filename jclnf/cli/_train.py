@@ -2,15 +2,17 @@
 
 import dataclasses
 import os
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 import jclnf
-from jclnf.annotations import AnnotatedFace, read_annotations
+from jclnf.annotations import AnnotatedFace
 from jclnf.cli._base import OK, CommandError, complain, printable
 from jclnf.cli._commands import Train
-from jclnf.cli._learning import check_options, split_people
+from jclnf.cli._learning import begin_folder, check_options, read_faces, split_people
 from jclnf.cli._settings import start_jax
 from jclnf.errors import JclnfError
 from jclnf.fitting import Confidence, Model
@@ -53,7 +55,7 @@ def run(options: Train) -> int:
             print(printable(text), flush=True)
 
     start_jax(options)
-    annotated = read_annotations(options.data, split=options.split)
+    annotated = read_faces(options)
     if len(annotated) < FEWEST:
         raise CommandError(
             f"{options.data}: {len(annotated)} faces are too few, {FEWEST} the least"
@@ -64,6 +66,7 @@ def run(options: Train) -> int:
             f"{options.data}: {n} landmarks; only the 68-point scheme can be trained"
         )
     parts = split_people(options, annotated)
+    begin_folder(options, folder, ("curves.csv", "curves.png"), parts[1])
     faces, held_out = (_read(part, options.quiet) for part in parts)
     log(f"{len(faces)} faces to learn from, {len(held_out)} held out")
     if options.source is not None:
@@ -137,7 +140,7 @@ def _examples(path: str | None, seed: int) -> np.ndarray:
         try:
             with np.load(path) as arrays:
                 examples = np.asarray(arrays["examples"], float)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise CommandError(f"{path}: holds no array `examples` ({error})") from None
         if examples.ndim != 3 or examples.shape[1:] != (68, 3) or not np.isfinite(examples).all():
             raise CommandError(f"{path}: `examples` must be finite and (e, 68, 3)")

@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 import jclnf
-from jclnf.annotations import read_annotations
 from jclnf.cli._base import OK, CommandError, complain, printable
 from jclnf.cli._commands import Tune
 from jclnf.cli._eval import start_boxes
-from jclnf.cli._learning import check_options, split_people
+from jclnf.cli._learning import begin_folder, check_options, read_faces, split_people
 from jclnf.cli._settings import start_jax
 from jclnf.errors import JclnfError
 from jclnf.images import crop, read_image
-from jclnf.outputs import make_folder, replacing
+from jclnf.outputs import replacing
 from jclnf.runtime import use_all_cores
 from jclnf.train import TUNE_CONFIG, tune
 
@@ -25,12 +24,11 @@ def run(options: Tune) -> int:
     out, folder = options.out, check_options(options, "tuning")
     if options.epochs < 1:
         raise CommandError("--epochs is at least 1")
-    make_folder(folder)
     use_all_cores(8)
     start_jax(options)
     model = jclnf.load_model(options.model)
-    faces = read_annotations(options.data, split=options.split)
-    parts = split_people(options, faces)
+    parts = split_people(options, read_faces(options))
+    begin_folder(options, folder, ("curves.csv", "offset.csv"), parts[1])
     learned, held_out = (_read(part, start_boxes(options.boxes, part)[0]) for part in parts)
     # A batch is not larger than there are faces.
     size = min(TUNE_CONFIG.batch_size, len(learned[0]))

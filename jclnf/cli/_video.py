@@ -3,6 +3,7 @@
 from typing import Any
 
 import jclnf
+from jclnf.annotations import FrameBoxTable
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._commands import Video
 from jclnf.cli._live import Window
@@ -15,17 +16,22 @@ def run(options: Video) -> int:
     """Do all videos; return the exit code that the help describes."""
     if options.workers < 1:
         raise CommandError("--workers must be at least 1")
-    paths, problems = find_videos(options.sources)
-    for problem in problems:
+    found = find_videos(options.sources)
+    for problem in found.problems:
         complain(problem)
-    if not paths:
+    notes = found.notes
+    if options.settings.boxes is not None:
+        notes += FrameBoxTable(options.settings.boxes).left_out(found.videos)
+    for note in () if options.quiet else notes:
+        complain(note)
+    if not found.videos:
         return INCOMPLETE
     jclnf.enable_compilation_cache()
-    failed = bool(problems)
+    failed = bool(found.problems)
     with _Display(options, lines=options.workers > 1) as display:
         for done in process_videos(
             options.settings,
-            paths,
+            found.videos,
             options.out,
             workers=options.workers,
             device=options.device,

@@ -1,7 +1,7 @@
-"""Face detectors behind one interface, whose boxes mean what a fit"s box means."""
+"""Face detectors behind one interface, whose boxes mean what a fit's box means."""
 
-from jclnf.detect._base import Detector, find_faces
-from jclnf.detect._factory import DETECTORS, make_detector
+from jclnf.detect._base import Detector, check_min_face, find_faces, smallest_face
+from jclnf.detect._factory import DETECTORS, default, make_detector
 from jclnf.detect._haar import HaarDetector
 from jclnf.detect._mtcnn import MtcnnDetector
 from jclnf.detect._yunet import YuNetDetector
@@ -12,6 +12,9 @@ __all__ = [
     "HaarDetector",
     "MtcnnDetector",
     "YuNetDetector",
+    "check_min_face",
+    "default",
     "find_faces",
     "make_detector",
+    "smallest_face",
 ]

@@ -1,5 +1,8 @@
 """The interface of face detectors: the image that one is given, and a check of its boxes."""
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +16,9 @@ class Detector(Protocol):
     """Anything that finds faces: a function or object called with an image.
 
     It is called with a grey image `(h, w)` uint8, or, if it has an attribute `wants_colour` that
-    is true, with a colour one `(h, w, 3)` uint8 in OpenCV's order blue, green, red; upright.
+    is true, with a colour one `(h, w, 3)` uint8 in OpenCV's order blue, green, red; upright. If it
+    has an attribute `takes_min_face` that is true, it may be given by the keyword `min_face` the
+    side in pixels of the smallest face that is wanted; the larger that is, the less time it takes.
     """
 
     def __call__(self, image: np.ndarray, /) -> Any:
@@ -29,7 +34,7 @@ class Detector(Protocol):
 
 
 def find_faces(
-    detector: Detector, image: np.ndarray | ImageFile, *, max_side: int | None = None
+    detector: Detector, image: np.ndarray | ImageFile, *, min_face: float | None = None
 ) -> np.ndarray:
     """Ask a detector for the faces of an image, of any kind of image and any detector.
 
@@ -37,8 +42,8 @@ def find_faces(
         detector: A `Detector`, which may be a user's own: what it returns is checked.
         image: `(h, w)` grey or `(h, w, 3)` blue, green, red uint8, or a photograph that was read;
             the detector gets grey or colour as it wants.
-        max_side: Longer side in pixels to which a larger image is reduced for the search, to
-            bound its time; None leaves that to the detector.
+        min_face: Larger side in pixels of the smallest box wanted. By default as the detector has
+            it: those of jclnf search for faces of a 36th of the image's longer side and more.
 
     Returns:
         `(k, 4)` float64, x, y, w, h in pixels of `image`, the largest first, without those that
@@ -48,19 +53,13 @@ def find_faces(
         ImageError: `image` is none of these.
         DetectorError: the detector failed, or returned what are no boxes.
     """
-    if max_side is not None and max_side < 1:
-        raise DetectorError(f"max_side is {max_side}; give the longer side in pixels, such as 640")
     searched = _wanted(image, colour=bool(getattr(detector, "wants_colour", False)))
     height, width = searched.shape[:2]
-    factor = 1.0
-    if max_side is not None and max(height, width) > max_side:
-        import cv2
-
-        size = tuple(max(1, round(s * max_side / max(height, width))) for s in (width, height))
-        searched = cv2.resize(searched, size, interpolation=cv2.INTER_AREA)
-        factor = max(height, width) / max_side
+    options = {}
+    if check_min_face(min_face) is not None and getattr(detector, "takes_min_face", False):
+        options["min_face"] = min_face
     try:
-        returned = detector(searched)
+        returned = detector(searched, **options)
     except JclnfError:
         raise
     except Exception as e:  # whatever a user's function raises
@@ -68,12 +67,25 @@ def find_faces(
             f"{name_of(detector)}: raised {type(e).__name__}: {e}; it is called with a uint8 array "
             f"of shape {searched.shape}"
         ) from e
-    boxes = check_boxes(returned, name_of(detector)) * factor
-    # Pixel centres are at integers, so a reduced image's are half a pixel in.
-    boxes[:, :2] += (factor - 1) / 2
+    boxes = check_boxes(returned, name_of(detector))
+    if min_face is not None and not options:
+        boxes = boxes[boxes[:, 2:].max(axis=1, initial=0) >= min_face]
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     inside = np.all((high > -0.5) & (low < (width - 0.5, height - 0.5)), axis=1)
     return largest_first(boxes[inside])
+
+
+def check_min_face(pixels: float | None) -> float | None:
+    """Return the side of the smallest face if it can be that. Raises DetectorError."""
+    if pixels is not None and not 1 <= pixels < np.inf:
+        raise DetectorError(f"min_face is {pixels!r}; give a face's side in pixels, such as 60")
+    return pixels
+
+
+def smallest_face(shape: tuple[int, ...], *pixels: float | None) -> float:
+    """Return the side in pixels of the smallest face to search an image for: the first one that is
+    given, or else a 36th of its longer side."""
+    return next((side for side in pixels if side is not None), max(shape[:2]) / 36)
 
 
 def check_boxes(returned: Any, detector: str) -> np.ndarray:
@@ -150,3 +162,27 @@ def _wanted(image: Any, *, colour: bool) -> np.ndarray:
     import cv2
 
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if colour else cv2.COLOR_BGR2GRAY)
+
+
+class Native:
+    """An object of OpenCV's that one thread may use at a time, and that cannot be pickled.
+
+    It is pickled, and copied, as what it was made by.
+
+    Args:
+        make: makes the object of the other arguments.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self._made_by = make, *arguments
+        self._object = make(*arguments)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def used(self) -> Iterator[Any]:
+        """The object, while no other thread has it."""
+        with self._lock:
+            yield self._object
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Native, self._made_by

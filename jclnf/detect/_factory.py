@@ -14,7 +14,12 @@ DETECTORS = (
 """The names that there are, in words."""
 
 
-def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
+def default() -> Detector:
+    """The detector that everything in jclnf uses unless told otherwise: `HaarDetector()`."""
+    return make_detector()
+
+
+def make_detector(spec: str = "haar") -> Detector:
     """Make the detector that `spec` names.
 
     Args:
@@ -27,9 +32,6 @@ def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
             - `yunet:FILE.onnx`: OpenCV's network in a file of the user's, see `YuNetDetector`;
             - `module:function`: a `Detector` of the user's own, in a module that Python finds, also
               in the current folder; of a class an object is made, without arguments.
-        fast: For the frames of a video: `haar` looks for no faces under a tenth of the longer side,
-            the networks look at reduced copies of large images. A detector of the user's own is
-            as it is.
 
     Raises:
         DetectorError: nothing of that kind, or the user's own cannot be imported.
@@ -39,16 +41,15 @@ def make_detector(spec: str = "haar", *, fast: bool = False) -> Detector:
     if kind == "haar" and not colon:
         from jclnf.detect._haar import HaarDetector
 
-        return HaarDetector(min_face=1 / 10) if fast else HaarDetector()
+        return HaarDetector()
     if kind == "mtcnn" and (rest or not colon):
         from jclnf.detect._mtcnn import MtcnnDetector
 
-        # It is quick up to that, and its boxes are then those of OpenFace.
-        return MtcnnDetector(rest or None, max_side=1280 if fast else 4096)
+        return MtcnnDetector(rest or None)
     if kind == "yunet" and rest:
         from jclnf.detect._yunet import YuNetDetector
 
-        return YuNetDetector(rest, max_side=320 if fast else 640)
+        return YuNetDetector(rest)
     if kind in ("haar", "mtcnn", "yunet", "boxes") or not (kind and rest):
         raise DetectorError(f"{spec!r} is no detector; there are {DETECTORS}")
     return _own(spec, kind, rest)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jclnf.detect._base import check_image
+from jclnf.detect._base import Native, check_image, check_min_face, smallest_face
 from jclnf.errors import DetectorError, JclnfError
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
@@ -31,9 +31,14 @@ in a hundred of the faces, and a third of what is no face (experiments/haar_boxe
 PROFILE_MIN_SCORE = 1.0
 """The same for the profile cascade, whose scores go to about 5."""
 
+_SIDE = 1024.0
+"""Longer side in pixels to which a larger image is reduced, unless that would lose small faces."""
+_LEAST = 18.0
+"""Side in pixels of the smallest faces that the frontal cascade can find."""
+
 # The second look: a small copy, which noise does not survive, upright and tilted either way. The
 # cascade finds faces tilted up to about 15 degrees, these reach 40.
-_SECOND_SIDE = 320
+_SECOND_SIDE = 320.0
 _SECOND_DEGREES = (0.0, -25.0, 25.0)
 _SECOND_MIN_FACE = 1 / 8
 # The profile cascade is three times as slow, both sides together.
@@ -49,47 +54,45 @@ class HaarDetector:
 
     An image is first searched upright for faces that look at the camera. Only if that finds
     nothing, a small copy of it is searched again for one large face: tilted to either side or in a
-    noisy image, then turned to either side. The time is bounded by the reduction to `max_side`,
-    whatever the size of the image, and goes with the number of boxes of the smallest size that
-    the image holds. One detector must not be called from two threads at once.
+    noisy image, then turned to either side. The time goes with the number of faces of the smallest
+    size that the image could hold, and hardly with its pixels. Several threads may call one
+    detector: they take turns.
     """
 
-    def __init__(
-        self,
-        *,
-        max_side: int = 1024,
-        min_face: float = 1 / 32,
-        profiles: str = "if none",
-    ) -> None:
+    takes_min_face = True
+
+    def __init__(self, *, min_face: float | None = None, profiles: str = "if none") -> None:
         """Load the cascades.
 
         Args:
-            max_side: Longer side in pixels to which a larger image is reduced for the search.
-            min_face: Side of the smallest face searched for, in longer sides of the image.
+            min_face: Side in pixels of the smallest face searched for; a 36th of the image's longer
+                side if not given. Under 18 pixels none is found.
             profiles: When to look for faces turned to the side: "if none" other is found; "always",
                 for images of several people, at five times the usual time; "never".
 
         Raises:
             JclnfError: this OpenCV has no cascade classifier, or its files are missing.
-            DetectorError: `profiles` is none of these.
+            DetectorError: `profiles` is none of these, or `min_face` is no size.
         """
         if profiles not in ("if none", "always", "never"):
             raise DetectorError(f"profiles is {profiles!r}; give 'if none', 'always' or 'never'")
-        self.max_side = max_side
-        self.min_face = min_face
+        self.min_face = check_min_face(min_face)
         self.profiles = profiles
-        self._frontal = _load_cascade(CASCADE)
-        self._profile = _load_cascade(PROFILE_CASCADE) if profiles != "never" else None
+        self._frontal = Native(_load_cascade, CASCADE)
+        self._profile = Native(_load_cascade, PROFILE_CASCADE)
 
-    def __call__(self, image: np.ndarray, /) -> np.ndarray:
+    def __call__(self, image: np.ndarray, /, *, min_face: float | None = None) -> np.ndarray:
         """Return the boxes of all faces, the largest first; see `Detector`."""
-        return self.detect(image)[0]
+        return self.detect(image, min_face)[0]
 
-    def detect(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def detect(
+        self, grey: np.ndarray, min_face: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes, the largest first, and the cascade's score for each.
 
         Args:
             grey: `(h, w)` uint8, upright.
+            min_face: in place of the detector's own.
 
         Returns:
             boxes: `(k, 4)` float64, x, y, w, h of the face outline in pixels of `grey`.
@@ -100,13 +103,15 @@ class HaarDetector:
             ImageError: `grey` is not of that shape and type.
         """
         grey = check_image(grey, colour=False)
-        found = self._look_ahead(grey, self.max_side, self.min_face, (0.0,))
+        least = smallest_face(grey.shape, check_min_face(min_face), self.min_face)
+        side = max(_SIDE, _LEAST * max(grey.shape) / least)
+        found = self._look_ahead(grey, side, least, 0.0, (0.0,))
         if self.profiles == "always":
-            found += self._look_aside(grey, self.max_side, self.min_face)
+            found += self._look_aside(grey, side, least, 0.0)
         if not found:
-            found = self._look_ahead(grey, _SECOND_SIDE, _SECOND_MIN_FACE, _SECOND_DEGREES)
+            found = self._look_ahead(grey, _SECOND_SIDE, least, _SECOND_MIN_FACE, _SECOND_DEGREES)
         if not found and self.profiles == "if none":
-            found = self._look_aside(grey, _SECOND_SIDE, _PROFILE_MIN_FACE)
+            found = self._look_aside(grey, _SECOND_SIDE, least, _PROFILE_MIN_FACE)
         found = _best_of_overlapping(found)
         boxes = np.array([box for box, _ in found]).reshape(-1, 4)
         scores = np.array([score for _, score in found], np.float64)
@@ -114,26 +119,36 @@ class HaarDetector:
         return boxes[order], scores[order]
 
     def _look_ahead(
-        self, grey: np.ndarray, side: int, min_face: float, degrees: tuple[float, ...]
+        self,
+        grey: np.ndarray,
+        side: float,
+        min_face: float,
+        min_part: float,
+        degrees: tuple[float, ...],
     ) -> list[_Found]:
-        """Search a copy no larger than `side` for faces to the front, at each of the tilts."""
+        """Search a copy no larger than `side` for faces to the front, at each of the tilts; of at
+        least `min_face` pixels, and that part of the longer side."""
         small, factor = _reduced(grey, side)
+        least = max(min_face * factor / CORRECTION[2], min_part * max(small.shape))
         found = []
         for angle in degrees:
             turned, back = _tilt(small, angle)
-            for box, score in _search(self._frontal, turned, min_face * max(small.shape)):
+            for box, score in _search(self._frontal, turned, least):
                 if score >= MIN_SCORE:
                     upright = _turn_box(correct(box), angle, back)
                     found.append((_enlarged(upright, factor), score))
         return found
 
-    def _look_aside(self, grey: np.ndarray, side: int, min_face: float) -> list[_Found]:
-        """Search a copy no larger than `side` for faces turned to either side."""
+    def _look_aside(
+        self, grey: np.ndarray, side: float, min_face: float, min_part: float
+    ) -> list[_Found]:
+        """The same for faces turned to either side."""
         small, factor = _reduced(grey, side)
+        least = max(min_face * factor / CORRECTION[2], min_part * max(small.shape))
         found = []
         for mirrored in (False, True):
             image = np.ascontiguousarray(small[:, ::-1]) if mirrored else small
-            for box, score in _search(self._profile, image, min_face * max(small.shape)):
+            for box, score in _search(self._profile, image, least):
                 if score >= PROFILE_MIN_SCORE:
                     x, y, w, h = correct(box, PROFILE_CORRECTION)
                     x = small.shape[1] - 1 - (x + w) if mirrored else x
@@ -168,7 +183,7 @@ def _load_cascade(name: str) -> Any:
     return cascade
 
 
-def _reduced(grey: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+def _reduced(grey: np.ndarray, side: float) -> tuple[np.ndarray, float]:
     """Return a copy no larger than `side`, and its size as a part of the image's."""
     import cv2
 
@@ -184,12 +199,13 @@ def _enlarged(box: np.ndarray, factor: float) -> np.ndarray:
     return np.concatenate([(box[:2] + 0.5) / factor - 0.5, box[2:] / factor])
 
 
-def _search(cascade: Any, image: np.ndarray, smallest: float) -> list[_Found]:
+def _search(native: Native, image: np.ndarray, smallest: float) -> list[_Found]:
     """Return the boxes, at all scales, that a cascade finds, in its own meaning, and its scores."""
     side = max(1, round(smallest))
-    raw, _, weights = cascade.detectMultiScale3(
-        image, scaleFactor=1.1, minNeighbors=3, minSize=(side, side), outputRejectLevels=True
-    )
+    with native.used() as cascade:
+        raw, _, weights = cascade.detectMultiScale3(
+            image, scaleFactor=1.1, minNeighbors=3, minSize=(side, side), outputRejectLevels=True
+        )
     return [
         (np.asarray(box, np.float64), float(score))
         for box, score in zip(raw, np.ravel(weights), strict=True)

@@ -10,10 +10,11 @@ import os
 import jax.numpy as jnp
 import numpy as np
 
-from jclnf.detect._base import check_image
+from jclnf.detect._base import check_image, check_min_face, smallest_face
 from jclnf.detect._mtcnn_networks import Network, faces, make_network
 from jclnf.errors import DetectorError
 from jclnf.openface import INPUT_SIDES, read_mtcnn
+from jclnf.runtime import check_process
 
 CORRECTION = (-0.0075, 0.2459, 1.0323, 0.7751)
 """(a, b, c, d): from the networks' box to the face outline by x + a w, y + b h, c w, d h, as
@@ -31,23 +32,27 @@ compiled for each; an image of 640 pixels has its largest at 128, so padding cos
 _BATCH, _REST = 16, 4
 """Boxes are given to the later networks in batches of 16 and the rest in batches of 4, padded."""
 
+_LEAST = 60
+"""Side in pixels of the smallest faces that OpenFace searches for."""
+
 _MOST_PROPOSALS = 20_000
 """Boxes of a level that are looked at, the likeliest: an image has a few hundred."""
 
 
 class MtcnnDetector:
-    """Faces by OpenFace's MTCNN; satisfies `Detector`, and wants colour.
+    """Faces by OpenFace's MTCNN, also turned to the side; satisfies `Detector`, and wants colour.
 
-    Finds faces of at least `min_face` pixels, also turned to the side.
+    Several threads may call one detector.
     """
 
     wants_colour = True
+    takes_min_face = True
 
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
         *,
-        min_face: float = 60.0,
+        min_face: float | None = None,
         max_side: int = 4096,
     ) -> None:
         """Read the networks.
@@ -55,32 +60,34 @@ class MtcnnDetector:
         Args:
             path: OpenFace's model folder, its folder `mtcnn_detector`, or the list in it; None for
                 where OpenFace's models are installed.
-            min_face: Side in pixels of the smallest face searched for; OpenFace's is 60. The time
-                grows with the number of such boxes that the image holds.
+            min_face: Side in pixels of the smallest face searched for, from 12 on. If not given
+                OpenFace's 60, and a 36th of the longer side of large images. The time grows with
+                the number of such boxes that the image holds.
             max_side: Longer side in pixels to which a larger image is reduced for the search.
 
         Raises:
             ModelFileError: a file is missing or damaged.
             DetectorError: `min_face` or `max_side` is too small.
         """
-        if not (min_face >= _CELL and max_side >= 1):
-            raise DetectorError(
-                f"min_face {min_face:g}, max_side {max_side}: give at least {_CELL} and 1 pixels"
-            )
-        self.min_face = min_face
+        if max_side < 1:
+            raise DetectorError(f"max_side is {max_side}; give the longer side in pixels")
+        self.min_face = check_min_face(min_face)
         self.max_side = max_side
         arrays = read_mtcnn(path)
         self._pnet, self._rnet, self._onet = (make_network(network) for network in arrays)
 
-    def __call__(self, image: np.ndarray, /) -> np.ndarray:
+    def __call__(self, image: np.ndarray, /, *, min_face: float | None = None) -> np.ndarray:
         """Return the boxes of all faces, the largest first; see `Detector`."""
-        return self.detect(image)[0]
+        return self.detect(image, min_face)[0]
 
-    def detect(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def detect(
+        self, image: np.ndarray, min_face: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes, the largest first, and the probability of each.
 
         Args:
             image: `(h, w, 3)` uint8, blue, green, red; upright.
+            min_face: in place of the detector's own.
 
         Returns:
             boxes: `(k, 4)` float64, x, y, w, h of the face outline in pixels of `image`.
@@ -91,15 +98,17 @@ class MtcnnDetector:
         """
         import cv2
 
+        check_process()
         image = check_image(image, colour=True)
         longer = max(image.shape[:2])
+        least = smallest_face((max(longer, 36 * _LEAST),), check_min_face(min_face), self.min_face)
         factor = max(1.0, longer / self.max_side)
         if factor > 1:
             size = tuple(max(1, round(s / factor)) for s in image.shape[1::-1])
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         rgb = np.ascontiguousarray(image[:, :, ::-1], np.float32)
 
-        boxes, found = self._propose(rgb)
+        boxes, found = self._propose(rgb, max(float(_CELL), least / factor))
         boxes = _square(_corrected(boxes, found[:, 1:]), rgb)
         boxes, found = _refine(self._rnet, INPUT_SIDES["RNet"], rgb, boxes, THRESHOLDS[1])
         keep = suppress(boxes, found[:, 0], 0.7)
@@ -112,15 +121,15 @@ class MtcnnDetector:
         order = np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable")
         return boxes[order], scores[order]
 
-    def _propose(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _propose(self, rgb: np.ndarray, min_face: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the first network's boxes, and for each its probability and correction."""
         import cv2
 
         height, width = rgb.shape[:2]
         boxes, found = [np.zeros((0, 4))], [np.zeros((0, 5))]
-        levels = np.log(self.min_face / min(height, width)) / np.log(_PYRAMID)
+        levels = np.log(min_face / min(height, width)) / np.log(_PYRAMID)
         for level in range(int(np.floor(levels)) + 1):
-            scale = _CELL / self.min_face * _PYRAMID**level
+            scale = _CELL / min_face * _PYRAMID**level
             size = int(np.ceil(width * scale)), int(np.ceil(height * scale))
             small = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)
             answer = _over_image(self._pnet, small)

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from jclnf.detect._base import check_image, largest_first
+from jclnf.detect._base import (
+    Native,
+    check_image,
+    check_min_face,
+    largest_first,
+    smallest_face,
+)
 from jclnf.errors import DetectorError, JclnfError, ModelFileError
 
 CORRECTION = (-0.0075, 0.2459, 1.0323, 0.7751)
@@ -20,20 +26,28 @@ forehead to the chin, so these are the numbers that OpenFace has for MTCNN's box
 `correction` where they are known for a file."""
 
 
+_FACE = 640 / 36
+"""Side in pixels to which the smallest face is reduced: the network knows those of about 10 to 300
+pixels."""
+_LEAST_SIDE = 320
+"""Longer side in pixels under which an image is not reduced."""
+
+
 class YuNetDetector:
     """Faces by `cv2.FaceDetectorYN`; satisfies `Detector`, and wants colour.
 
-    One detector must not be called from two threads at once.
+    Several threads may call one detector: they take turns.
     """
 
     wants_colour = True
+    takes_min_face = True
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
         min_score: float = 0.8,
-        max_side: int = 640,
+        min_face: float | None = None,
         correction: tuple[float, float, float, float] = CORRECTION,
     ) -> None:
         """Load the network.
@@ -41,8 +55,8 @@ class YuNetDetector:
         Args:
             path: The ONNX file, such as `face_detection_yunet_2023mar.onnx` of OpenCV's model zoo.
             min_score: Least score of a face, 0 to 1.
-            max_side: Longer side in pixels to which a larger image is reduced for the search:
-                the network knows faces of about 10 to 300 pixels.
+            min_face: Side in pixels of the smallest face searched for; a 36th of the image's longer
+                side if not given. The image is reduced accordingly.
             correction: See `CORRECTION`.
 
         Raises:
@@ -52,7 +66,7 @@ class YuNetDetector:
         import cv2
 
         self.path = Path(path)
-        self.max_side = max_side
+        self.min_face = check_min_face(min_face)
         self.correction = correction
         if not hasattr(cv2, "FaceDetectorYN"):
             raise JclnfError(
@@ -66,15 +80,13 @@ class YuNetDetector:
                 "model zoo",
             )
         try:
-            self._detector: Any = cv2.FaceDetectorYN.create(
-                str(self.path), "", (320, 320), score_threshold=min_score
-            )
+            self._detector = Native(_load, str(self.path), min_score)
         except cv2.error as e:
             raise ModelFileError(
                 self.path, f"OpenCV cannot load it as YuNet's network: {_reason(e)}"
             ) from e
 
-    def __call__(self, image: np.ndarray, /) -> np.ndarray:
+    def __call__(self, image: np.ndarray, /, *, min_face: float | None = None) -> np.ndarray:
         """Return the boxes of all faces, the largest first; see `Detector`.
 
         Raises:
@@ -85,12 +97,14 @@ class YuNetDetector:
 
         image = check_image(image, colour=True)
         height, width = image.shape[:2]
-        factor = max(1.0, max(height, width) / self.max_side)
+        least = smallest_face(image.shape, check_min_face(min_face), self.min_face)
+        factor = max(1.0, min(least / _FACE, max(height, width) / _LEAST_SIDE))
         size = max(1, round(width / factor)), max(1, round(height / factor))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if factor > 1 else image
         try:
-            self._detector.setInputSize(size)
-            found = self._detector.detect(small)[1]
+            with self._detector.used() as network:
+                network.setInputSize(size)
+                found = network.detect(small)[1]
         except cv2.error as e:
             raise DetectorError(
                 f"{self.path}: OpenCV cannot run it on an image of {size[0]} x {size[1]} "
@@ -106,6 +120,13 @@ class YuNetDetector:
         # Pixel centres are at integers, so a reduced image's are half a pixel in.
         boxes[:, :2] += (factor - 1) / 2
         return largest_first(boxes)
+
+
+def _load(path: str, min_score: float) -> Any:
+    """Return OpenCV's object with the network of a file."""
+    import cv2
+
+    return cv2.FaceDetectorYN.create(path, "", (320, 320), score_threshold=min_score)
 
 
 def _reason(error: Exception) -> str:

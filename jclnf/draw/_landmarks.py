@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from jclnf.errors import ImageError
+
 # Runs of the 68-point (iBUG) scheme: first and last point, and whether the run is closed.
 _CONTOURS_68 = (
     (0, 16, False),  # jaw
@@ -52,15 +54,17 @@ def landmarks(
         `(h, w, 3)` uint8 in OpenCV's order, a new array.
 
     Raises:
-        ValueError: an argument is of another shape or type.
+        ImageError: the image is of another shape or type.
+        ValueError: another argument is.
     """
     import cv2
 
     if image.dtype != np.uint8 or not (
         image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
     ):
-        raise ValueError(
-            f"image: expected uint8 (h, w) or (h, w, 3), got {image.dtype} {image.shape}"
+        raise ImageError(
+            f"image: expected uint8 (h, w) or (h, w, 3), got {image.dtype} {image.shape}; convert "
+            "it: np.clip(image, 0, 255).astype(np.uint8)"
         )
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] != 2:

@@ -31,6 +31,7 @@ from jclnf.geometry import PDM
 from jclnf.openface import LAYERS, EarlyTermination, Validator, View, load_openface
 from jclnf.outputs import replacing
 from jclnf.params import Arithmetic, FitParams
+from jclnf.runtime import check_process
 
 FORMAT_VERSION = 3
 CLASSES: dict[str, Any] = {
@@ -96,6 +97,7 @@ def load_model(
         ModelFileError: no such model, a damaged one, or one without the parts or the validator that
             are asked for.
     """
+    check_process()
     path = find_model(DEFAULT_MODEL if source is None else source)
     if path.suffix != ".safetensors":
         return load_openface(path, parts=parts, validator=validator)

@@ -8,7 +8,7 @@ from jclnf.fitting._confidence import (
     Confidence,
     characteristics,
 )
-from jclnf.fitting._fit import check_inputs, fit, prepared, replicate
+from jclnf.fitting._fit import check_inputs, check_levels, fit, prepared, replicate
 from jclnf.fitting._from_points import fit_points
 from jclnf.fitting._hypotheses import fit_face, initial_state
 from jclnf.fitting._mapping import map_faces, one_by_one
@@ -44,6 +44,7 @@ __all__ = [
     "Uncertainty",
     "characteristics",
     "check_inputs",
+    "check_levels",
     "crops_of_one_size",
     "decode_start",
     "fit",

@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Real
 
-from jclnf.errors import BoxError, ImageError, ParamsError
+from jclnf.errors import BoxError, ImageError, ParamsError, is_concrete
 from jclnf.fitting._hypotheses import Init, as_init, fit_face
 from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult
-from jclnf.images import crop
+from jclnf.images import check_grey, crop
 from jclnf.params import FitParams
+from jclnf.runtime import check_process
 
 
 def fit(
@@ -63,6 +64,8 @@ def fit(
         cropped = crop(image, box)
         image, box, offset = cropped.image, cropped.box, cropped.offset
     box = check_inputs(model, image, box, params)
+    if offset is None:
+        check_levels(image)
     return _fit(prepared(model, params), image, box, as_init(model, init, params), params, offset)
 
 
@@ -104,6 +107,7 @@ def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float
         The box as an array of the model's precision: plain numbers would be compiled into a fit,
         each box anew.
     """
+    check_process()
     if len(params.windows) != len(model.scalings):
         raise ParamsError(
             f"the settings are for {len(params.windows)} scales, the model has "
@@ -132,6 +136,15 @@ def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float
         if not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
             raise BoxError(f"box {numbers.tolist()}: it must be finite, with w and h above 0")
     return array
+
+
+def check_levels(images: Any) -> None:
+    """Raise ImageError on grey levels that are not in 0-255, of an image or of several, if they are
+    concrete."""
+    if is_concrete(images):
+        floats = jnp.issubdtype(images.dtype, jnp.floating)  # JAX has some that NumPy has not
+        levels = np.asarray(images, np.float32 if floats else None)
+        check_grey(levels.reshape(-1, levels.shape[-1]))
 
 
 _PREPARED: dict[int, tuple[Any, dict[Any, Model]]] = {}

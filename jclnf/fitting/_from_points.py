@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.fitting._rlms import mode_products, nonrigid_step
 from jclnf.geometry import PDM, Pose, euler_to_matrix, project, update
+from jclnf.runtime import check_process
 
 DAMPING = 0.75
 """Part of each Gauss-Newton step that is taken."""
@@ -56,6 +57,7 @@ def fit_points(
     Returns:
         The pose, and the shape parameters.
     """
+    check_process()
     dtype = pdm.mean.dtype
     weights = present.astype(dtype)
     start = _start(pdm, points, present, jnp.asarray(rotation, dtype))

@@ -2,18 +2,21 @@
 
 from jclnf.images._check import check_grey
 from jclnf.images._crop import BUCKETS, Crop, check_box, crop, cut, region
-from jclnf.images._read import IMAGE_SUFFIXES, ImageFile, file_bytes, read_image, read_image_file
+from jclnf.images._folder import Folder, kind_of, names
+from jclnf.images._read import ImageFile, file_bytes, read_image, read_image_file
 
 __all__ = [
     "BUCKETS",
-    "IMAGE_SUFFIXES",
     "Crop",
+    "Folder",
     "ImageFile",
     "check_box",
     "check_grey",
     "crop",
     "cut",
     "file_bytes",
+    "kind_of",
+    "names",
     "read_image",
     "read_image_file",
     "region",

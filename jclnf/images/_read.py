@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from jclnf.errors import ImageError
+from jclnf.images._folder import kind_of_contents
+from jclnf.images._heif import decode_heif, turned_as_said
 
 MAX_PIXELS = 2**28
 """Most pixels an image file may declare: 16384 x 16384. Larger ones are refused from their header,
@@ -19,15 +21,6 @@ before anything is allocated, so that a few bytes claiming a huge image cannot e
 
 MAX_BYTES = 2**30
 """Largest image file that is read, in bytes."""
-
-IMAGE_SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in (
-        *("avif", "bmp", "dib", "gif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm"),
-        *("ppm", "tif", "tiff", "webp"),
-    )
-)
-"""Endings, in lower case, by which images are recognised in a folder."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +46,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def read_image_file(path: str | os.PathLike[str]) -> ImageFile:
     """Read an image of any format that OpenCV decodes, in grey and in colour, to draw on it.
 
-    JPEG, PNG, TIFF, WebP, BMP, PNM and others:
+    JPEG, PNG, TIFF, WebP, AVIF, BMP, PNM and others; HEIC with pillow-heif:
 
-    - The EXIF orientation is applied: rows and columns are those a viewer shows.
+    - The orientation of EXIF, or of AVIF, is applied: rows and columns are those a viewer shows.
     - Alpha is dropped: transparent pixels keep the colour stored under them.
     - Of several pages or frames the first is read.
     - Integers of 16 bits are divided so that the smallest of 8, 10, 12, 14 and 16 bits that holds
@@ -76,7 +69,12 @@ def read_image_file(path: str | os.PathLike[str]) -> ImageFile:
             f"{where}: declares {size[0]} x {size[1]} pixels, more than the {MAX_PIXELS} that are "
             "read; scale it down"
         )
-    pixels = _to_8_bit(where, _decode(where, data))
+    if kind_of_contents(data) == "heif":
+        pixels = decode_heif(where, data, MAX_PIXELS)
+    else:
+        pixels = _to_8_bit(where, _decode(where, data))
+        if data[4:8] == b"ftyp":
+            pixels = turned_as_said(pixels, data)
 
     import cv2
 

@@ -3,6 +3,7 @@ and what a person sees who waits for it."""
 
 from jclnf.runtime._compilation import announce_compilation, programs_compiled
 from jclnf.runtime._devices import check_jax, device_report, share_device, use_device
+from jclnf.runtime._fork import check_process
 from jclnf.runtime._process import enable_compilation_cache, silent_stderr, use_all_cores
 from jclnf.runtime._progress import Meter, say
 
@@ -10,6 +11,7 @@ __all__ = [
     "Meter",
     "announce_compilation",
     "check_jax",
+    "check_process",
     "device_report",
     "enable_compilation_cache",
     "programs_compiled",

@@ -1,19 +1,24 @@
 """The compilation cache, processor cores, and what native libraries print."""
 
+import glob
 import hashlib
 import os
 import platform
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str | None:
     """Let JAX keep compiled programs on disk, so that the next process need not compile them.
 
-    Call it before the first computation; importing jclnf does not do it for you.
+    Call it before the first computation; importing jclnf does not do it for you. Files there that
+    cannot be read, as a power cut leaves them, are removed when JAX comes upon them, instead of
+    its warning.
 
     Args:
         path: The folder. By default what JAX is already set to (`JAX_COMPILATION_CACHE_DIR`), else
@@ -36,12 +41,37 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str 
         folder = None
     jax.config.update("jax_compilation_cache_dir", folder)
     if folder is not None:
+        _mend_cache(folder)
         # A command is many small programs and one large: together the small ones matter too.
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         if "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES" not in os.environ:
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
+
+
+def _mend_cache(folder: str) -> None:
+    """Remove the files of the cache that JAX warns it cannot read, in place of the warning.
+
+    JAX never replaces a file that is there: it would warn, and compile anew, in every process.
+    """
+    unread = "Error reading persistent compilation cache entry for '"
+    show = warnings.showwarning
+
+    def remove_or_show(message: Any, *where: Any, **options: Any) -> None:
+        text = str(message)
+        if not text.startswith(unread) or "://" in folder:
+            show(message, *where, **options)
+            return
+        # It names the program, with which the names of its files begin.
+        program = text.removeprefix(unread).partition("'")[0]
+        for path in Path(folder).glob(f"{glob.escape(program)}-*"):
+            with suppress(OSError):
+                path.unlink()
+
+    # Whatever the user's filters, since nothing is shown.
+    warnings.filterwarnings("always", message=unread)
+    warnings.showwarning = remove_or_show
 
 
 def use_all_cores(most: int) -> None:

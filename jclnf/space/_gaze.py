@@ -13,9 +13,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jclnf.errors import ParamsError
 from jclnf.geometry import atan2, euler_to_matrix
 from jclnf.space._camera import Camera
-from jclnf.space._head_pose import HeadPose, landmarks_in_space
+from jclnf.space._head_pose import HeadPose, check_one_face, landmarks_in_space
 
 EYES = ("left_eye_28", "right_eye_28")
 """The parts of a fit that gaze is taken from: the eye at the left of the image, the one at the
@@ -59,7 +60,17 @@ def gaze(result: Any, camera: Camera, head: HeadPose) -> Gaze:
         result: a `FitResult` for which `has_gaze` is true, in the pixels of the camera's image.
         camera: the camera.
         head: the face's pose in space, see `jclnf.space.head_pose`.
+
+    Raises:
+        ParamsError: the result has no such parts, or is that of several faces.
     """
+    check_one_face(result)
+    if not has_gaze(result):
+        raise ParamsError(
+            f"gaze needs the parts {' and '.join(EYES)}, which this fit has not: load one of "
+            "OpenFace's models with its parts, load_openface(path, parts=True), and fit with "
+            "parts=True in the settings"
+        )
     matrix = euler_to_matrix(head.rotation)
     face = landmarks_in_space(result, camera)
     parts = [result.parts[name] for name in EYES]

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jclnf.errors import ParamsError
 from jclnf.geometry import Pose, euler_to_matrix, matrix_to_euler, small_turn, solve
+from jclnf.runtime import check_process
 from jclnf.space._camera import Camera
 
 ITERATIONS = 15
@@ -63,7 +65,11 @@ def head_pose(result: Any, camera: Camera) -> HeadPose:
         result: a `FitResult`, or anything with `landmarks`, `landmarks3d` and `pose`, in the pixels
             of the camera's image.
         camera: the camera.
+
+    Raises:
+        ParamsError: the result is that of several faces.
     """
+    check_one_face(result)
     points = result.landmarks3d @ result.pose.matrix
     return pose_of_points(points, result.landmarks, result.pose, camera)
 
@@ -130,7 +136,21 @@ def landmarks_in_space(result: Any, camera: Camera) -> Float[Array, "n 3"]:
     Args:
         result: a `FitResult` or `PartResult`, in the pixels of the camera's image.
         camera: the camera.
+
+    Raises:
+        ParamsError: the result is that of several faces.
     """
+    check_one_face(result)
     z = camera.fx / result.pose.scale + result.landmarks3d[:, 2]
     x, y = result.landmarks.T
     return jnp.stack([z * (x - camera.cx) / camera.fx, z * (y - camera.cy) / camera.fy, z], axis=-1)
+
+
+def check_one_face(result: Any) -> None:
+    """Raise ParamsError if a result is that of several faces."""
+    check_process()
+    if jnp.ndim(result.landmarks) != 2:
+        raise ParamsError(
+            f"the result holds landmarks of shape {jnp.shape(result.landmarks)}, those of several "
+            "faces: jax.vmap the function, or call it for each"
+        )

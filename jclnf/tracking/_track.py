@@ -21,6 +21,7 @@ from jclnf.fitting import (
     Model,
     Trace,
     check_inputs,
+    check_levels,
     fit_face,
     fit_from,
     postprocess,
@@ -168,6 +169,7 @@ def track(
     else:
         start = check_inputs(model, frames[0], start, params.detection)
     check_inputs(model, frames[0], np.ones(4), params.tracking)
+    check_levels(frames)
     models = _Prepared(prepared(model, params.tracking), prepared(model, params.detection))
     return _track(models, frames, start, params)
 

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jclnf.detect import Detector, find_faces
+from jclnf.detect import Detector, check_min_face, find_faces, smallest_face
 from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.fitting import FitResult, Model, check_inputs, prepared
 from jclnf.geometry import Pose, tight_box
 from jclnf.images import BUCKETS, check_box, check_grey, cut, region
+from jclnf.runtime import check_process
 from jclnf.tracking._overlap import SAME_FACE, assign, nearness, overlap, shows
 from jclnf.tracking._track import TrackParams, TrackState, follow, found
 
@@ -26,6 +27,11 @@ MARGIN = 0.75
 the areas that are read, and how far landmarks may move in a frame."""
 SIDES = tuple(sorted({*BUCKETS, *(3 * side // 2 for side in BUCKETS)}))
 """Sides of crops in pixels; more than for single images: each frame pays for what is too large."""
+
+SMALL_EVERY = 4
+"""Of so many searches one is for the smallest faces, which takes several times as long."""
+QUICK = 1 / 11
+"""Smallest face of the other searches, in longer sides of the frame."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +73,7 @@ class _Ended:
 class Tracker:
     """Follows all faces of a video, or one.
 
-    >>> tracker = Tracker(model, detector=HaarDetector())
+    >>> tracker = Tracker(model, detector=jclnf.detect.default())
     >>> for frame in frames:
     ...     for face in tracker.step(frame):
     ...         print(face.id, face.success, face.result.landmarks)
@@ -79,9 +85,11 @@ class Tracker:
     is followed no more.
 
     New faces are looked for every `search_every` frames while no face is followed, and otherwise
-    every `redetect_every` frames. A detection that shows half of a followed face's landmarks, or
-    whose box overlaps theirs, is that face. If two faces come to lie on each other, the one that is
-    trusted less ends. There is no limit on their number but `max_faces`.
+    every `redetect_every` frames. The first search, and each fourth one, is for faces of all sizes,
+    those in between are for faces of an eleventh of the frame's longer side and more, which takes
+    much less time. A detection that shows half of a followed face's landmarks, or whose box
+    overlaps theirs, is that face. If two faces come to lie on each other, the one that is trusted
+    less ends. There is no limit on their number but `max_faces`.
 
     With `single=True` it does what OpenFace's program for single faces does: the detector's first
     box is the face, wherever it is; its first fit is kept even if it fails; it has always the
@@ -94,6 +102,8 @@ class Tracker:
         model: from `load_model` or `load_openface`.
         params: settings; `TrackParams.of(model)` if not given.
         detector: finds faces, see `jclnf.detect`; without, only given boxes begin a face.
+        min_face: side in pixels of the smallest face that is looked for; as the detector has it if
+            not given, see `jclnf.detect.find_faces`.
         single: follow one face as OpenFace does.
         max_faces: most faces followed at a time; none if not given, one if `single`.
         redetect_every: frames between searches for further faces; 0 for none.
@@ -114,6 +124,7 @@ class Tracker:
         params: TrackParams | None = None,
         *,
         detector: Detector | Callable[[np.ndarray], np.ndarray] | None = None,
+        min_face: float | None = None,
         single: bool = False,
         max_faces: int | None = None,
         redetect_every: int = 30,
@@ -138,6 +149,7 @@ class Tracker:
         self.model = model
         self.params = TrackParams.of(model) if params is None else params
         self.detector = detector
+        self.min_face = check_min_face(min_face)
         self.single = single
         self.max_faces = 1 if single else max_faces
         self.redetect_every = 0 if single else redetect_every
@@ -173,12 +185,13 @@ class Tracker:
             ImageError, BoxError: a frame or boxes that nothing can be done with. Nothing has
                 changed then.
         """
+        check_process()
         grey = grey_of(frame)
         given = None if boxes is None else _boxes(boxes, grey.shape)
         faces = self._follow(grey)
         if given is None and self.detector is not None and self._wants_detection():
             image = frame if np.ndim(frame) == 3 else _bytes(grey)
-            found_boxes = find_faces(self.detector, image)
+            found_boxes = find_faces(self.detector, image, min_face=self._least(grey.shape))
             given = np.array([box for box in found_boxes if usable(box, grey.shape)])
         if given is not None and len(given):
             self._use(given.reshape(-1, 4), grey, faces)
@@ -208,6 +221,20 @@ class Tracker:
             return True
         full = self.max_faces is not None and len(self._tracks) >= self.max_faces
         return not full and self.redetect_every > 0 and self._frame % self.redetect_every == 0
+
+    def _least(self, shape: tuple[int, ...]) -> float | None:
+        """The smallest face to ask the detector for in this frame."""
+        if not getattr(self.detector, "takes_min_face", False):
+            return self.min_face
+        count, every = (
+            (self._frame, self.redetect_every) if self._tracks else (self._idle, self.search_every)
+        )
+        searches = every > 0 and count % every == 0
+        if searches and count // every % SMALL_EVERY == 0:
+            return self.min_face
+        least = [QUICK * max(shape)] if searches else []
+        least += [max(track.box[2:]) / 2 for track in self._tracks if self._retries(track)]
+        return max(min(least), smallest_face(shape, self.min_face))
 
     def _retries(self, track: _Track) -> bool:
         """Whether a face was lost, and is now to be looked for."""
@@ -290,6 +317,17 @@ class Tracker:
                 self._end(track)
                 # The schedule of searches goes on with the count of failures, as OpenFace's does.
                 self._idle = int(track.state.failures)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled functions cannot be pickled; a copy is to have tracks of its own.
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {"settings": settings, "state": self.state()}
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        vars(self).update(pickled["settings"])
+        self._fits = _Fits(self.model, self.params)
+        self.reset()
+        self.restore(pickled["state"])
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next frames depend on, in arrays of plain types, as for a file.

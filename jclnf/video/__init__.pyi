@@ -7,11 +7,13 @@ from ._settings import CentreOption as CentreOption
 from ._settings import DetectorOption as DetectorOption
 from ._settings import FocalOption as FocalOption
 from ._settings import IterationsOption as IterationsOption
+from ._settings import MinFaceOption as MinFaceOption
 from ._settings import ModelOption as ModelOption
 from ._settings import PrecisionOption as PrecisionOption
 from ._settings import Settings as Settings
 from ._settings import SpacesOption as SpacesOption
-from ._source import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from ._settings import model_digest as model_digest
+from ._settings import source_digest as source_digest
 from ._source import Camera as Camera
 from ._source import Source as Source
 from ._workers import find_videos as find_videos

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jclnf.errors import VideoError
-from jclnf.outputs import discard, replacing
+from jclnf.outputs import check_same, discard, replacing
 
 
 class Checkpoint:
@@ -16,15 +16,15 @@ class Checkpoint:
 
     Args:
         path: the file.
-        digest: of everything that the results depend on; a checkpoint of another one is refused.
+        depends: all that the results depend on; a checkpoint of something else is refused.
     """
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self.path, self.digest = path, digest
+    def __init__(self, path: Path, depends: dict[str, Any]) -> None:
+        self.path, self.depends = path, depends
 
     def save(self, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
         """Write the state: arrays, and what goes into JSON."""
-        header = json.dumps({"digest": self.digest, **numbers})
+        header = json.dumps({"depends": self.depends, **numbers})
         with replacing(self.path) as part, part.open("wb") as file:
             np.savez(file, _header=np.frombuffer(header.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
 
@@ -32,7 +32,8 @@ class Checkpoint:
         """The state that was saved last; None if there is none.
 
         Raises:
-            VideoError: it is damaged, or that of a run that would have had other results.
+            VideoError: it is damaged.
+            OutputError: it is that of a run that would have had other results.
         """
         if not self.path.exists():
             return None
@@ -44,11 +45,7 @@ class Checkpoint:
             raise VideoError(
                 f"{self.path}: is damaged ({error}): run without --resume to begin again"
             ) from None
-        if numbers.pop("digest") != self.digest:
-            raise VideoError(
-                f"{self.path}: the run that it was left by had other settings, another model, "
-                "video or version of jclnf: give the same, or run without --resume to begin again"
-            )
+        check_same(self.path, numbers.pop("depends", None), self.depends)
         return arrays, numbers
 
     def remove(self) -> None:

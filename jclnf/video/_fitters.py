@@ -66,13 +66,23 @@ class IndependentFitter:
         params: settings of the fits.
         detector: finds the faces.
         most: most faces of a frame.
+        min_face: side in pixels of the smallest face looked for, see `jclnf.detect.find_faces`.
     """
 
     BATCH = 16
     """Faces fitted at a time; batches are filled up, so that nothing is compiled twice."""
 
-    def __init__(self, model: Any, params: Any, detector: Detector, most: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        params: Any,
+        detector: Detector,
+        most: int | None,
+        *,
+        min_face: float | None = None,
+    ) -> None:
         self._model, self._params, self._detector, self._most = model, params, detector, most
+        self._min_face = min_face
         self._last: dict[int, np.ndarray] = {}
         self._next = 0
 
@@ -84,7 +94,7 @@ class IndependentFitter:
         for frame in chunk:
             boxes: list[np.ndarray] = []
             if frame.image is not None:
-                found = find_faces(self._detector, frame.image)
+                found = find_faces(self._detector, frame.image, min_face=self._min_face)
                 boxes = [box for box in found if usable(box, frame.image.shape)][: self._most]
             grey = grey_of(frame.image) if boxes else np.zeros((0, 0))
             jobs += [(grey, box) for box in boxes]

@@ -1,6 +1,8 @@
 """All results of one video: the run over it, what is made of its table, and its metadata."""
 
+import csv
 import functools
+import io
 import json
 import platform
 import time
@@ -13,13 +15,14 @@ from typing import Any
 import jclnf
 from jclnf.errors import JclnfError, VideoError
 from jclnf.fitting import Model
-from jclnf.outputs import locked, write_bytes
+from jclnf.images import names
+from jclnf.outputs import check_same, locked, write_bytes
 from jclnf.runtime import device_report
 from jclnf.video._derived import write_parquet, write_plot, write_smoothed
 from jclnf.video._overlay import write_overlay
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
-from jclnf.video._source import Source, open_source
+from jclnf.video._source import ImageFolder, Source, open_source
 
 
 @dataclass
@@ -81,15 +84,14 @@ def process_video(
     """
     done = JobResult(path)
     try:
-        source = open_source(path, rate=settings.rate) if source is None else source
-        run = Run(settings, model, source, out, stem)
-        with locked(run.path):
+        with locked(out / f"{stem}.csv"):
+            source = open_source(path, rate=settings.rate) if source is None else source
+            run = Run(settings, model, source, out, stem)
             metadata = out / f"{stem}.json"
-            if resume and _complete(metadata, run.checkpoint.digest):
+            if resume and _complete(metadata, run):
                 run.clean_up()
-                done.summary = "complete already"
+                done.summary = f"complete already, in {run.path}"
                 return done
-            metadata.unlink(missing_ok=True)
             start = time.monotonic()
             counts = run.perform(
                 resume=resume,
@@ -98,12 +100,19 @@ def process_video(
                 on_start=None if on_start is None else functools.partial(on_start, source),
             )
             seconds = time.monotonic() - start
-            found = list(source.problems)
+            if counts.rows_with_success == 0 and run.beside:
+                run.withdraw()
+                raise VideoError(f"no face was found; {run.path} is left as it was")
+            metadata.unlink(missing_ok=True)
+            run.put_in_place()
+            found = [*source.problems, *_unused(settings, run, source)]
             failed = _derive(settings, run, source)
             done.problems += [*(f"{path}: {problem}" for problem in found), *failed]
+            if isinstance(source, ImageFolder):
+                _write_image_names(source, out / f"{stem}_images.csv")
             description = describe(settings, model, run, source) | {
                 # Without it the run is not complete, and goes on where it is resumed.
-                **({} if failed else {"digest": run.checkpoint.digest}),
+                **({} if failed else {"depends": run.checkpoint.depends}),
                 **asdict(counts),
                 "problems": [*found, *failed],
                 "seconds": round(seconds, 3),
@@ -113,7 +122,8 @@ def process_video(
                 run.clean_up()
             part = counts.rows_with_success / counts.rows if counts.rows else 0.0
             done.summary = (
-                f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success"
+                f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success, "
+                f"in {run.path}"
             )
             if counts.frames_without_face == counts.frames:
                 done.problems.append(f"{path}: no face was found")
@@ -163,21 +173,39 @@ def _derive(settings: Settings, run: Run, source: Source) -> list[str]:
     return failed
 
 
-def _complete(metadata: Path, digest: str) -> bool:
+def _unused(settings: Settings, run: Run, source: Source) -> list[str]:
+    """A line for each thing that was given for this video and could not be used."""
+    lines = []
+    if settings.rate is not None and source.rate != settings.rate:
+        lines.append("--rate is for folders of images: its own time stamps were used")
+    if frames := run.unused_boxes():
+        text = names([str(frame) for frame in frames])
+        lines.append(f"{settings.boxes} has boxes in frames that it does not have: {text}")
+    return lines
+
+
+def _write_image_names(source: ImageFolder, out: Path) -> None:
+    """The image of each frame, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["frame", "image"])
+    writer.writerows(zip(source.numbers, (file.name for file in source.files), strict=True))
+    write_bytes(out, text.getvalue().encode(errors="surrogateescape"))
+
+
+def _complete(metadata: Path, run: Run) -> bool:
     """Whether these are the metadata of a complete run with the same settings.
 
     Raises:
-        VideoError: they are those of another run.
+        OutputError: they are those of another run, and this one has left nothing to go on with.
     """
     try:
-        found = json.loads(metadata.read_text())["digest"]
+        found = json.loads(metadata.read_text())["depends"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if found != digest:
-        raise VideoError(
-            f"{metadata}: the complete run there had other settings, another model, video or "
-            "version of jclnf: give the same, another --out, or run without --resume to begin again"
-        )
+    if run.checkpoint.path.exists():
+        return bool(found == json.loads(json.dumps(run.checkpoint.depends)))
+    check_same(metadata, found, run.checkpoint.depends)
     return True
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import jclnf
 from jclnf.annotations import FrameBoxTable, pts_text
 from jclnf.detect import make_detector
-from jclnf.errors import BoxError
+from jclnf.errors import BoxError, VideoError
 from jclnf.fitting import Model
 from jclnf.openface import OpenFaceTable, measure_faces
-from jclnf.outputs import discard, write_bytes, write_png
+from jclnf.outputs import abandon, discard, growing, settle, write_bytes, write_png
 from jclnf.space import EYES, Camera
 from jclnf.tracking import TrackedFace, Tracker, TrackParams
 from jclnf.video._aligned import aligned_face
@@ -34,8 +34,27 @@ CHECKPOINT_SECONDS = 5.0
 FORMAT = 3
 """Of checkpoints: those of another one are refused."""
 
-OUTPUTS = (".json", ".png", ".parquet", "_smoothed.csv", "_overlay.mp4")
-"""How the names end of the files that are written once the table is complete."""
+_DERIVED = {
+    ".json": "",
+    ".png": "plot",
+    ".parquet": "parquet",
+    "_smoothed.csv": "smooth",
+    "_overlay.mp4": "overlay",
+    "_images.csv": "",
+}
+"""How the names end of the files that are written once the table is complete, with the settings
+that ask for them."""
+_GROWING = {".csv": "", "_pts": "pts", "_aligned": "aligned"}
+"""The same of the table, and of the folders that are filled with it."""
+
+
+def endings(settings: Settings) -> tuple[list[str], list[str]]:
+    """How the names end of what a run writes, and of what it might have written."""
+    wanted: list[str] = []
+    others: list[str] = []
+    for ending, name in (_GROWING | _DERIVED).items():
+        (wanted if not name or getattr(settings, name) else others).append(ending)
+    return wanted, others
 
 
 @dataclass
@@ -74,6 +93,7 @@ class Run:
         self.camera = Camera.assumed(*source.size, settings.focal, settings.centre)
         self.path = out / f"{stem}.csv"
         self.counts = Counts()
+        self._boxes: dict[int, Any] = {}
         gaze = {part.name for part in model.parts} >= set(EYES)
         self.table = OpenFaceTable(
             model.pdm.n_landmarks,
@@ -86,12 +106,19 @@ class Run:
         )
         path = getattr(source, "path", None)
         self._fitter = self._make_fitter(path)
-        files = [file for file in (path, settings.boxes) if file is not None]
-        digests = [source_digest(Path(file)) for file in files]
-        digest = settings.digest(FORMAT, jclnf.__version__, model_digest(model), digests, CHUNK)
-        self.checkpoint = Checkpoint(out / f"{stem}.checkpoint", digest)
-        self._pts = out / f"{stem}_pts"
-        self._aligned = out / f"{stem}_aligned"
+        depends = settings.depends() | {
+            "the model": model_digest(model),
+            "the version of jclnf": [jclnf.__version__, FORMAT, CHUNK],
+        }
+        for what, file in (("the video", path), ("the boxes", settings.boxes)):
+            if file is not None:
+                depends[what] = source_digest(Path(file))
+        self.checkpoint = Checkpoint(out / f"{stem}.checkpoint", depends)
+        self._grown = {ending: out / f"{stem}{ending}" for ending in _GROWING}
+        self._pts = self._aligned = out
+        self.beside = False
+        """Whether there is an earlier table, which stays until `put_in_place`."""
+        self._last = Frame(0, 0.0, None)
 
     def _make_fitter(self, path: Path | None) -> TrackingFitter | IndependentFitter:
         settings = self.settings
@@ -101,20 +128,25 @@ class Run:
         most = 1 if settings.one else settings.faces
         if settings.independent:
             return IndependentFitter(
-                self.model, params, make_detector(settings.detector, fast=True), most
+                self.model,
+                params,
+                make_detector(settings.detector),
+                most,
+                min_face=settings.min_face,
             )
-        boxes: dict[int, Any] = {}
+        boxes = self._boxes
         detector = None
         if settings.boxes is None:
-            detector = make_detector(settings.detector, fast=True)
+            detector = make_detector(settings.detector)
         elif path is not None:
-            boxes = FrameBoxTable(settings.boxes).boxes(path)
+            boxes |= FrameBoxTable(settings.boxes).boxes(path)
             if not boxes:
                 raise BoxError(f"{settings.boxes}: holds no boxes for {path}")
         tracker = Tracker(
             self.model,
             TrackParams.of(dataclasses.replace(self.model, defaults=params)),
             detector=detector,
+            min_face=settings.min_face,
             single=settings.one,
             max_faces=most,
         )
@@ -137,7 +169,9 @@ class Run:
             on_start: called with the number of frames that are done already.
 
         Raises:
-            VideoError: as `Checkpoint.load`.
+            VideoError: no frame lies between the times that the settings give, or as
+                `Checkpoint.load`.
+            OutputError: as `Checkpoint.load`.
             OSError: the results cannot be written.
         """
         first, begin, offset = 1, 0.0, 0
@@ -149,42 +183,66 @@ class Run:
             self._fitter.restore(arrays)
         if on_start is not None:
             on_start(first - 1)
-        for wanted, folder in (
-            (self.settings.pts, self._pts),
-            (self.settings.aligned, self._aligned),
-        ):
-            if wanted:
-                folder.mkdir(exist_ok=True)
-                # Those of another run would be taken for this one's.
-                for old in () if saved is not None else folder.glob("[0-9]*_[0-9]*.*"):
-                    old.unlink(missing_ok=True)
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
-            if saved is None:
-                self.checkpoint.remove()
+        else:
+            self.checkpoint.remove()
+        table, self._pts, self._aligned = (
+            growing(path, resume=saved is not None) for path in self._grown.values()
+        )
+        if self.settings.pts:
+            self._pts.mkdir(exist_ok=True)
+        if self.settings.aligned:
+            self._aligned.mkdir(exist_ok=True)
+        self.beside = table != self.path
+        self._last = Frame(first - 1, begin, None)
+        with table.open("r+b" if table.exists() else "wb") as file:
             file.truncate(offset)
             file.seek(offset)
             if offset == 0:
                 file.write(self.table.header.encode())
+                self._save(file)
             last = time.monotonic()
             with Prefetcher(self.selected_frames(first, begin)) as frames:
                 for chunk in _chunks(frames):
-                    done, going = self._do_chunk(chunk, file, on_frame)
+                    self._last, going = self._do_chunk(chunk, file, on_frame)
                     if not going:
                         break
                     if time.monotonic() - last >= every:
-                        self._save(file, done)
+                        self._save(file)
                         last = time.monotonic()
-            file.flush()
-            os.fsync(file.fileno())
+            self._save(file)
+        if self.counts.frames == 0 and self.settings.begin > 0:
+            self.withdraw()
+            if table == self.path:
+                table.unlink()
+            raise VideoError(f"--from {self.settings.begin:g} lies beyond its end")
         return self.counts
+
+    def unused_boxes(self) -> list[int]:
+        """The frames that boxes were given for and that the video, read to its end, has not."""
+        if self.settings.end is not None:
+            return []
+        return [frame for frame in self._boxes if frame > self._last.number]
+
+    def withdraw(self) -> None:
+        """Leave what was there before the run, and nothing beside it."""
+        self.checkpoint.remove()
+        for path in self._grown.values():
+            abandon(path)
+
+    def put_in_place(self) -> None:
+        """Put the table and the images in place of those of an earlier run."""
+        for path in self._grown.values():
+            settle(path)
 
     def clean_up(self) -> None:
         """Remove what is not needed once all is complete, files half written by killed runs too."""
-        self.checkpoint.remove()
-        for ending in OUTPUTS:
+        self.withdraw()
+        for ending in _DERIVED:
             discard(self.out / f"{self.stem}{ending}")
-        for part in (*self._pts.glob(".*.part.pts"), *self._aligned.glob(".*.part.png")):
-            part.unlink(missing_ok=True)
+        for ending in ("pts", "png"):
+            folder = self._grown["_pts" if ending == "pts" else "_aligned"]
+            for part in folder.glob(f".*.part.{ending}"):
+                part.unlink(missing_ok=True)
 
     def selected_frames(self, first: int = 1, begin: float = 0.0) -> Iterator[Frame]:
         """The frames that the settings choose, from number `first` and the time `begin` on."""
@@ -193,12 +251,12 @@ class Run:
         begin = max(begin, settings.begin)
         return self.source.frames(Selection(first, begin, end, settings.every))
 
-    def _save(self, file: BinaryIO, done: Frame) -> None:
+    def _save(self, file: BinaryIO) -> None:
         file.flush()
         os.fsync(file.fileno())
         numbers = {
-            "frame": done.number + 1,
-            "time": done.time,
+            "frame": self._last.number + 1,
+            "time": self._last.time,
             "offset": file.tell(),
             "counts": vars(self.counts),
         }

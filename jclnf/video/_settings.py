@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,12 @@ DetectorOption = Annotated[
     "its models are installed) or mtcnn:PATH (its model folder); yunet:FILE.onnx (OpenCV's "
     "network); module:function (your own)",
     {"metavar": "NAME"},
+]
+MinFaceOption = Annotated[
+    float | None,
+    "side in pixels of the smallest face looked for: the larger, the faster (default: a 36th of "
+    "the image's longer side, with mtcnn at least 60)",
+    {"metavar": "PX"},
 ]
 FocalOption = Annotated[
     tuple[float, float] | None,
@@ -75,6 +82,7 @@ class Settings:
         "videos, video",
         _FOUND | {"metavar": "CSV"},
     ] = None
+    min_face: Annotated[MinFaceOption, _FACES] = None
     one: Annotated[bool, "one, as OpenFace's FeatureExtraction", _WHICH] = False
     faces: Annotated[int | None, "at most N at a time", _WHICH] = None
     independent: Annotated[
@@ -127,10 +135,18 @@ class Settings:
             raise ParamsError("independent fits need the boxes of every frame: use a detector")
         if self.every < 1:
             raise ParamsError(f"every: at least 1, not {self.every}")
+        if self.min_face is not None:
+            from jclnf.detect import check_min_face
+
+            check_min_face(self.min_face)
+            if self.boxes is not None:
+                raise ParamsError("min_face: with boxes, no faces are looked for")
         if self.faces is not None and self.faces < 1:
             raise ParamsError(f"faces: at least 1, not {self.faces}")
         if self.aligned and not 8 <= self.aligned <= 4096:
             raise ParamsError(f"aligned: a side of 8 to 4096 pixels, not {self.aligned}")
+        if self.end is not None and self.end < self.begin:
+            raise ParamsError(f"from {self.begin:g} to {self.end:g} seconds there is no frame")
         if self.smooth is not None:
             from jclnf.video._derived import one_euro
 
@@ -140,19 +156,25 @@ class Settings:
 
             Camera.assumed(640, 480, self.focal, self.centre)
 
-    def digest(self, *others: Any) -> str:
-        """A number for these settings (and whatever else a result depends on)."""
-        text = json.dumps([dataclasses.asdict(self), *others], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def depends(self) -> dict[str, Any]:
+        """What a result depends on, by option; the files that options name are told by contents."""
+        from jclnf.outputs import by_option
+
+        return by_option(self, leave_out=("model", "boxes"))
 
 
-def source_digest(path: Path) -> list[Any]:
-    """Tell a file from another of the same name, without reading all of it."""
+def source_digest(path: str | os.PathLike[str]) -> str:
+    """Tell a file, or a folder of images, from another, without reading all of it."""
+    path = Path(path)
     if path.is_dir():
-        return sorted([file.name, file.stat().st_size] for file in path.iterdir())
+        from jclnf.images import Folder
+
+        images = [[file.name, file.stat().st_size] for file in Folder.of(path).images]
+        return hashlib.sha256(json.dumps(images).encode()).hexdigest()[:16]
     with path.open("rb") as file:
-        beginning = hashlib.sha256(file.read(2**20)).hexdigest()
-    return [path.stat().st_size, beginning]
+        digest = hashlib.sha256(file.read(2**20))
+    digest.update(str(path.stat().st_size).encode())
+    return digest.hexdigest()[:16]
 
 
 def model_digest(model: Any) -> str:

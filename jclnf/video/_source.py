@@ -3,7 +3,6 @@
 import math
 import os
 import queue
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,16 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jclnf.errors import ImageError, VideoError
-from jclnf.images import IMAGE_SUFFIXES, read_image_file
-
-VIDEO_SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in (
-        *("3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"),
-        *("mxf", "ogv", "ts", "vob", "webm", "wmv"),
-    )
-)
-"""Endings, in lower case, by which videos are recognised in a folder."""
+from jclnf.images import Folder, read_image_file
+from jclnf.video._numbering import frame_numbers, natural
 
 PREFETCHED = 8
 """Frames that are read ahead, at most."""
@@ -100,7 +91,8 @@ def open_source(path: str | os.PathLike[str], *, rate: float | None = None) -> S
 
 
 class ImageFolder:
-    """A folder of images, in the order of the numbers in their names."""
+    """A folder of images, in the order of the numbers in their names, which count the frames; see
+    `frame_numbers`. What jclnf has written there is not among them."""
 
     def __init__(self, path: Path, rate: float) -> None:
         """List the folder.
@@ -113,10 +105,11 @@ class ImageFolder:
         if not 0 < rate < 1e6:
             raise VideoError(f"{path}: {rate:g} frames per second cannot be: give a positive rate")
         try:
-            files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+            files = Folder.of(path).images
         except OSError as error:
             raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from None
-        self.files = sorted((p for p in files if not p.name.startswith(".")), key=_natural)
+        self.files = sorted(files, key=lambda file: natural(file.name))
+        self.numbers = frame_numbers([file.name for file in self.files])
         self.count: int | None = len(self.files)
         for file in self.files:
             try:
@@ -130,7 +123,7 @@ class ImageFolder:
     def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:
         """See `Source`."""
         self.problems = []
-        for number, file in enumerate(self.files, 1):
+        for number, file in zip(self.numbers, self.files, strict=True):
             time = (number - 1) / self.rate
             if not selection.holds(number, time):
                 continue
@@ -144,12 +137,6 @@ class ImageFolder:
             except ImageError as error:
                 self.problems.append(str(error))
             yield Frame(number, time, image)
-
-
-def _natural(path: Path) -> list[tuple[int, int | str]]:
-    """A key that sorts `frame10` behind `frame9`."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in parts]
 
 
 class Camera:

@@ -7,43 +7,65 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jclnf.errors import JclnfError, VideoError
-from jclnf.images import IMAGE_SUFFIXES
-from jclnf.outputs import make_folder
+from jclnf.images import Folder
+from jclnf.outputs import Origin, claim, make_folder
 from jclnf.runtime import enable_compilation_cache, share_device, use_device
 from jclnf.video import _source
 from jclnf.video._job import JobResult, load, process_video
-from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame
-from jclnf.video._settings import Settings
-from jclnf.video._source import VIDEO_SUFFIXES, Source
+from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, endings
+from jclnf.video._settings import Settings, source_digest
+from jclnf.video._source import Source
 
 
-def find_videos(paths: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The videos that paths name, each once, and a line for each path that names none.
+@dataclass
+class Found:
+    """What paths name.
 
-    A folder stands for the videos in it or, if it has none, for the images in it as frames of one.
+    Attributes:
+        videos: each once.
+        problems: a line for each path that names none.
+        notes: a line for each folder of which something is not used.
     """
-    found: dict[str, str] = {}
-    problems = []
+
+    videos: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_videos(paths: Iterable[str]) -> Found:
+    """The videos that paths name.
+
+    A folder stands for the videos in it or, if it has none, for the images in it as frames of one;
+    without what runs of jclnf have written there.
+    """
+    found = Found()
+    videos: dict[str, str] = {}
     for text in paths:
-        path, videos = Path(text), [text]
+        path, named = Path(text), [text]
         if path.is_dir():
             try:
-                files = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+                folder = Folder.of(path)
             except OSError as error:
-                problems.append(f"{path}: cannot be read: {error.strerror or error}")
+                found.problems.append(f"{path}: cannot be read: {error.strerror or error}")
                 continue
-            videos = [str(p) for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
-            if not videos and any(p.suffix.lower() in IMAGE_SUFFIXES for p in files):
-                videos = [text]
-            if not videos:
-                problems.append(f"{path}: no videos and no images in this folder")
-        for video in videos:
-            found.setdefault(os.path.abspath(video), video)
-    return list(found.values()), problems
+            if folder.videos:
+                named = [str(video) for video in folder.videos]
+                found.notes += folder.left_out("videos", ("images beside videos", folder.images))
+            elif folder.images:
+                found.notes += folder.left_out("images")
+            else:
+                found.problems.append(f"{path}: no videos and no images in this folder")
+                found.notes += folder.left_out("videos")
+                continue
+        for video in named:
+            videos.setdefault(os.path.abspath(video), video)
+    found.videos = list(videos.values())
+    return found
 
 
 def process_videos(
@@ -65,7 +87,8 @@ def process_videos(
     Args:
         settings: what to do, and with which model.
         paths: files, folders of images, or numbers of cameras; each once, see `find_videos`.
-        out: folder of the results; it is made if need be.
+        out: folder of the results; it is made if need be. They are called as the videos, and get a
+            number where that name is taken (see `jclnf.outputs.claim`); each result says which.
         workers: videos that are done at the same time, each in a process of its own if more than
             one. On one GPU they share the memory that a single process would take.
         device: `cpu`, `gpu`, or the number of a GPU; as JAX has it if not given.
@@ -77,17 +100,22 @@ def process_videos(
         ModelFileError, ParamsError: there is no such model or device. Several workers say so in
             each result.
         OutputError: `out` cannot be written.
-        VideoError: an overlay would take the place of a video or is
-            asked for of a camera.
+        VideoError: an overlay is asked for of a camera.
     """
-    jobs = list(zip(paths, _stems(paths), strict=True))
-    for path, stem in jobs if settings.overlay else ():
-        if is_camera(path):
-            raise VideoError("--overlay reads a video twice: it cannot be had of a camera")
-        overlay = out / f"{stem}_overlay.mp4"
-        if any(os.path.realpath(overlay) == os.path.realpath(other) for other in paths):
-            raise VideoError(f"{overlay}: would replace a video that is read: give another --out")
+    if settings.overlay and any(map(is_camera, paths)):
+        raise VideoError("--overlay reads a video twice: it cannot be had of a camera")
     make_folder(out)
+    wanted, others = endings(settings)
+    stems = claim(
+        out,
+        "video",
+        sources=list(map(_origin, paths)),
+        stems=list(map(_stem, paths)),
+        endings=wanted,
+        spared=others,
+        inputs=[*paths, *([] if settings.boxes is None else [settings.boxes])],
+    )
+    jobs = list(zip(paths, stems, strict=True))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a run says itself that there is no camera
     options = {"resume": resume, "every": every, "on_start": on_start, "on_frame": on_frame}
     if workers > 1 and len(jobs) > 1:
@@ -100,21 +128,20 @@ def is_camera(path: str) -> bool:
     return path.isdecimal() and not Path(path).exists()
 
 
-def _stems(paths: list[str]) -> list[str]:
-    """A name for the results of each video; equal ones are numbered."""
-    taken: set[str] = set()
-    stems = []
-    for path in paths:
-        name = f"camera{path}" if is_camera(path) else Path(path).resolve().name
-        base = name if Path(path).is_dir() or is_camera(path) else Path(name).stem
-        stem, number = base, 1
-        # Some file systems do not tell upper case from lower.
-        while stem.casefold() in taken:
-            number += 1
-            stem = f"{base}_{number}"
-        taken.add(stem.casefold())
-        stems.append(stem)
-    return stems
+def _stem(path: str) -> str:
+    """What the names of a video's results begin with, if nothing else has that name."""
+    if is_camera(path):
+        return f"camera{path}"
+    where = Path(path).resolve()
+    return (where.name if where.is_dir() else where.stem) or "frames"
+
+
+def _origin(path: str) -> Origin:
+    """How a video is known when its results are met again."""
+    digest = ""
+    with suppress(OSError):
+        digest = source_digest(Path(path))
+    return Origin("video", os.path.abspath(path), digest)
 
 
 def _in_turn(

@@ -1,0 +1,72 @@
+"""What the results of `jclnf fit` were made with, beside them, so that a run can go on."""
+
+import json
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import jclnf
+from jclnf.cli._commands import Fit
+from jclnf.errors import OutputError
+from jclnf.fitting import Model
+from jclnf.outputs import abandon, by_option, check_same, growing, settle, write_bytes
+from jclnf.video import model_digest, source_digest
+
+_NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device")
+"""Options that results do not depend on, or that are told by what is in the file they name."""
+
+
+class FitRecord:
+    """The file landmarks.json.
+
+    Attributes:
+        left: how a run was left that is to go on: "begun", "complete", or "" to begin anew.
+    """
+
+    def __init__(self, options: Fit, model: Model) -> None:
+        """Read what an earlier run has left, if the options say that it is to go on.
+
+        Raises:
+            OutputError: that run had other settings, or does not say which.
+        """
+        self._path = options.out / "landmarks.json"
+        self._folders = [os.getcwd()]
+        self._depends = by_option(options, leave_out=_NO_MATTER) | {
+            "the model": model_digest(model),
+            "the version of jclnf": jclnf.__version__,
+        }
+        if options.boxes is not None:
+            self._depends["the boxes"] = source_digest(options.boxes)
+        self._about = {"model": model.name, "depends": self._depends}
+        self.left = ""
+        self._place = growing(self._path, resume=options.resume)
+        if options.resume and self._place.exists():
+            try:
+                found = json.loads(self._place.read_bytes())
+                depends, finished = found["depends"], found["finished"]
+                self._folders = sorted({*self._folders, *map(str, found["folders"])})
+            except (OSError, ValueError, KeyError, TypeError):
+                raise OutputError(f"{self._place}: is damaged: run without --resume") from None
+            check_same(self._place, depends, self._depends)
+            self.left = "begun" if finished is None else "complete"
+
+    def absolute(self, image: str) -> set[str]:
+        """What an image may be that an earlier run named, wherever it was begun."""
+        return {os.path.abspath(os.path.join(folder, image)) for folder in self._folders}
+
+    def begin(self) -> None:
+        """Say that there is a run."""
+        self._write(None)
+
+    def complete(self) -> None:
+        """Say that it is complete."""
+        self._write(datetime.now(UTC).isoformat(timespec="seconds"))
+        settle(self._path)
+
+    def withdraw(self) -> None:
+        """Leave what an earlier run said."""
+        abandon(self._path)
+
+    def _write(self, finished: Any) -> None:
+        about = self._about | {"folders": self._folders, "finished": finished}
+        write_bytes(self._place, (json.dumps(about, indent=1) + "\n").encode())

@@ -1,0 +1,193 @@
+"""What the files of a folder are: images, videos, or neither, by their contents."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jclnf.outputs import outputs_in
+
+IMAGE_SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("avif", "bmp", "dib", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm"),
+        *("pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
+    )
+)
+"""Endings, in lower case, of images whose contents do not tell."""
+
+VIDEO_SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("264", "265", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "h264", "h265", "hevc"),
+        *("lrv", "m2t", "m2ts", "m2v", "m4v", "mjpeg", "mjpg", "mkv", "mod", "mov", "mp4", "mpeg"),
+        *("mpg", "mts", "mxf", "ogv", "tod", "ts", "vob", "webm", "wmv"),
+    )
+)
+"""Endings, in lower case, of videos whose contents do not tell."""
+
+_STREAMS_OF_IMAGES = frozenset((".mjpeg", ".mjpg"))
+"""Endings of videos that begin as an image does."""
+
+_RAW_SUFFIXES = frozenset(
+    f".{kind}" for kind in ("arw", "cr2", "dng", "iiq", "nef", "nrw", "pef", "sr2", "srw", "3fr")
+)
+"""Endings of cameras' raw files, which begin as TIFF does and hold a small preview first."""
+
+_HEAD = 400
+_NAMED = 4
+"""Names that a line shows, at most."""
+
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_SOUND_BRANDS = {b"M4A ", b"M4B ", b"M4P "}
+
+
+def kind_of(path: Path) -> str:
+    """What a file holds: "image", "heif" (an image that needs a library of its own), "video", or ""
+    for anything else; by its ending only where its contents do not tell."""
+    ending = path.suffix.lower()
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        head = b""  # whoever reads it says what is wrong with it
+    kind = kind_of_contents(head)
+    if kind == "image" and ending in _STREAMS_OF_IMAGES:
+        return "video"
+    if kind == "image" and ending in _RAW_SUFFIXES and head.startswith((b"II*\0", b"MM\0*")):
+        return ""
+    if kind is None:
+        return "image" * (ending in IMAGE_SUFFIXES) or "video" * (ending in VIDEO_SUFFIXES)
+    return kind
+
+
+def kind_of_contents(head: bytes) -> str | None:
+    """The kind of a file that begins so; None if that is not known."""
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")):
+        return "image"
+    if head.startswith((b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51")):
+        return "image"
+    if (
+        head.startswith(b"BM")
+        and head[15:18] == b"\0\0\0"
+        and head[14] in (12, 40, 52, 56, 108, 124)
+    ):
+        return "image"
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in (b"\n", b"\r", b" ", b"\t"):
+        return "image"
+    if head.startswith(b"RIFF"):
+        return {b"WEBP": "image", b"AVI ": "video"}.get(head[8:12], "")
+    if head[4:8] == b"ftyp":
+        return _kind_of_brands(head[8:12], head[16 : int.from_bytes(head[:4], "big")])
+    if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
+        return "video"
+    if head.startswith(
+        (b"\x1a\x45\xdf\xa3", b"FLV\1", b"\0\0\1\xba", b"\0\0\1\xb3", b"\x06\x0e\x2b\x34")
+    ):
+        return "video"
+    if head.startswith((b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\x1f\x07\0")):
+        return "video"
+    if any(head[at::size][:2] == b"GG" for at, size in ((0, 188), (4, 192))):
+        return "video"
+    for start in (b"\0\0\0\1", b"\0\0\1"):  # of H.264 and H.265 without a container
+        if head.startswith(start):
+            unit = head[len(start) : len(start) + 1] or b"\0"
+            return "video" if unit in b"\x09\x27\x47\x67\x40\x46" else None
+    return None
+
+
+def _kind_of_brands(major: bytes, others: bytes) -> str:
+    """The kind of a file of the MP4 family."""
+    brands = {major, *(others[at : at + 4] for at in range(0, len(others), 4))}
+    if brands & {b"avif", b"avis"}:
+        return "image"
+    if major in _HEIF_BRANDS:
+        return "heif"
+    return "" if major in _SOUND_BRANDS else "video"
+
+
+@dataclass
+class Folder:
+    """The files of a folder by their kind, each list sorted; hidden ones are none of them.
+
+    Attributes:
+        path: the folder.
+        images, videos: what can be used. Those that are only known by their ending may be damaged.
+        others: files of another kind.
+        outputs: images and videos that runs of jclnf have written, by their record.
+        folders: folders that were not looked into.
+    """
+
+    path: Path
+    images: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    outputs: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    @staticmethod
+    def of(path: str | os.PathLike[str], *, deep: bool = False) -> "Folder":
+        """Look through a folder.
+
+        Args:
+            path: the folder.
+            deep: and those in it.
+
+        Raises:
+            OSError: it cannot be read.
+            OutputError: the record of its outputs is damaged.
+        """
+        found = Folder(Path(path))
+        found._add(found.path, deep)
+        for files in (found.images, found.videos, found.others, found.outputs, found.folders):
+            files.sort()
+        return found
+
+    def _add(self, path: Path, deep: bool) -> None:
+        written = outputs_in(path)
+        with os.scandir(path) as entries:
+            names = sorted(entry.name for entry in entries)
+        for name in names:
+            file = path / name
+            if name.startswith("."):
+                continue
+            if file.is_dir():
+                if name in written:
+                    continue
+                if not deep:
+                    self.folders.append(file)
+                elif not file.is_symlink():  # which may lead round in a circle
+                    self._add(file, deep)
+                continue
+            kind = kind_of(file) if file.is_file() else ""
+            if name in written:
+                if kind:
+                    self.outputs.append(file)
+            elif kind == "video":
+                self.videos.append(file)
+            else:
+                (self.images if kind else self.others).append(file)
+
+    def left_out(self, what: str, *more: tuple[str, Sequence[Path]]) -> list[str]:
+        """A line that names what is not used of the folder; none if that is nothing.
+
+        Args:
+            what: what is used, "images" say.
+            more: what else is not used and why, besides other files, outputs and folders.
+        """
+        reasons = [
+            (f"no {what}", self.others),
+            *more,
+            ("written by jclnf", self.outputs),
+            ("folders", self.folders),
+        ]
+        parts = [f"{why}: {names(files)}" for why, files in reasons if files]
+        count = sum(len(files) for _, files in reasons)
+        return [f"{self.path}: {count} left out ({'; '.join(parts)})"] if parts else []
+
+
+def names(files: Sequence[Path | str]) -> str:
+    """The names of a few files, and how many more there are."""
+    shown = ", ".join(f.name if isinstance(f, Path) else f for f in files[:_NAMED])
+    more = len(files) - _NAMED
+    return f"{shown} and {more} more" if more > 0 else shown

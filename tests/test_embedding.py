@@ -1,0 +1,172 @@
+"""jclnf in other people's programs: threads, processes, pickles, and what they hand over."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+from support.synthetic import Planted, planted
+
+import jclnf
+from jclnf import CLNF, JclnfError, Tracker, crop, fit, fit_images, track
+from jclnf.detect import HaarDetector, find_faces
+from jclnf.errors import ImageError, ModelFileError
+from jclnf.runtime import enable_compilation_cache
+
+
+@pytest.fixture(scope="module")
+def case() -> Planted:
+    return planted()
+
+
+ASKED = {
+    "crop": lambda _, image, box: crop(image, box),
+    "fit": fit,
+    "fit, a JAX array": lambda model, image, box: fit(model, jnp.asarray(image), box),
+    "fit, half precision": lambda m, i, box: fit(m, jnp.asarray(i, jnp.bfloat16), box),
+    "fit, derivative": lambda model, image, box: jax.grad(
+        lambda box: fit(model, image, box).likelihood
+    )(jnp.asarray(box)),
+    "fit_images": lambda model, image, box: fit_images(model, [image], [box]),
+    "track": lambda model, image, box: track(model, np.stack([image, image]), box),
+    "Tracker": lambda model, image, box: Tracker(model).step(image, box),
+    "CLNF": lambda model, image, box: CLNF(model).fit(image, box),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_an_image_of_0_to_1_is_refused_everywhere(case, name):
+    with pytest.raises(ImageError, match=r"scaled to 0\.\.1; multiply by 255"):
+        ASKED[name](case.model, np.float32(case.image / 255), case.box)
+
+
+def again(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+@pytest.mark.parametrize("copied", [again, copy.copy, copy.deepcopy])
+def test_a_copy_of_a_tracker_goes_on_as_it_would(case, copied):
+    """From where it stands, and apart from it."""
+    image = np.rint(case.image).astype(np.uint8)
+    frames = [np.roll(image, by, axis=1) for by in (0, 2, 4, 6)]
+    tracker = Tracker(case.model, detector=HaarDetector(profiles="never"), give_up_after=7)
+    tracker.step(frames[0], case.box)
+    other = copied(tracker)
+    assert other.give_up_after == 7
+    assert other.detector.profiles == "never"
+    expected = [tracker.step(frame, []) for frame in frames[1:]]
+    for frame, (face,) in zip(frames[1:], expected, strict=True):
+        (found,) = other.step(frame, [])
+        assert found.id == face.id
+        jax.tree.map(np.testing.assert_array_equal, found.result, face.result)
+
+
+def test_detectors_and_models_are_pickled(case):
+    grey = skimage.data.astronaut()[20:220, 100:340, 1]
+    detector = HaarDetector(min_face=50.0)
+    for other in (again(detector), copy.deepcopy(detector), copy.copy(detector)):
+        np.testing.assert_array_equal(find_faces(other, grey), find_faces(detector, grey))
+        assert other.min_face == 50
+    for model in (case.model, jclnf.load_model()):
+        other = again(model)
+        assert jax.tree.structure(other) == jax.tree.structure(model)
+        jax.tree.map(np.testing.assert_array_equal, other, model)
+
+
+def test_errors_are_pickled():
+    """Pools of processes hang over those that are not."""
+    kinds = [
+        kind
+        for kind in vars(jclnf.errors).values()
+        if isinstance(kind, type) and issubclass(kind, JclnfError)
+    ]
+    errors = [ModelFileError("a.txt", "is cut off", offset=7)]
+    errors += [kind("what is wrong") for kind in kinds if kind is not ModelFileError]
+    assert len(errors) > 8
+    for error in errors:
+        other = again(error)
+        assert type(other) is type(error)
+        assert str(other) == str(error)
+
+
+FORKED = """
+import os, sys, jclnf, numpy as np
+grey = np.zeros((200, 200), np.uint8)
+if "before" in sys.argv:
+    model = jclnf.load_model()
+    tracker = jclnf.Tracker(model)
+    points = np.zeros((68, 2), np.float32), np.ones(68, bool)
+    calls = [
+        jclnf.load_model,
+        lambda: jclnf.fit(model, grey, (50, 50, 90, 90)),
+        lambda: jclnf.fit_images(model, [grey], [(50, 50, 90, 90)]),
+        lambda: jclnf.fit_points(model.pdm, *points),
+        lambda: jclnf.track(model, grey[None], (50, 50, 90, 90)),
+        lambda: jclnf.Tracker(model),
+        lambda: tracker.step(grey, (50, 50, 90, 90)),
+    ]
+else:
+    calls = [lambda: print(jclnf.load_model().name)]
+if os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+for call in calls:
+    try:
+        call()
+    except jclnf.JclnfError as error:
+        assert 'multiprocessing.get_context("spawn")' in str(error)
+        print("refused")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="the system has no fork")
+@pytest.mark.parametrize(("when", "said"), [("before", 7 * ["refused"]), ("after", ["default"])])
+def test_a_fork_says_at_once_what_it_cannot_do(when, said):
+    """JAX's threads are not in a fork; one that starts JAX itself has its own."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, when]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == said, done.stderr
+    assert done.returncode == 0
+
+
+CACHED = """
+import sys, jclnf, jax, jax.numpy as jnp
+jclnf.enable_compilation_cache(sys.argv[1])
+for n in range(3):
+    jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones(100 + n)).block_until_ready()
+"""
+
+
+def test_damaged_files_of_the_compilation_cache_are_replaced(tmp_path):
+    def run() -> dict[Path, int]:
+        command = [sys.executable, "-c", CACHED, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert done.stderr == ""
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-cache")}
+
+    whole = {path: path.stat().st_size for path in run()}
+    assert len(whole) > 3
+    for number, (path, size) in enumerate(whole.items()):
+        data = bytearray(path.read_bytes())
+        data[size // 2] ^= 16
+        path.write_bytes((b"", data[: size // 2], data)[number % 3])
+    mended = run()
+    assert set(mended) == set(whole)
+    assert run() == mended  # nothing was compiled
+
+
+def test_other_warnings_are_shown(tmp_path):
+    with warnings.catch_warnings():
+        shown = []
+        warnings.showwarning = lambda message, *_: shown.append(str(message))
+        enable_compilation_cache(tmp_path)
+        warnings.warn("Error reading something else", stacklevel=1)
+    assert shown == ["Error reading something else"]
