@@ -7,13 +7,14 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jclnf
-from jclnf.errors import JclnfError, VideoError
+from jclnf.errors import JclnfError, OutputError, VideoError
 from jclnf.fitting import Model
 from jclnf.images import names
 from jclnf.outputs import check_same, locked, write_bytes
@@ -88,8 +89,8 @@ def process_video(
             source = open_source(path, rate=settings.rate) if source is None else source
             run = Run(settings, model, source, out, stem)
             metadata = out / f"{stem}.json"
-            if resume and _complete(metadata, run):
-                run.clean_up()
+            before = _metadata(metadata)
+            if resume and _complete(metadata, before, run):
                 done.summary = f"complete already, in {run.path}"
                 return done
             start = time.monotonic()
@@ -100,7 +101,7 @@ def process_video(
                 on_start=None if on_start is None else functools.partial(on_start, source),
             )
             seconds = time.monotonic() - start
-            if counts.rows_with_success == 0 and run.beside:
+            if counts.rows_with_success == 0 and run.beside and before.get("rows_with_success", 1):
                 run.withdraw()
                 raise VideoError(f"no face was found; {run.path} is left as it was")
             metadata.unlink(missing_ok=True)
@@ -193,19 +194,34 @@ def _write_image_names(source: ImageFolder, out: Path) -> None:
     write_bytes(out, text.getvalue().encode(errors="surrogateescape"))
 
 
-def _complete(metadata: Path, run: Run) -> bool:
-    """Whether these are the metadata of a complete run with the same settings.
+def _metadata(path: Path) -> dict[str, Any]:
+    """What an earlier run said of its results; nothing if there was none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _complete(path: Path, metadata: dict[str, Any], run: Run) -> bool:
+    """Whether these are the metadata of a complete run with the same settings; what a killed one
+    has left of it is removed then.
 
     Raises:
         OutputError: they are those of another run, and this one has left nothing to go on with.
     """
-    try:
-        found = json.loads(metadata.read_text())["depends"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not metadata:
         return False
-    if run.checkpoint.path.exists():
-        return bool(found == json.loads(json.dumps(run.checkpoint.depends)))
-    check_same(metadata, found, run.checkpoint.depends)
+    try:
+        check_same(path, metadata.get("depends"), run.checkpoint.depends)
+    except OutputError:
+        if run.checkpoint.path.exists():
+            return False  # of a run that was to replace that one
+        raise
+    with suppress(OutputError):  # another run's, which somebody may go on with
+        with suppress(VideoError):
+            run.checkpoint.load()
+        run.clean_up()
     return True
 
 
