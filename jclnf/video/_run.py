@@ -181,10 +181,10 @@ class Run:
             first, begin, offset = numbers["frame"], numbers["time"], numbers["offset"]
             self.counts = Counts(**numbers["counts"])
             self._fitter.restore(arrays)
-        if on_start is not None:
-            on_start(first - 1)
         else:
             self.checkpoint.remove()
+        if on_start is not None:
+            on_start(first - 1)
         table, self._pts, self._aligned = (
             growing(path, resume=saved is not None) for path in self._grown.values()
         )
