@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jclnf.errors import JclnfError, ModelFileError
+from jclnf.errors import JclnfError, ModelFileError, near_file
 from jclnf.experts import CCNF, CEN, SVR, TrunkExperts
 from jclnf.files._find import DEFAULT_MODEL, find_model
 from jclnf.files._version2 import description
@@ -134,7 +134,7 @@ def _load(path: Path) -> Model:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise ModelFileError(path, "there is no such file")
+        raise ModelFileError(path, f"no such file{near_file(path)}")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
