@@ -11,7 +11,8 @@ from support.videos import SIZE, frames, rotated, write_video
 
 from jclnf.errors import VideoError
 from jclnf.video._numbering import frame_numbers
-from jclnf.video._source import Frame, ImageFolder, Prefetcher, Selection, open_source
+from jclnf.video._open import open_source
+from jclnf.video._source import Frame, ImageFolder, Prefetcher, Selection
 from jclnf.video._video_file import VideoFile
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from experiments.common import Row, table, write_results
 from experiments.formats._cases import CASES, RATE, SECONDS, Case
 from jclnf.errors import VideoError
-from jclnf.video._source import open_source
+from jclnf.video._open import open_source
 
 HERE = Path(__file__).resolve().parent
 

@@ -20,10 +20,11 @@ from jclnf.images import names
 from jclnf.outputs import check_same, locked, write_bytes
 from jclnf.runtime import device_report
 from jclnf.video._derived import write_parquet, write_plot, write_smoothed
+from jclnf.video._open import open_source
 from jclnf.video._overlay import write_overlay
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
-from jclnf.video._source import ImageFolder, Source, open_source
+from jclnf.video._source import ImageFolder, Source
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Frames of videos, folders of numbered images, and cameras, one after the other."""
 
 import math
-import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -70,24 +69,6 @@ class Source(Protocol):
     def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:
         """Those frames of the video."""
         ...
-
-
-def open_source(path: str | os.PathLike[str], *, rate: float | None = None) -> Source:
-    """Open a video file, or a folder of images in the order of the numbers in their names.
-
-    Args:
-        path: the file or folder.
-        rate: frames per second of a folder; a video file has its own.
-
-    Raises:
-        VideoError: there is no video to be read.
-    """
-    where = Path(path)
-    if where.is_dir():
-        return ImageFolder(where, FOLDER_RATE if rate is None else rate)
-    from jclnf.video._video_file import VideoFile
-
-    return VideoFile(where)
 
 
 class ImageFolder:
