@@ -212,8 +212,11 @@ class Run:
             self._save(file)
         if self.counts.frames == 0 and self.settings.begin > 0:
             self.withdraw()
-            if table == self.path:
+            if not self.beside:
                 table.unlink()
+                for folder in (self._pts, self._aligned):
+                    with contextlib.suppress(OSError):  # there are earlier ones, or none are asked
+                        folder.rmdir()
             raise VideoError(f"--from {self.settings.begin:g} lies beyond its end")
         return self.counts
 
