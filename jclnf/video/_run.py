@@ -1,5 +1,6 @@
 """A run over one video: its frames are read, its faces followed, and their rows written."""
 
+import contextlib
 import dataclasses
 import math
 import os
