@@ -246,7 +246,7 @@ class TestResume:
         folder = tmp_path / "videos"
         folder.mkdir()
         for name in ("a.avi", "b.avi"):
-            write_video(folder / name, 10 * frames(100))
+            write_video(folder / name, 10 * frames(30))
         command = [sys.executable, "-m", "jclnf", "video", str(folder), "--out", str(tmp_path)]
         command += ["--quiet", "--workers", "2", "--checkpoint-every", "0"]
         process = subprocess.Popen(command, start_new_session=True)
