@@ -31,7 +31,7 @@ CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
 
 
-FORMAT = 3
+FORMAT = 4
 """Of checkpoints: those of another one are refused."""
 
 _DERIVED = {
@@ -68,6 +68,8 @@ class Counts:
     frames_without_face: int = 0
     unreadable_frames: list[int] = field(default_factory=list)
     """Numbers of frames that could not be read."""
+    cuts: list[int] = field(default_factory=list)
+    """Numbers of the first frames after cuts, at which faces of before have ended."""
 
 
 OnFrame = Callable[[Frame, list[TrackedFace]], bool]
@@ -275,6 +277,8 @@ class Run:
             # A chunk of large images would fill the memory.
             frames.append(dataclasses.replace(frame, image=None))
             found.append(faces)
+            if self._fitter.cut:
+                self.counts.cuts.append(frame.number)
             if frame.image is None:
                 self.counts.unreadable_frames.append(frame.number)
             if not going:
