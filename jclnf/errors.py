@@ -1,9 +1,15 @@
 """The errors that jclnf raises on bad input: each names the input and the remedy."""
 
 import dataclasses
+import difflib
 import math
+import os
 import types
+from collections.abc import Iterable
 from typing import Any, get_args, get_origin
+
+_MOST_NAMES = 10_000
+"""Files of a folder among which one of a similar name is looked for."""
 
 
 class JclnfError(ValueError):
@@ -62,6 +68,25 @@ class InstallError(JclnfError):
 
 class TrainingError(JclnfError):
     """Training cannot begin, or go on: too few faces, a checkpoint of another training."""
+
+
+def did_you_mean(wrong: str, names: Iterable[str]) -> str:
+    """`; did you mean NAME?` with the name that is nearest to a wrong one; nothing if none is."""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wrong.lower(), by_lower, n=1, cutoff=0.7)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+
+
+def near_file(path: str | os.PathLike[str]) -> str:
+    """`; did you mean NAME?` with the file that has the name nearest to that of one that is not
+    there; or that there is no such folder; nothing if there is nothing to say."""
+    folder, name = os.path.split(os.fspath(path))
+    try:
+        there = [other for other in os.listdir(folder or ".") if not other.startswith(".")]
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return f"; there is no folder {folder}{near_file(folder) if name else ''}"
+    # In a folder of very many files the search would take seconds.
+    return did_you_mean(name, there[:_MOST_NAMES]) if name else ""
 
 
 def check_fields(module: Any, where: str) -> None:

@@ -193,7 +193,13 @@ def test_box_option(run, astronaut):
     assert (code, err) == (0, "")
     (row,) = rows()
     assert [float(row[f"box_{k}"]) for k in "xywh"] == [-20.5, -18, 78, 80]
-    for given in (("--box=-20.5,-18,78,80",), ("--box", "-20.5,-18,78,80")):
+    for given in (
+        ("--box=-20.5,-18,78,80",),
+        ("--box", "-20.5,-18,78,80"),
+        ("--box", "-20.5 -18 78 80"),
+        ("--box", "-20.5,", "-18,", "78,", "80"),
+        ("--box", "-20.5", ",-18", ",", "78 80"),
+    ):
         assert run(*given, "a.png")[0] == 0
         assert rows() == [row]
     code, _, err = run("a.png", "--box", "0", "0", "0", "9")
@@ -363,6 +369,14 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
         (("--full-precision",), "--openface-csv"),
         (("--csv-spaces",), "--openface-csv"),
         (("--nonsense",), "--nonsense"),
+        (("--overlya",), "jclnf fit has no option --overlya; did you mean --no-overlay?"),
+        (("--no-overlya",), "no option --no-overlya; did you mean --no-overlay?"),
+        (("--arithmetic", "exat"), "'exat' is not one of exact, openface; did you mean exact?"),
+        (("--detector", "harr"), "did you mean haar?"),
+        (("--model", "defualt"), "did you mean default?"),
+        (("--box", "1,2,3,nan"), "--box takes four numbers"),
+        (("--windows", "11,,9"), "whole numbers"),
+        (("--device", "gpuu"), "cpu, gpu or the number of a GPU, not 'gpuu'"),
     ],
 )
 def test_what_ends_the_command_at_once(astronaut, model, capfd, arguments, message):
@@ -376,6 +390,42 @@ def test_what_ends_the_command_at_once(astronaut, model, capfd, arguments, messa
     assert err.count("\n") == 1
     assert Path("a.png").read_bytes() == before
     assert not Path("fits").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fitt", "a.png"], "'fitt' is not one of models, fit, video, eval, train, tune"),
+        (["fitt", "a.png"], "did you mean fit?"),
+        (["models", "instal"], "did you mean install?"),
+        (
+            ["video", "a.mp4", "--resme"],
+            "jclnf video has no option --resme; did you mean --resume?",
+        ),
+        (["video", "a.mp4", "--form", "3"], "no option --form; did you mean --from?"),
+        (["video", "a.mp4", "--from", "nan"], "argument --from: invalid number value: 'nan'"),
+        (["models", "info", "default", "clnf"], "'clnf' is one argument too many"),
+    ],
+)
+def test_typing_errors_cost_a_line_with_the_nearest_name(capfd, words, message):
+    assert main(words) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_a_path_with_a_typing_error_is_told_its_nearest(run, astronaut, capfd):
+    Path("photos").mkdir()
+    cv2.imwrite("photos/portrait.png", astronaut)
+    _, _, err = run("photos/potrait.png", "photo/portrait.png")
+    near, folder = err.splitlines()
+    assert near.endswith("photos/potrait.png: no such file; did you mean portrait.png?")
+    assert folder.endswith("no such file; there is no folder photo; did you mean photos?")
+    Path("boxes.csv").write_text("image,x,y,w,h\n")
+    assert main(["fit", "photos", "--boxes", "boxs.csv"]) == 2
+    assert "did you mean boxes.csv?" in capfd.readouterr().err
+    assert main(["eval", "default", "photos/portrait"]) == 2
+    assert "did you mean portrait.png?" in capfd.readouterr().err
 
 
 def test_settings_reach_the_fit(run, astronaut, box, model, monkeypatch):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.recordings import openface_model
 
 import jclnf
 from jclnf import PDM, Pose
@@ -187,7 +188,7 @@ SIZES = {"default": (640, 480), "changeLighting": (640, 480), "subj01_timepoint0
 @pytest.mark.parametrize("clip", SIZES)
 def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
     """Pose, landmarks in space and gaze, from the landmarks and parameters in the same row."""
-    model = jclnf.load_openface(shared / "openface/model/main_clnf_general.txt", parts=True)
+    model = openface_model(shared / "openface", "general")
     file = shared / "openface" / "golden_csv" / f"{clip}.clnf_general.csv"
     header, rows = read_golden(file, 12)
     assert header == OpenFaceTable(68, 34, video=True, gaze=True, spaces=True).header
@@ -241,13 +242,11 @@ def test_openfaces_own_tables_follow_from_their_parameters(shared, clip):
 def test_a_photograph_has_openfaces_table(shared):
     """From the image on: OpenFace's models with all parts, fitted and measured, as text."""
     openface = shared / "openface"
-    model = jclnf.load_openface(
-        openface / "model" / "main_clnf_general.txt", parts=True, validator=True
-    )
+    model = openface_model(openface, "general")
     params = jclnf.FitParams.openface(model)
     image = read_image_file(openface / "samples" / "sample5.jpg")
     crop = jclnf.crop(image.grey, (204.982, 131.999, 291.226, 286.433))
-    fit = jax.device_get(jclnf.fit(model.prepare(params), crop.image, crop.box, params))
+    fit = jax.device_get(jclnf.fit(model, crop.image, crop.box, params))
     height, width = image.grey.shape
     camera = Camera.assumed(width, height)
     (one,) = measure_faces([fit.shifted(crop.offset)], camera, batch=1)

@@ -49,7 +49,7 @@ def is_finite(read: OpenFaceArrays) -> bool:
 def test_patches_cut_off_at_any_byte(tmp_path: Path, tiny: Writer) -> None:
     data = bytes(tiny.data)
     assert read_patches(tmp_path, data).weights.shape == (2, 2, 2, 3, 3)
-    for size in range(1, len(data)):
+    for size in range(1, len(data), 3):
         with pytest.raises(ModelFileError, match=r"patches\.txt, byte \d+: .*truncated"):
             read_patches(tmp_path, data[:size])
     with pytest.raises(ModelFileError, match="is empty"):
@@ -209,7 +209,7 @@ def test_random_damage(main: Path) -> None:
     files += [folder / "patch_experts" / "ccnf_patches_0.25.txt"] * 3
     intact = {path: path.read_bytes() for path in files}
     loaded = assembled = 0
-    for _ in range(2000):
+    for _ in range(600):
         path = rng.choice(files)
         path.write_bytes(mutate(rng, intact[path]))
         try:
@@ -224,5 +224,5 @@ def test_random_damage(main: Path) -> None:
             pass
         path.write_bytes(intact[path])
     # Most damage to weights goes unnoticed, most of the rest does not.
-    assert 200 < loaded < 1500
-    assert assembled > 20
+    assert 60 < loaded < 450
+    assert assembled > 6

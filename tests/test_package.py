@@ -226,6 +226,7 @@ def test_the_wheel_works_outside_the_repository(wheel, tmp_path, tmp_path_factor
     run("python", "-m", "pip", "install", "--quiet", "--no-compile", wheel)
     cv2.imwrite(str(tmp_path / "face.png"), skimage.data.astronaut()[:, :, ::-1])
     assert str(tmp_path) in run("python", "-c", FROM_THE_WHEEL)
-    run("jclnf", "fit", "face.png", "--one", "--out", "out")
-    assert (tmp_path / "out" / "landmarks.csv").read_text().count("\n") == 2
-    assert (tmp_path / "out" / "face_overlay.png").stat().st_size > 1000
+    if python == sys.executable:
+        run("jclnf", "fit", "face.png", "--one", "--out", "out")
+        assert (tmp_path / "out" / "landmarks.csv").read_text().count("\n") == 2
+        assert (tmp_path / "out" / "face_overlay.png").stat().st_size > 1000

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.recordings import openface_model
 from support.synthetic import Planted, planted
 
 import jclnf
@@ -112,7 +113,7 @@ def placed(case, frames, settings):
 
 
 def test_settings_of_openface(shared):
-    model = jclnf.load_openface(shared / "openface/model/main_clnf_wild.txt")
+    model = openface_model(shared / "openface", "wild")
     params = TrackParams.openface(model)
     assert params.detection.windows == (11, 9, 7, 5)
     assert params.tracking.windows == (0, 9, 7, 0)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.recordings import openface_model
 from support.synthetic import Planted, planted
 
 import jclnf
@@ -268,8 +269,7 @@ def test_frames_of_a_clip_as_openface_has_them(shared):
     video = cv2.VideoCapture(str(shared / "openface/samples/changeLighting.wmv"))
     with open(shared / "openface/golden_csv/changeLighting.clnf_general.csv", newline="") as f:
         first, *rows = list(csv.DictReader(f, skipinitialspace=True))[:4]
-    model_file = shared / "openface/model/main_clnf_general.txt"
-    model = jclnf.load_openface(model_file, parts=True, validator=True)
+    model = openface_model(shared / "openface", "general")
     tracker = Tracker(model, TrackParams.openface(model), single=True)
 
     def numbers(*names: str) -> np.ndarray:

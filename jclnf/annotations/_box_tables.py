@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from jclnf.errors import BoxError
+from jclnf.errors import BoxError, near_file
 from jclnf.images import names
 
 _Entry = TypeVar("_Entry")
@@ -111,6 +111,8 @@ def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None]
                         f"{path}, line {reader.line_num}: x, y, w, h must be numbers"
                     ) from e
                 yield reader.line_num, row, box
+    except FileNotFoundError:
+        raise BoxError(f"{path}: cannot be read: no such file{near_file(path)}") from None
     except OSError as e:
         raise BoxError(f"{path}: cannot be read: {e.strerror or e}") from e
     except csv.Error as e:

@@ -12,7 +12,7 @@ from jclnf.annotations._csv import read_table
 from jclnf.annotations._dlib_xml import read_xml
 from jclnf.annotations._face import AnnotatedFace
 from jclnf.annotations._pts import read_folder, read_pts
-from jclnf.errors import AnnotationError
+from jclnf.errors import AnnotationError, near_file
 
 MAX_LANDMARKS = 1000
 """Most landmarks of a face."""
@@ -53,6 +53,8 @@ def read_annotations(
             is missing; there are no faces (in that split).
     """
     where = Path(path)
+    if not os.path.exists(where):
+        raise AnnotationError(f"{where}: no such file or folder{near_file(where)}")
     if os.path.isdir(where):
         table = where / TABLE
         entries = read_table(table) if table.is_file() else read_folder(where, note)
@@ -62,8 +64,6 @@ def read_annotations(
         entries = read_xml(where)
     elif where.suffix.lower() == ".pts":
         entries = read_pts(where)
-    elif not os.path.exists(where):
-        raise AnnotationError(f"{where}: no such file or folder")
     else:
         raise AnnotationError(
             f"{where}: annotations are a .csv, .xml or .pts file, or a folder with {TABLE} or "

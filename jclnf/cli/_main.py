@@ -9,7 +9,7 @@ from importlib import import_module
 
 from jclnf.cli._base import INCOMPLETE, INTERRUPTED, PROGRAM, UNUSABLE, CommandError, complain
 from jclnf.cli._commands import COMMANDS
-from jclnf.cli._options import Parser, add_options, join_numbers, read_options
+from jclnf.cli._options import Parser, add_options, join_numbers, read_options, unknown
 from jclnf.errors import JclnfError
 from jclnf.runtime import check_jax
 
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_options(command, declared)
-        command.set_defaults(declared=declared, function=function)
+        command.set_defaults(declared=declared, function=function, program=command.prog)
     return top
 
 
@@ -68,7 +68,9 @@ def _run(argv: Sequence[str]) -> int:
     values = argparse.Namespace()
     try:
         words = join_numbers(argv, [declared for declared, _ in COMMANDS.values()])
-        values = parser().parse_args(words, values)
+        values, others = parser().parse_known_args(words, values)
+        if others:
+            raise unknown(others, values.declared, values.program)
         module, _, function = values.function.partition(".")
         check_jax()
         run = getattr(import_module(f"jclnf.cli.{module}"), function)

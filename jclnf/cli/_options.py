@@ -12,7 +12,8 @@ may be left out, print errors as boxes of several lines, and take 0.2 and 0.4 s 
 """
 
 import argparse
-import itertools
+import math
+import re
 from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -21,6 +22,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from jclnf.cli._base import CommandError
+from jclnf.errors import did_you_mean
 
 _COUNTS = {1: "one", 2: "two", 4: "four"}
 
@@ -31,6 +33,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise CommandError."""
         raise CommandError(f"{message} (`{self.prog} --help` says more)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            near = did_you_mean(str(value), names)
+            raise argparse.ArgumentError(
+                action, f"{str(value)!r} is not one of {', '.join(names)}{near}"
+            )
 
 
 def add_options(parser: argparse.ArgumentParser, declared: Any) -> None:
@@ -45,27 +55,30 @@ def add_options(parser: argparse.ArgumentParser, declared: Any) -> None:
         if word := extra.pop("exclusive", None):
             group = places.get(word) or place.add_mutually_exclusive_group()
             place = places[word] = group
-        flag = extra.pop("name", name).replace("_", "-")
+        flag = _flag(name, kind, default, notes)
+        extra.pop("name", None)
         least = extra.pop("least", None)
         if default is MISSING and not extra.get("required"):
             several = get_origin(kind) is tuple
-            reading = {"type": get_args(kind)[0], "nargs": "+"} if several else {"type": kind}
+            kind = get_args(kind)[0] if several else kind
+            reading = {"type": kind} | ({"nargs": "+"} if several else {})
             place.add_argument(name, help=text, **reading | extra)
             continue
         if kind is bool:
             reading = {"action": "store_false" if default else "store_true"}
-            flag, text = (f"no-{flag}", f"without {text}") if default else (flag, text)
+            text = f"without {text}" if default else text
         elif get_origin(kind) is Literal:
             reading = {"choices": get_args(kind), "type": type(get_args(kind)[0])}
         elif get_origin(kind) is tuple:
             most = _most(kind)
-            reading = {"type": partial(_numbers, f"--{flag}", get_args(kind)[0], least, most)}
+            reading = {"type": partial(_numbers, flag, get_args(kind)[0], least, most)}
         else:
-            reading = {"type": kind} | ({"metavar": "N"} if kind is int else {})
+            reading = {"type": _number if kind is float else kind}
+            reading |= {"metavar": "N"} if kind is int else {}
         shown = kind is not bool and default not in (None, MISSING) and "(default" not in text
         if shown and text != argparse.SUPPRESS:
             text += " (default: %(default)s)"
-        place.add_argument(f"--{flag}", dest=name, default=default, help=text, **reading | extra)
+        place.add_argument(flag, dest=name, default=default, help=text, **reading | extra)
 
 
 def read_options(declared: Any, values: argparse.Namespace) -> Any:
@@ -80,19 +93,33 @@ def read_options(declared: Any, values: argparse.Namespace) -> Any:
 def join_numbers(words: Sequence[str], declared: Sequence[Any]) -> list[str]:
     """Arguments in which the numbers of an option follow it as one: `--box=1,2,3,4`."""
     most = {
-        f"--{name.replace('_', '-')}": _most(kind)
+        _flag(name, kind, default, notes): _most(kind)
         for one in declared
-        for name, kind, default, _ in _declared(one)
+        for name, kind, default, notes in _declared(one)
         if get_origin(kind) is tuple and default is not MISSING
     }
     joined, at = [], 0
     while at < len(words):
         word = words[at]
-        rest = words[at + 1 : at + 1 + most.get(word, 0)]
-        numbers = list(itertools.takewhile(_numeric, rest))
-        joined.append(f"{word}={','.join(numbers)}" if numbers else word)
-        at += 1 + len(numbers)
+        at += 1
+        numbers: list[str] = []
+        while at < len(words) and _count(" ".join(numbers)) < most.get(word, 0):
+            if _count(words[at]) < 0:
+                break
+            numbers.append(words[at])
+            at += 1
+        joined.append(f"{word}={' '.join(numbers)}" if numbers else word)
     return joined
+
+
+def unknown(words: Sequence[str], declared: Any, program: str) -> CommandError:
+    """The error about arguments that no option takes."""
+    flags = [_flag(*field) for field in _declared(declared) if field[2] is not MISSING]
+    word = words[0].partition("=")[0]
+    if not word.startswith("-"):
+        return CommandError(f"{word!r} is one argument too many (`{program} --help` says more)")
+    near = did_you_mean(word, [*flags, "--help"])
+    return CommandError(f"{program} has no option {word}{near} (`{program} --help` says more)")
 
 
 def _declared(declared: Any) -> Iterator[tuple[str, Any, Any, tuple[Any, ...]]]:
@@ -109,6 +136,14 @@ def _declared(declared: Any) -> Iterator[tuple[str, Any, Any, tuple[Any, ...]]]:
         yield field.name, kind, field.default, tuple(notes)
 
 
+def _flag(name: str, kind: Any, default: Any, notes: tuple[Any, ...]) -> str:
+    """The option of a field."""
+    for note in notes:
+        name = note.get("name", name) if isinstance(note, dict) else name
+    negative = kind is bool and default is True
+    return f"--{'no-' * negative}{name.replace('_', '-')}"
+
+
 def _most(kind: Any) -> int:
     """How many numbers a tuple holds."""
     return 99 if Ellipsis in get_args(kind) else len(get_args(kind))
@@ -119,7 +154,8 @@ def _numbers(flag: str, kind: Any, least: int | None, most: int, text: str) -> t
     fixed = most < 99
     least = least or (most if fixed else 1)
     try:
-        numbers = tuple(kind(word) for word in text.split(","))
+        read = _number if kind is float else kind
+        numbers = tuple(read(word) for word in re.split(r"\s*,\s*|\s+", text.strip()))
     except ValueError:
         numbers = ()
     if not least <= len(numbers) <= most:
@@ -131,9 +167,21 @@ def _numbers(flag: str, kind: Any, least: int | None, most: int, text: str) -> t
     return numbers + numbers[-1:] * (most - len(numbers) if fixed else 0)
 
 
-def _numeric(word: str) -> bool:
-    """Whether this is a number, or several with commas between them."""
+def _number(text: str) -> float:
+    """A finite number. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
+_number.__name__ = "number"  # as which argparse calls it: "invalid number value"
+
+
+def _count(word: str) -> int:
+    """How many numbers these are, with commas or blanks between them; -1 if it is anything else."""
+    parts = word.replace(",", " ").split()
     try:
-        return bool([float(part) for part in word.split(",")])
+        return len([float(part) for part in parts])
     except ValueError:
-        return False
+        return -1

@@ -5,7 +5,7 @@ import os
 import sys
 
 from jclnf.detect._base import Detector
-from jclnf.errors import DetectorError
+from jclnf.errors import DetectorError, did_you_mean
 
 DETECTORS = (
     "haar (OpenCV's cascades), mtcnn or mtcnn:PATH (OpenFace's networks), "
@@ -51,7 +51,8 @@ def make_detector(spec: str = "haar") -> Detector:
 
         return YuNetDetector(rest)
     if kind in ("haar", "mtcnn", "yunet", "boxes") or not (kind and rest):
-        raise DetectorError(f"{spec!r} is no detector; there are {DETECTORS}")
+        near = did_you_mean(kind, ("haar", "mtcnn", "yunet"))
+        raise DetectorError(f"{spec!r} is no detector; there are {DETECTORS}{near}")
     return _own(spec, kind, rest)
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from jclnf.errors import ModelFileError
+from jclnf.errors import ModelFileError, did_you_mean
 from jclnf.openface import installed_mains, models_folder
 
 DEFAULT_MODEL = "default"
@@ -29,9 +29,13 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     if path.suffix:
         return path
     mains = [main.stem.removeprefix("main_") for main in installed_mains()]
-    names = ", ".join([*(model.stem for model in bundled_models()), *mains]) or "none"
-    problem = f"no such file, and no model of that name (there are: {names}); give the path of one"
-    raise ModelFileError(path, problem)
+    names = [*(model.stem for model in bundled_models()), *mains]
+    near = did_you_mean(str(name), names)
+    there = ", ".join(names) or "none"
+    raise ModelFileError(
+        path,
+        f"no such file, and no model of that name (there are: {there}){near}; give the path of one",
+    )
 
 
 def bundled_models() -> list[Path]:

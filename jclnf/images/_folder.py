@@ -1,4 +1,4 @@
-"""What the files of a folder are: images, videos, or neither, by their contents."""
+"""What the files of a folder are: images, videos, or neither."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = frozenset(
         *("pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
     )
 )
-"""Endings, in lower case, of images whose contents do not tell."""
+"""Endings, in lower case, by which images are known."""
 
 VIDEO_SUFFIXES = frozenset(
     f".{kind}"
@@ -24,10 +24,10 @@ VIDEO_SUFFIXES = frozenset(
         *("mpg", "mts", "mxf", "ogv", "tod", "ts", "vob", "webm", "wmv"),
     )
 )
-"""Endings, in lower case, of videos whose contents do not tell."""
+"""Endings, in lower case, by which videos are known."""
 
-_STREAMS_OF_IMAGES = frozenset((".mjpeg", ".mjpg"))
-"""Endings of videos that begin as an image does."""
+_SHARED_SUFFIXES = frozenset((".mod", ".ts"))
+"""Endings that other kinds of files have too, source text for one."""
 
 _RAW_SUFFIXES = frozenset(
     f".{kind}" for kind in ("arw", "cr2", "dng", "iiq", "nef", "nrw", "pef", "sr2", "srw", "3fr")
@@ -43,26 +43,30 @@ _SOUND_BRANDS = {b"M4A ", b"M4B ", b"M4P "}
 
 
 def kind_of(path: Path) -> str:
-    """What a file holds: "image", "heif" (an image that needs a library of its own), "video", or ""
-    for anything else; by its ending only where its contents do not tell."""
+    """What a file is: "image", "video", or "" for anything else.
+
+    A usual ending is believed, as whoever reads the file says what is wrong with it, and opening
+    each of many files takes long; any other file is known by its contents.
+    """
     ending = path.suffix.lower()
+    if ending in IMAGE_SUFFIXES:
+        return "image"
+    if ending in VIDEO_SUFFIXES - _SHARED_SUFFIXES:
+        return "video"
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError:
-        head = b""  # whoever reads it says what is wrong with it
-    kind = kind_of_contents(head)
-    if kind == "image" and ending in _STREAMS_OF_IMAGES:
-        return "video"
-    if kind == "image" and ending in _RAW_SUFFIXES and head.startswith((b"II*\0", b"MM\0*")):
         return ""
-    if kind is None:
-        return "image" * (ending in IMAGE_SUFFIXES) or "video" * (ending in VIDEO_SUFFIXES)
-    return kind
+    if ending in _RAW_SUFFIXES and head.startswith((b"II*\0", b"MM\0*")):
+        return ""
+    kind = kind_of_contents(head)
+    return "image" if kind == "heif" else kind
 
 
-def kind_of_contents(head: bytes) -> str | None:
-    """The kind of a file that begins so; None if that is not known."""
+def kind_of_contents(head: bytes) -> str:
+    """The kind of a file that begins so: as `kind_of`, or "heif", an image for which a library of
+    its own is needed."""
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")):
         return "image"
     if head.startswith((b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51")):
@@ -92,8 +96,8 @@ def kind_of_contents(head: bytes) -> str | None:
     for start in (b"\0\0\0\1", b"\0\0\1"):  # of H.264 and H.265 without a container
         if head.startswith(start):
             unit = head[len(start) : len(start) + 1] or b"\0"
-            return "video" if unit in b"\x09\x27\x47\x67\x40\x46" else None
-    return None
+            return "video" if unit in b"\x09\x27\x47\x67\x40\x46" else ""
+    return ""
 
 
 def _kind_of_brands(major: bytes, others: bytes) -> str:
@@ -112,7 +116,7 @@ class Folder:
 
     Attributes:
         path: the folder.
-        images, videos: what can be used. Those that are only known by their ending may be damaged.
+        images, videos: what can be used, unless it is damaged.
         others: files of another kind.
         outputs: images and videos that runs of jclnf have written, by their record.
         folders: folders that were not looked into.
@@ -145,22 +149,20 @@ class Folder:
 
     def _add(self, path: Path, deep: bool) -> None:
         written = outputs_in(path)
-        with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries)
-        for name in names:
-            file = path / name
-            if name.startswith("."):
-                continue
-            if file.is_dir():
-                if name in written:
+        with os.scandir(path) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+        for entry in entries:
+            file = path / entry.name
+            if entry.is_dir():
+                if entry.name in written:
                     continue
-                if not deep:
+                if not deep or entry.is_symlink():  # which may lead round in a circle
                     self.folders.append(file)
-                elif not file.is_symlink():  # which may lead round in a circle
+                else:
                     self._add(file, deep)
                 continue
-            kind = kind_of(file) if file.is_file() else ""
-            if name in written:
+            kind = kind_of(file) if entry.is_file() else ""
+            if entry.name in written:
                 if kind:
                     self.outputs.append(file)
             elif kind == "video":

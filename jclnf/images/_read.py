@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclnf.errors import ImageError
+from jclnf.errors import ImageError, near_file
 from jclnf.images._folder import kind_of_contents
 from jclnf.images._heif import decode_heif, turned_as_said
 
@@ -98,7 +98,7 @@ def file_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     except IsADirectoryError as e:
         raise ImageError(f"{path}: is a folder, not a file") from e
     except FileNotFoundError as e:
-        raise ImageError(f"{path}: no such file") from e
+        raise ImageError(f"{path}: no such file{near_file(path)}") from e
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         raise ImageError(f"{path}: cannot be read: {reason}") from e

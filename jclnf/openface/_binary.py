@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclnf.errors import ModelFileError
+from jclnf.errors import ModelFileError, near_file
 
 MATRIX_TYPES: dict[int, np.dtype] = {
     0: np.dtype("u1"),
@@ -50,7 +50,7 @@ def read_bytes(path: Path, limit: int, *, missing: str = "no such file") -> byte
         with open(path, "rb") as file:
             data = file.read(status.st_size + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelFileError(path, missing) from None
+        raise ModelFileError(path, f"{missing}{near_file(path)}") from None
     except ModelFileError:
         raise
     except (OSError, ValueError) as error:

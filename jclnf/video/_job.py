@@ -7,21 +7,24 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jclnf
-from jclnf.errors import JclnfError, VideoError
+from jclnf.errors import JclnfError, OutputError, VideoError
 from jclnf.fitting import Model
 from jclnf.images import names
 from jclnf.outputs import check_same, locked, write_bytes
 from jclnf.runtime import device_report
-from jclnf.video._derived import write_overlay, write_parquet, write_plot, write_smoothed
+from jclnf.video._derived import write_parquet, write_plot, write_smoothed
+from jclnf.video._open import open_source
+from jclnf.video._overlay import write_overlay
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
-from jclnf.video._source import ImageFolder, Source, open_source
+from jclnf.video._source import ImageFolder, Source
 
 
 @dataclass
@@ -87,8 +90,8 @@ def process_video(
             source = open_source(path, rate=settings.rate) if source is None else source
             run = Run(settings, model, source, out, stem)
             metadata = out / f"{stem}.json"
-            if resume and _complete(metadata, run):
-                run.clean_up()
+            before = _metadata(metadata)
+            if resume and _complete(metadata, before, run):
                 done.summary = f"complete already, in {run.path}"
                 return done
             start = time.monotonic()
@@ -99,24 +102,26 @@ def process_video(
                 on_start=None if on_start is None else functools.partial(on_start, source),
             )
             seconds = time.monotonic() - start
-            if counts.rows_with_success == 0 and run.beside:
+            if counts.rows_with_success == 0 and run.beside and before.get("rows_with_success", 1):
                 run.withdraw()
                 raise VideoError(f"no face was found; {run.path} is left as it was")
             metadata.unlink(missing_ok=True)
             run.put_in_place()
-            problems = [*source.problems, *_unused(settings, run, source)]
-            done.problems += [f"{path}: {problem}" for problem in problems]
-            _derive(settings, run, source, done)
+            found = [*source.problems, *_unused(settings, run, source)]
+            failed = _derive(settings, run, source)
+            done.problems += [*(f"{path}: {problem}" for problem in found), *failed]
             if isinstance(source, ImageFolder):
                 _write_image_names(source, out / f"{stem}_images.csv")
             description = describe(settings, model, run, source) | {
-                "depends": run.checkpoint.depends,
+                # Without it the run is not complete, and goes on where it is resumed.
+                **({} if failed else {"depends": run.checkpoint.depends}),
                 **asdict(counts),
-                "problems": problems,
+                "problems": [*found, *failed],
                 "seconds": round(seconds, 3),
             }
             write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
-            run.clean_up()
+            if not failed:
+                run.clean_up()
             part = counts.rows_with_success / counts.rows if counts.rows else 0.0
             done.summary = (
                 f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success, "
@@ -135,9 +140,13 @@ def process_video(
     return done
 
 
-def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> None:
-    """Make what follows from the table; one that fails does not keep the others from it."""
-    table = run.path
+def _derive(settings: Settings, run: Run, source: Source) -> list[str]:
+    """Make what follows from the table; one that fails does not keep the others from it.
+
+    Returns:
+        A line for each that failed.
+    """
+    table, failed = run.path, []
     makers: list[tuple[Any, str, Callable[[Path], None]]] = [
         (
             settings.smooth,
@@ -149,7 +158,7 @@ def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> No
         (
             settings.overlay,
             "_overlay.mp4",
-            lambda out: write_overlay(table, run.selected_frames(), source.rate, source.size, out),
+            lambda out: write_overlay(table, run.selected_frames(), source, settings.begin, out),
         ),
     ]
     for wanted, ending, make in makers:
@@ -158,11 +167,12 @@ def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> No
             if wanted:
                 make(out)
         except ImportError:
-            done.problems.append(
+            failed.append(
                 f"{out}: the plot needs matplotlib: pip install 'jclnf[plots]', or --no-plot"
             )
         except JclnfError as error:
-            done.problems.append(str(error))
+            failed.append(str(error))
+    return failed
 
 
 def _unused(settings: Settings, run: Run, source: Source) -> list[str]:
@@ -185,24 +195,40 @@ def _write_image_names(source: ImageFolder, out: Path) -> None:
     write_bytes(out, text.getvalue().encode(errors="surrogateescape"))
 
 
-def _complete(metadata: Path, run: Run) -> bool:
-    """Whether these are the metadata of a complete run with the same settings.
+def _metadata(path: Path) -> dict[str, Any]:
+    """What an earlier run said of its results; nothing if there was none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _complete(path: Path, metadata: dict[str, Any], run: Run) -> bool:
+    """Whether these are the metadata of a complete run with the same settings; what a killed one
+    has left of it is removed then.
 
     Raises:
         OutputError: they are those of another run, and this one has left nothing to go on with.
     """
-    try:
-        found = json.loads(metadata.read_text())["depends"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not metadata:
         return False
-    if run.checkpoint.path.exists():
-        return bool(found == json.loads(json.dumps(run.checkpoint.depends)))
-    check_same(metadata, found, run.checkpoint.depends)
+    try:
+        check_same(path, metadata.get("depends"), run.checkpoint.depends)
+    except OutputError:
+        if run.checkpoint.path.exists():
+            return False  # of a run that was to replace that one
+        raise
+    with suppress(OutputError):  # another run's, which somebody may go on with
+        with suppress(VideoError):
+            run.checkpoint.load()
+        run.clean_up()
     return True
 
 
 def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict[str, Any]:
     """Everything that a result can be understood and made again by, for its metadata."""
+    import av
     import cv2
     import jax
     import numpy as np
@@ -211,6 +237,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         "source": str(getattr(source, "path", source.name)),
         "size": list(source.size),
         "frame_rate": source.rate,
+        **getattr(source, "properties", {}),
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
         "settings": asdict(settings),
@@ -221,6 +248,8 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
             "jax": jax.__version__,
             "numpy": np.__version__,
             "opencv": cv2.__version__,
+            "pyav": av.__version__,
+            "ffmpeg": av.ffmpeg_version_info,
         },
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -2,6 +2,7 @@
 data."""
 
 import csv
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,14 @@ from jclnf.geometry import Pose
 from jclnf.images import read_image
 
 PASSES = ("rigid", "nonrigid")
+
+
+@functools.cache
+def openface_model(openface: Path, kind: str) -> jclnf.Model:
+    """OpenFace's CCNF model `kind`, "general" or "wild", with its parts and its validator. One for
+    all tests of a process: what fits prepare of it is kept with it, and takes ten seconds."""
+    main = openface / "model" / f"main_clnf_{kind}.txt"
+    return jclnf.load_openface(main, parts=True, validator=True)
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
