@@ -75,6 +75,8 @@ def child(name: str) -> None:
         perform(*COMMANDS[name], *more, "--out", out)
     print("ready", flush=True)
     out = sys.stdin.readline().strip()
+    if not out:  # the experiment was ended
+        return
     begun = time.monotonic()
     code, said = perform(*COMMANDS[name], "--out", out)
     print(json.dumps([code, said, time.monotonic() - begun]), flush=True)
