@@ -20,6 +20,7 @@ from jclnf.errors import BoxError, VideoError
 from jclnf.fitting import Model
 from jclnf.openface import OpenFaceTable, measure_faces
 from jclnf.outputs import abandon, discard, growing, settle, write_bytes, write_png
+from jclnf.runtime import device_report
 from jclnf.space import EYES, Camera
 from jclnf.tracking import TrackedFace, Tracker, TrackParams
 from jclnf.video._aligned import aligned_face
@@ -32,7 +33,7 @@ CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
 
 
-FORMAT = 3
+FORMAT = 4
 """Of checkpoints: those of another one are refused."""
 
 _DERIVED = {
@@ -69,6 +70,8 @@ class Counts:
     frames_without_face: int = 0
     unreadable_frames: list[int] = field(default_factory=list)
     """Numbers of frames that could not be read."""
+    cuts: list[int] = field(default_factory=list)
+    """Numbers of the first frames after cuts, at which faces of before have ended."""
 
 
 OnFrame = Callable[[Frame, list[TrackedFace]], bool]
@@ -109,6 +112,8 @@ class Run:
         self._fitter = self._make_fitter(path)
         depends = settings.depends() | {
             "the model": model_digest(model),
+            # Its arithmetic: another one's last digits differ.
+            "the device": device_report()["platform"],
             "the version of jclnf": [jclnf.__version__, FORMAT, CHUNK],
         }
         for what, file in (("the video", path), ("the boxes", settings.boxes)):
@@ -280,6 +285,8 @@ class Run:
             # A chunk of large images would fill the memory.
             frames.append(dataclasses.replace(frame, image=None))
             found.append(faces)
+            if self._fitter.cut:
+                self.counts.cuts.append(frame.number)
             if frame.image is None:
                 self.counts.unreadable_frames.append(frame.number)
             if not going:
