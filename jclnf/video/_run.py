@@ -132,6 +132,8 @@ class Run:
         changes = {name: getattr(settings, name) for name in names if getattr(settings, name)}
         params = self.model.defaults.replace(**changes)
         most = 1 if settings.one else settings.faces
+        # Beyond that a head may turn as far as another face looks different.
+        cuts = settings.every <= 3
         if settings.independent:
             return IndependentFitter(
                 self.model,
@@ -139,6 +141,7 @@ class Run:
                 make_detector(settings.detector),
                 most,
                 min_face=settings.min_face,
+                cuts=cuts,
             )
         boxes = self._boxes
         detector = None
@@ -153,6 +156,7 @@ class Run:
             TrackParams.of(dataclasses.replace(self.model, defaults=params)),
             detector=detector,
             min_face=settings.min_face,
+            cuts=cuts,
             single=settings.one,
             max_faces=most,
         )
