@@ -2,6 +2,7 @@
 a training that was cut short against one that was not."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -11,14 +12,20 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jclnf
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("experiments.training.trunk", reason="installed without experiments/")
 
+from experiments.training.trunk import fine
+from experiments.training.trunk.assemble import model_of
 from experiments.training.trunk.augment import Example, example, mirrored, random_view
 from experiments.training.trunk.evaluate import measures
 from experiments.training.trunk.faces import held_out
+from experiments.training.trunk.fine import EYE, REGIONS, refined
 from experiments.training.trunk.frame import Frame, Similarity, cut, mean_shape, nearest_similarity
-from experiments.training.trunk.loss import map_loss, positions
+from experiments.training.trunk.locate import Trained, in_views
+from experiments.training.trunk.loss import map_loss, opening_error, positions
 from experiments.training.trunk.network import (
     TINY,
     Network,
@@ -31,6 +38,8 @@ from experiments.training.trunk.network import (
     seen_as,
 )
 from experiments.training.trunk.train import Schedule, in_cells, in_pixels, train
+from jclnf.geometry import apply_similarity
+from jclnf.params import EXACT
 from jclnf.train._faces import MIRROR_68
 
 SMALL = Network(widths=(4, 6, 8), blocks=(0, 1, 1), joined=6, landmarks=3)
@@ -165,8 +174,8 @@ def test_a_folded_network_is_the_normalised_one(rng):
     }
     x = seen_as(jnp.asarray(rng.integers(0, 255, (5, 32, 32)), jnp.uint8))
     seen = {}
-    wanted = SMALL(x, normalising_layer(SMALL, weights, seen))
-    found = SMALL(x, folded_layer(SMALL, folded(weights, seen)))
+    wanted = SMALL(x, normalising_layer(weights, seen))
+    found = SMALL(x, folded_layer(folded(weights, seen)))
     assert float(wanted.std()) > 0.1
     np.testing.assert_allclose(found, wanted, atol=1e-3)
 
@@ -275,3 +284,198 @@ def test_measures_of_a_mouth_that_is_drawn_open(rng):
     assert numbers["mouth_r"] == pytest.approx(1.0)
     assert numbers["lid"] == pytest.approx(0.0)
     assert numbers["mean"] == pytest.approx(10.0 / 68)
+
+
+@pytest.fixture
+def features(rng):
+    """68 points whose eyes and mouth are small and apart, as a face's are."""
+    points = rng.normal(0, 30, (68, 2))
+    ring = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    points[36:42] = [-35, -30] + 12 * np.stack([-np.cos(ring[::3][:6]), np.sin(ring[::3][:6])], 1)
+    points[48:68] = [0, 35] + [20, 10] * np.stack([-np.cos(ring), np.sin(ring)], 1)
+    points[42:48] = (points[MIRROR_68] * [-1, 1])[42:48]
+    points[8] = [0, 80]
+    return points + rng.normal(0, 1, points.shape) + 150
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=lambda region: region.name)
+def test_a_region_is_cut_turned_and_sized_as_the_face_is(face, region):
+    """Its landmarks' middle is the crop's; eyes are level in it, and as far apart as it says."""
+    frame = region.frame(mean_shape(face[None]))
+    turned = Similarity(1.7 * np.exp(0.6j), 30 - 20j)(face)
+    view = region.view(turned, frame)
+    at = view.inverse()(turned)
+    np.testing.assert_allclose(at[list(region.landmarks)].mean(0), (64 - 1) / 2, atol=1e-9)
+    eyes = frame.mean[45] - frame.mean[36]
+    np.testing.assert_allclose(eyes, [64 / region.width, 0], atol=1e-6)
+    again = nearest_similarity(frame.mean, at)
+    np.testing.assert_allclose(again.turn, 1, atol=1e-9)
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=lambda region: region.name)
+def test_examples_of_a_region_show_its_landmarks_or_their_mirror_images(features, region):
+    """A wide blob at one landmark is where that one is said to be, if the crop is not mirrored; at
+    the landmark that it is the mirror image of, if it is."""
+    frame = region.frame(mean_shape(features[None]))
+    place = 2
+    at = {
+        False: features[region.landmarks[place]],
+        True: features[MIRROR_68[region.landmarks[place]]],
+    }
+    rows, columns = np.mgrid[:300, :300]
+    shown = {False: 0, True: 0}
+    for seed in range(12):
+        flipped = np.random.default_rng(seed).random() < 0.5
+        x, y = at[flipped]
+        image = 255 * (np.hypot(columns - x, rows - y) < 6)
+        found = region.example(image.astype(np.uint8), features, frame, _Plain(seed))
+        assert found.points.shape == (len(region.landmarks), 2)
+        px, py = found.points[place]
+        if 4 < px < 59 and 4 < py < 59:
+            level = found.image.astype(float)
+            y, x = np.mgrid[:64, :64]
+            near = level * (np.hypot(x - px, y - py) < 30)
+            centre = [(near * x).sum() / near.sum(), (near * y).sum() / near.sum()]
+            np.testing.assert_allclose(centre, [px, py], atol=0.5)
+            shown[flipped] += 1
+    assert min(shown.values()) > 1
+
+
+class _Plain:
+    """Random numbers by which a crop is moved and mirrored, but not worsened."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.asked = 0
+
+    def random(self):
+        self.asked += 1
+        return self.rng.random() if self.asked == 1 else 1.0
+
+    def normal(self, *args):
+        return self.rng.normal(*args)
+
+    def choice(self, *_args, **_options):
+        return 0
+
+
+def test_landmarks_seen_again_are_put_back_in_their_images(features, monkeypatch):
+    """With a network that finds what is bright: both eyes, in an image of any width."""
+    frame = EYE.frame(mean_shape(features[None]))
+    truth = features + np.array([7.0, -3.0])
+
+    def by_position(trained, images, views):
+        del trained
+        found = []
+        for image, view in zip(images, views, strict=True):
+            crop = cut(image, view, 64).astype(float)
+            y, x = np.mgrid[:64, :64]
+            centre = [(crop * x).sum() / crop.sum(), (crop * y).sum() / crop.sum()]
+            found.append(view(np.tile(centre, (6, 1))))
+        return np.array(found), None
+
+    monkeypatch.setattr(fine, "in_views", by_position)
+    image = np.zeros((300, 320), np.uint8)
+    left, right = truth[36:42].mean(0), truth[42:48].mean(0)
+    rows, columns = np.mgrid[:300, :320]
+    for x, y in (left, right):
+        image[np.hypot(columns - x, rows - y) < 3] = 255
+    trained = Trained(EYE.network, {}, frame)
+    (found,) = refined(EYE, trained, [image], truth[None])
+    np.testing.assert_allclose(found[36:42], np.tile(left, (6, 1)), atol=1)
+    np.testing.assert_allclose(found[42:48], np.tile(right, (6, 1)), atol=1)
+    rest = [*range(36), *range(48, 68)]
+    np.testing.assert_array_equal(found[rest], truth[rest])
+
+
+def test_the_error_of_openings_is_that_of_their_mean_distances(rng):
+    found, points = rng.uniform(0, 30, (2, 4, 6, 2))
+    weights = np.ones((4, 6))
+    weights[1, 4] = 0.0
+    pairs = ((1, 5), (2, 4))
+
+    def opening(at):
+        return np.mean([np.linalg.norm(at[:, a] - at[:, b], axis=-1) for a, b in pairs], axis=0)
+
+    wanted = (np.abs(opening(found) - opening(points)) * [1, 0, 1, 1]).mean()
+    given = [jnp.asarray(a, jnp.float32) for a in (found, points, weights)]
+    np.testing.assert_allclose(opening_error(*given, pairs), wanted, rtol=1e-5)
+    shut = jnp.zeros((4, 6, 2))
+    gradient = jax.grad(opening_error)(shut, *given[1:], pairs)
+    assert np.isfinite(gradient).all()
+
+
+def test_an_assembled_model_sees_what_its_networks_were_trained_on(rng):
+    """Its responses are where the networks' own landmarks are, in an image in which the mean face
+    lies turned."""
+    half = 60 * rng.standard_normal((68, 3))
+    mean = mean_shape((half + half[MIRROR_68] * [-1, 1, 1])[None, :, :2])
+    mean = 70 * mean / np.abs(mean).max()
+    mean[36], mean[45], mean[8] = [-45, -30], [45, -30], [0, 80]
+    mean -= mean.mean(0)
+    frame = Frame.of(mean, 64, 1.45)
+    trunk, mouth = Network((4, 6, 8), (0, 1, 1), 6), Network((4, 6, 8), (0, 1, 1), 6, landmarks=20)
+    eye = mouth._replace(landmarks=6)
+
+    def trained(network, frame, seed):
+        weights = folded(initial_weights(network, jax.random.key(seed)), {})
+        weights["maps.kernel"] *= 100.0
+        return Trained(network, weights, frame)
+
+    regions = {
+        region: trained(network, region.frame(mean), seed)
+        for seed, (region, network) in enumerate(zip(REGIONS, (eye, mouth), strict=True))
+    }
+    coarse = trained(trunk, frame, 5)
+    pdm = jclnf.PDM(
+        jnp.asarray(np.column_stack([mean, half[:, 2]]), jnp.float32),
+        jnp.asarray(np.linalg.qr(rng.standard_normal((204, 2)))[0].reshape(68, 3, 2), jnp.float32),
+        jnp.ones(2),
+    )
+    model = model_of(coarse, regions, pdm, "assembled")
+    image = cv2.GaussianBlur(rng.uniform(0, 255, (330, 300)).astype(np.float32), (0, 0), 9)
+    image = np.clip(128 + 15 * (image - image.mean()), 0, 255).astype(np.uint8)
+    place = Similarity(1.1 * np.exp(0.2j), 150 + 160j)
+    points = place(mean)
+    wanted, _ = in_views(coarse, [image], [frame.aligned(points)])
+    scaling = model.scalings[1]
+    to_image = jnp.asarray([place.turn.real / scaling, place.turn.imag / scaling], jnp.float32)
+    pixels = jnp.asarray(image, jnp.float32)
+
+    def places(scale):
+        at = jnp.asarray(points, jnp.float32), to_image * (scaling / model.scalings[scale])
+        window = 6 * model.experts.face.grid + 1
+        given = (pixels, *at, jnp.array(scale), jnp.array(0), window)
+        responses = jax.jit(partial(model.experts.respond, arithmetic=EXACT), static_argnums=5)
+        found = responses(*given)
+        reach = jnp.arange(window) - (window - 1) / 2
+        shift = jnp.stack([found.sum(1) @ reach, found.sum(2) @ reach], 1)
+        return np.asarray(at[0] + apply_similarity(at[1], shift))
+
+    def apart(one, other):
+        # Random networks make much of the little by which OpenCV's crops differ from ours; a pixel
+        # of a crop is 3.7 of the image.
+        each = np.linalg.norm(one - other, axis=1)
+        return np.median(each), np.quantile(each, 0.9)
+
+    assert np.median(np.linalg.norm(wanted[0] - points, axis=1)) > 20
+    assert (np.array(apart(places(0), wanted[0])) < [1.0, 3.0]).all()
+    # Seen again in the same frame, centred where the first look says.
+    expected = wanted[0].copy()
+    for region, network in regions.items():
+        index = list(region.landmarks)
+        for flip in (False, True) if region is EYE else (False,):
+            seen, at = mirrored(image, points) if flip else (image, points)
+            first = mirrored(image, wanted[0])[1] if flip else wanted[0]
+            turn = network.frame.aligned(at).turn
+            centre = complex(*first[index].mean(0))
+            view = Similarity(turn, centre - turn * network.frame.middle)
+            found, _ = in_views(network, [seen], [view])
+            if flip:
+                found = found * [-1, 1] + [image.shape[1] - 1, 0]
+            expected[MIRROR_68[index] if flip else index] = found[0]
+    found = places(1)
+    assert np.median(np.linalg.norm(expected - wanted[0], axis=1)[36:]) > 5
+    assert (np.array(apart(found[:36], expected[:36])) < [1.0, 3.0]).all()
+    assert (np.array(apart(found[36:48], expected[36:48])) < [1.0, 3.0]).all()
+    assert (np.array(apart(found[48:], expected[48:])) < [1.0, 3.0]).all()

@@ -197,9 +197,9 @@ class TestResume:
     def test_a_run_from_its_checkpoint_continues(self, clip, whole, tmp_path):
         """Ended after the first chunk, by what is told after each frame."""
         from jclnf.video import Settings, load
+        from jclnf.video._open import open_source
         from jclnf.video._run import Run
         from jclnf.video._settings import CHUNK
-        from jclnf.video._source import open_source
 
         settings = Settings()
         model = load(settings)
@@ -452,8 +452,8 @@ class TestCommand:
             def __init__(self, _number):
                 self.problems = []
 
-            def frames(self, start=1):
-                for number, picture in enumerate(itertools.cycle(frames(3)), start):
+            def frames(self, _selection):
+                for number, picture in enumerate(itertools.cycle(frames(3)), 1):
                     if number == 5:
                         os.kill(os.getpid(), signal.SIGINT)
                     yield Frame(number, number / 25, picture)

@@ -11,7 +11,9 @@ from support.videos import SIZE, frames, rotated, write_video
 
 from jclnf.errors import VideoError
 from jclnf.video._numbering import frame_numbers
-from jclnf.video._source import Frame, ImageFolder, Prefetcher, VideoFile, open_source
+from jclnf.video._open import open_source
+from jclnf.video._source import Frame, ImageFolder, Prefetcher, Selection
+from jclnf.video._video_file import VideoFile
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def test_frames_are_those_that_were_written(clip):
 
 def test_reading_goes_on_at_a_frame(clip):
     whole = list(open_source(clip).frames())
-    rest = list(open_source(clip).frames(start=14))
+    rest = list(open_source(clip).frames(Selection(start=14)))
     assert [(f.number, f.time) for f in rest] == [(f.number, f.time) for f in whole[13:]]
     np.testing.assert_array_equal(rest[0].image, whole[13].image)
 
@@ -69,7 +71,7 @@ def test_a_file_cut_off_gives_what_it_has_and_says_so(clip, tmp_path):
     source = open_source(cut)
     read = list(source.frames())
     assert 5 < len(read) < 15
-    assert any("ends after" in problem for problem in source.problems)
+    assert any("ends early" in problem for problem in source.problems)
 
 
 def nothing(path):
@@ -134,7 +136,7 @@ class TestImageFolder:
         assert [int(frame.image[0, 0, 0]) for frame in read] == [1, 2, 9, 10]
         assert [frame.number for frame in read] == [1, 2, 9, 10]
         assert [frame.time for frame in read] == [0.0, 0.1, 0.8, 0.9]
-        assert [f.number for f in source.frames(3)] == [9, 10]
+        assert [f.number for f in source.frames(Selection(start=9))] == [9, 10]
 
     @pytest.mark.parametrize(
         ("names", "numbers"),

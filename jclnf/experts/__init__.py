@@ -8,10 +8,12 @@ from jclnf.experts._layers import (
     Shapes,
     check_weights,
     convolve,
+    doubled,
     initial_weights,
     normalised,
     plain_layer,
 )
+from jclnf.experts._pyramid import MapNetwork, PyramidExperts, map_network, map_shapes
 from jclnf.experts._svr import ABSENT_BIAS, SVR
 from jclnf.experts._trunk import TRUNK_SAMPLING, TrunkExperts, trunk_network, trunk_shapes
 
@@ -22,16 +24,21 @@ __all__ = [
     "SVR",
     "TRUNK_SAMPLING",
     "Layer",
+    "MapNetwork",
     "PatchExperts",
     "PreparedCCNF",
+    "PyramidExperts",
     "Shapes",
     "TrunkExperts",
     "ccnf_responses",
     "check_weights",
     "convolve",
     "covariance",
+    "doubled",
     "gains",
     "initial_weights",
+    "map_network",
+    "map_shapes",
     "normalised",
     "plain_layer",
     "to_blocks",

@@ -55,6 +55,12 @@ def plain_layer(weights: Mapping[str, Array]) -> Layer:
     return layer
 
 
+def doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
+    """Each cell repeated in 2x2."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
 def initial_weights(shapes: Shapes, key: Any, last: Collection[str] = ()) -> dict[str, Array]:
     """Random kernels of variance 2 / fan-in (He et al., ICCV 2015), biases 0; a hundredth of that
     deviation in the layers `last`, so that a network's first outputs are nearly 0."""

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.experts._base import PatchExperts, landmark_weights
-from jclnf.experts._layers import Layer, Shapes, check_weights, normalised, plain_layer
+from jclnf.experts._layers import (
+    Layer,
+    Shapes,
+    check_weights,
+    doubled,
+    normalised,
+    plain_layer,
+)
 from jclnf.geometry import apply_similarity, invert_similarity, sample_square
 from jclnf.params import Arithmetic
 
@@ -60,16 +67,11 @@ def trunk_network(x: Float[Array, "b y x 1"], layer: Layer) -> Float[Array, "b g
     middle = relu(middle + layer("middle2", relu(layer("middle1", middle, 1)), 1))
     coarse = relu(layer("coarse", middle, 2))
     coarse = relu(coarse + layer("coarse1", coarse, 1))
-    middle = relu(middle + _doubled(layer("coarse_up", coarse, 1)))
+    middle = relu(middle + doubled(layer("coarse_up", coarse, 1)))
     middle = relu(layer("middle3", middle, 1))
-    joined = relu(_doubled(layer("middle_up", middle, 1)) + layer("fine_skip", fine, 1))
+    joined = relu(doubled(layer("middle_up", middle, 1)) + layer("fine_skip", fine, 1))
     joined = relu(joined + layer("joined", joined, 1))
     return _unfolded(layer("maps", joined, 1))
-
-
-def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
-    """Each cell repeated in 2x2."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def _unfolded(x: Float[Array, "b h w c"]) -> Float[Array, "b y x n"]:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jclnf.errors import JclnfError, ModelFileError, near_file
-from jclnf.experts import CCNF, CEN, SVR, TrunkExperts
+from jclnf.experts import CCNF, CEN, SVR, MapNetwork, PyramidExperts, TrunkExperts
 from jclnf.files._find import DEFAULT_MODEL, find_model
 from jclnf.files._version2 import description
 from jclnf.fitting import Confidence, LearnedStart, Model, Part, Uncertainty
@@ -42,9 +42,11 @@ CLASSES: dict[str, Any] = {
     "EarlyTermination": EarlyTermination,
     "FitParams": FitParams,
     "LearnedStart": LearnedStart,
+    "MapNetwork": MapNetwork,
     "Model": Model,
     "PDM": PDM,
     "Part": Part,
+    "PyramidExperts": PyramidExperts,
     "SVR": SVR,
     "TrunkExperts": TrunkExperts,
     "Uncertainty": Uncertainty,

@@ -21,14 +21,6 @@ from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, endings
 from jclnf.video._settings import Settings, source_digest
 from jclnf.video._source import Source
 
-_ENVIRONMENT = {
-    # FFmpeg writes of every damaged packet; what matters, a run says itself.
-    "OPENCV_FFMPEG_LOGLEVEL": "-8",
-    "OPENCV_LOG_LEVEL": "SILENT",
-    # A file that is a list of other files must not lead anywhere.
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file",
-}
-
 
 @dataclass
 class Found:
@@ -90,8 +82,7 @@ def process_videos(
 ) -> Iterator[JobResult]:
     """Make the results of several videos, and tell how each went as soon as it is done.
 
-    FFmpeg is kept quiet, and from following what a file refers to, by environment variables that
-    this sets unless they are set already. Recording from a camera ends with Ctrl-C.
+    Recording from a camera ends with Ctrl-C.
 
     Args:
         settings: what to do, and with which model.
@@ -125,8 +116,7 @@ def process_videos(
         inputs=[*paths, *([] if settings.boxes is None else [settings.boxes])],
     )
     jobs = list(zip(paths, stems, strict=True))
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a run says itself that there is no camera
     options = {"resume": resume, "every": every, "on_start": on_start, "on_frame": on_frame}
     if workers > 1 and len(jobs) > 1:
         return _in_processes(settings, jobs, out, min(workers, len(jobs)), device, options)

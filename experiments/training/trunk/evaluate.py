@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.common import table
 from experiments.training.trunk.faces import Faces, read_faces
+from experiments.training.trunk.fine import fine_landmarks
 from experiments.training.trunk.frame import Similarity, cut
 from experiments.training.trunk.locate import Landmarks, Trained, trunk_landmarks
 from jclnf.evaluation._metrics import INNER, nme, outer_eye_distance, remove_offsets
@@ -61,9 +62,12 @@ def measures(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def model_landmarks(name: str) -> Landmarks:
-    """The landmarks that fits of a jclnf model, or a trunk in an .npz file, end at."""
-    if name.endswith(".npz"):
-        return trunk_landmarks(Trained.load(Path(name)))
+    """The landmarks that fits of a jclnf model end at; or those of a trunk in an .npz file, alone
+    or as `trunk.npz+DIR` with the fine stage in a folder."""
+    trunk, _, fine = name.partition("+")
+    if trunk.endswith(".npz"):
+        coarse = trunk_landmarks(Trained.load(Path(trunk)))
+        return fine_landmarks(coarse, Path(fine)) if fine else coarse
     import jclnf
 
     model = jclnf.load_model(None if name == "default" else name)

@@ -51,7 +51,7 @@ class Trained(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _found(network: Network, weights: Weights, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    output = network(seen_as(images), folded_layer(network, weights))
+    output = network(seen_as(images), folded_layer(weights))
     mean, variance = positions(output, network.split)
     return in_pixels(mean, images.shape[1], network.split * output.shape[1]), variance
 

@@ -110,3 +110,22 @@ def _loss_backward(split: int, kept: Any, g: jax.Array) -> Any:
 
 
 map_loss.defvjp(_loss_forward, _loss_backward)
+
+
+def opening_error(
+    found: jax.Array, points: jax.Array, weights: jax.Array, pairs: tuple[tuple[int, int], ...]
+) -> jax.Array:
+    """Mean over faces of how far the mean distance of pairs of landmarks is off, in cells.
+
+    Args:
+        found, points: `(b, n, 2)` found and true positions in cells.
+        weights: `(b, n)`; a face counts by the least of those of its pairs.
+        pairs: of landmarks.
+    """
+    one, other = (jnp.array(ends) for ends in zip(*pairs, strict=True))
+
+    def opening(at: jax.Array) -> jax.Array:
+        return jnp.sqrt(((at[:, one] - at[:, other]) ** 2).sum(-1) + 1e-6).mean(1)
+
+    share = jnp.minimum(weights[:, one], weights[:, other]).min(1)
+    return (share * jnp.abs(opening(found) - opening(points))).mean()

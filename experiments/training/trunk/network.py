@@ -1,10 +1,10 @@
 """The networks, with batch normalisation in training, and without it once that is folded in.
 
-Arrays are `(b, h, w, channels)`. A network is a function of an image and of `layer(name, x)`, which
-applies the convolution of that name, normalised or with the normalisation multiplied in.
+Arrays are `(b, h, w, channels)`. A network is a function of an image and of a layer, which applies
+the convolution of a name, normalised or with the normalisation multiplied in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,19 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jclnf.experts import Layer, Shapes, map_network, map_shapes
+
 Weights = dict[str, jax.Array]
-Layer = Callable[[str, jax.Array], jax.Array]
 CHUNK = 1024
 """Cells whose columns are laid out at once for a kernel's gradient: what stays in the cache."""
 TINY = 1e-3
 """Added to variances over the batch."""
-
-
-class Convolution(NamedTuple):
-    side: int
-    inputs: int
-    outputs: int
-    stride: int = 1
 
 
 class Network(NamedTuple):
@@ -44,48 +38,15 @@ class Network(NamedTuple):
     landmarks: int = 68
     split: int = 2
 
-    def convolutions(self) -> dict[str, Convolution]:
-        """The convolutions by their names. Those without normalisation are "maps" alone."""
-        found, inputs = {}, 1
-        for level, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            found[f"down{level}"] = Convolution(3, inputs, width, 2)
-            for block in range(blocks):
-                found[f"block{level}_{block}a"] = Convolution(3, width, width)
-                found[f"block{level}_{block}b"] = Convolution(3, width, width)
-            inputs = width
-        for level in range(len(self.widths) - 2, 0, -1):
-            width = self.joined if level == 1 else self.widths[level]
-            found[f"up{level}"] = Convolution(1, inputs, width)
-            if width != self.widths[level]:
-                found[f"skip{level}"] = Convolution(1, self.widths[level], width)
-            found[f"joined{level}"] = Convolution(3, width, width)
-            inputs = width
-        found["maps"] = Convolution(1, inputs, self.split**2 * self.landmarks)
-        return found
+    @property
+    def shapes(self) -> Shapes:
+        """Those of the convolutions. Without normalisation is "maps" alone."""
+        outputs = self.split**2 * self.landmarks
+        return map_shapes(self.widths, self.blocks, self.joined, outputs)
 
     def __call__(self, x: jax.Array, layer: Layer) -> jax.Array:
         """What the maps are laid out from, `(b, h, w, split * split * n)`, of `(b, y, x, 1)`."""
-        relu, seen = jax.nn.relu, []
-        names = self.convolutions()
-        for level, blocks in enumerate(self.blocks):
-            x = relu(layer(f"down{level}", x))
-            for block in range(blocks):
-                inner = relu(layer(f"block{level}_{block}a", x))
-                x = relu(x + layer(f"block{level}_{block}b", inner))
-            seen.append(x)
-        for level in range(len(self.widths) - 2, 0, -1):
-            beside = seen[level]
-            if f"skip{level}" in names:
-                beside = layer(f"skip{level}", beside)
-            x = relu(doubled(layer(f"up{level}", x)) + beside)
-            x = relu(layer(f"joined{level}", x))
-        return layer("maps", x)
-
-
-def doubled(x: jax.Array) -> jax.Array:
-    """Each cell repeated in 2x2."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        return map_network(x, layer, self.shapes)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -159,10 +120,9 @@ convolve.defvjp(_forward, _backward)
 
 def initial_weights(network: Network, key: Any) -> Weights:
     """Random kernels of variance 2 / fan-in (He et al., ICCV 2015); maps that begin flat."""
-    convolutions = network.convolutions()
-    weights: Weights = {}
-    for name, k in zip(convolutions, jax.random.split(key, len(convolutions)), strict=True):
-        side, inputs, outputs, _ = convolutions[name]
+    shapes, weights = network.shapes, {}
+    for name, k in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
+        side, inputs, outputs = shapes[name]
         deviation = (2.0 / (side * side * inputs)) ** 0.5 * (0.01 if name == "maps" else 1.0)
         weights[f"{name}.kernel"] = deviation * jax.random.normal(k, (side, side, inputs, outputs))
         weights[f"{name}.bias"] = jnp.zeros(outputs)
@@ -173,15 +133,12 @@ def initial_weights(network: Network, key: Any) -> Weights:
     return weights
 
 
-def normalising_layer(
-    network: Network, weights: Weights, seen: dict[str, tuple[jax.Array, jax.Array]]
-) -> Layer:
+def normalising_layer(weights: Weights, seen: dict[str, tuple[jax.Array, jax.Array]]) -> Layer:
     """Layers that are normalised over the batch (Ioffe and Szegedy, ICML 2015); notes means and
     variances in `seen`."""
-    convolutions = network.convolutions()
 
-    def layer(name: str, x: jax.Array) -> jax.Array:
-        y = convolve(x, weights[f"{name}.kernel"], convolutions[name].stride)
+    def layer(name: str, x: jax.Array, stride: int) -> jax.Array:
+        y = convolve(x, weights[f"{name}.kernel"], stride)
         if name == "maps":
             return y + weights["maps.bias"]
         out, mean, variance = batch_normalised(y, weights[f"{name}.gain"], weights[f"{name}.bias"])
@@ -229,12 +186,11 @@ def folded(weights: Mapping[str, jax.Array], averages: Mapping[str, Any]) -> Wei
     return plain
 
 
-def folded_layer(network: Network, weights: Mapping[str, jax.Array]) -> Layer:
+def folded_layer(weights: Mapping[str, jax.Array]) -> Layer:
     """Layers of folded weights."""
-    convolutions = network.convolutions()
 
-    def layer(name: str, x: jax.Array) -> jax.Array:
-        y = convolve(x, weights[f"{name}.kernel"], convolutions[name].stride)
+    def layer(name: str, x: jax.Array, stride: int) -> jax.Array:
+        y = convolve(x, weights[f"{name}.kernel"], stride)
         return y + weights[f"{name}.bias"]
 
     return layer

@@ -8,7 +8,6 @@ as the prior about depth, and fitted to photographs held out. Errors are in % of
 
 import argparse
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def of_pdm(pdm: jclnf.PDM) -> ShapeModel:
     mean, modes, values = (
         np.asarray(a, float) for a in (pdm.mean, pdm.components, pdm.eigenvalues)
     )
-    return ShapeModel(mean, modes, values, 1.0, [])
+    return ShapeModel(mean, modes, values, 1.0)
 
 
 def numbers(model: ShapeModel, faces: Faces) -> dict[str, float]:
@@ -81,13 +80,13 @@ COLUMNS = {
 
 def save(model: ShapeModel, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{field.name: getattr(model, field.name) for field in fields(model)})
+    arrays = {name: getattr(model, name) for name in ("mean", "components", "eigenvalues", "noise")}
+    np.savez(path, **arrays)
 
 
 def load(path: Path) -> ShapeModel:
     with np.load(path) as a:
-        fixed = a["mean"], a["components"], a["eigenvalues"]
-        return ShapeModel(*fixed, float(a["noise"]), a["course"].tolist())
+        return ShapeModel(a["mean"], a["components"], a["eigenvalues"], float(a["noise"]))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from experiments.training.trunk.augment import Example
-from experiments.training.trunk.loss import map_loss
+from experiments.training.trunk.loss import map_loss, opening_error, positions
 from experiments.training.trunk.network import (
     Network,
     Weights,
@@ -32,6 +32,7 @@ from experiments.training.trunk.network import (
 
 AHEAD = 4
 """Batches made beforehand."""
+Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +92,26 @@ def initial_state(network: Network, schedule: Schedule, steps: int) -> dict[str,
 def statistics(network: Network, weights: Weights, images: jax.Array) -> dict[str, Any]:
     """Mean and variance of each normalised layer over a batch."""
     seen: dict[str, Any] = {}
-    network(seen_as(images), normalising_layer(network, weights, seen))
+    network(seen_as(images), normalising_layer(weights, seen))
     return seen
 
 
 def make_step(
-    network: Network, schedule: Schedule, steps: int
+    network: Network, schedule: Schedule, steps: int, openings: Pairs = ()
 ) -> Callable[[Any, Any, Any], tuple[Any, jax.Array]]:
     """One step, compiled: from a state and a batch to the next state and the loss."""
     optimise = optimiser(schedule, steps)
 
     def objective(weights: Weights, images: jax.Array, points: jax.Array) -> jax.Array:
-        output = network(seen_as(images), normalising_layer(network, weights, {}))
+        output = network(seen_as(images), normalising_layer(weights, {}))
         side = network.split * output.shape[1]
         cells = in_cells(points, images.shape[1], side)
         inside = ((cells > -0.5) & (cells < side - 0.5)).all(-1).astype(jnp.float32)
-        return map_loss(output, cells, inside, network.split)
+        loss = map_loss(output, cells, inside, network.split)
+        if openings:
+            found, _ = positions(output, network.split)
+            loss += opening_error(found, cells, inside, openings)
+        return loss
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: Any, images: jax.Array, points: jax.Array) -> tuple[Any, jax.Array]:
@@ -200,6 +205,7 @@ def train(
     *,
     checkpoint: Path | None = None,
     minutes: float = 3.0,
+    openings: Pairs = (),
     report: Callable[[int, float, float, Weights], None] | None = None,
     every: int = 1,
     stop_after: int | None = None,
@@ -210,6 +216,7 @@ def train(
         make, count: as for `batches`.
         checkpoint: file to go on from if it is there.
         minutes: between checkpoints; one is also written after each epoch and on SIGTERM.
+        openings: pairs of landmarks whose mean distance counts beside each one's place.
         report: called after each `every` epochs, and the last, with their number, the mean loss,
             seconds a step, and the folded averaged weights.
         stop_after: end after this step, as a training that is cut short would.
@@ -217,10 +224,12 @@ def train(
     steps = schedule.steps(count)
     total = steps * schedule.epochs
     about = {"network": network._asdict(), "schedule": dataclasses.asdict(schedule), "faces": count}
+    if openings:
+        about["openings"] = openings
     state = initial_state(network, schedule, total)
     if checkpoint is not None and checkpoint.exists():
         state = restored(checkpoint, state, about)
-    step = make_step(network, schedule, total)
+    step = make_step(network, schedule, total, openings)
     stopping: list[int] = []
     if checkpoint is not None:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,73 @@
+"""A jclnf model of a trunk, a fine stage and a shape model."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import jclnf
+from experiments.training.trunk.fine import REGIONS
+from experiments.training.trunk.locate import Trained
+from experiments.training.trunk.shape import load
+from jclnf.experts import MapNetwork, PyramidExperts
+from jclnf.geometry import PDM, similarity_between
+from jclnf.train._faces import MIRROR_68
+
+WINDOWS = (31, 31)
+REGULARISATION = (1.0, 0.03)
+KERNEL_WIDTH = (8.0, 8.0)
+SOFTNESS = 10.0
+ITERATIONS = 3
+
+
+def assembled(trunk: Path, fine: Path | None, shape: Path, name: str = "trunk") -> jclnf.Model:
+    """The model of a trunk's file, a folder of the fine stage's, and a shape model's file.
+
+    It starts at the frontal mean shape in the box, and looks twice: at the whole face, then, in the
+    frame of what was found, at the face, the eyes and the mouth.
+    """
+    coarse, pdm = Trained.load(trunk), load(shape).pdm
+    regions = {} if fine is None else {r: Trained.load(fine / f"{r.name}.npz") for r in REGIONS}
+    return model_of(coarse, regions, pdm, name)
+
+
+def model_of(coarse: Trained, regions: dict[Any, Trained], pdm: PDM, name: str) -> jclnf.Model:
+    """See `assembled`; `regions` are trained networks by `fine.Region`."""
+    n = pdm.n_landmarks
+    face = _network(coarse, pdm, tuple(range(n)))
+    finer = []
+    for region, trained in regions.items():
+        others = tuple(int(i) for i in MIRROR_68[list(region.landmarks)])
+        mirrored = () if set(others) == set(region.landmarks) else others
+        finer.append(_network(trained, pdm, region.landmarks, mirrored))
+    middle = (coarse.frame.side - 1) / 2 - coarse.frame.mean.mean(0)
+    middle = middle * face.extent / coarse.frame.side
+    experts = PyramidExperts(
+        face=face,
+        regions=tuple(finer),
+        softness=jnp.full(2, SOFTNESS),
+        centres=jnp.zeros((2, 1, 3)),
+        visible=jnp.ones((2, 1, n), bool),
+        confidence=jnp.ones((2, 1, n)),
+        scalings=(1 / face.cell, 1 / min(network.cell for network in (face, *finer))),
+        refined=(False, bool(finer)),
+        middle=(float(middle[0]), float(middle[1])),
+    )
+    defaults = jclnf.FitParams(
+        regularisation=jnp.array(REGULARISATION),
+        kernel_width=jnp.array(KERNEL_WIDTH),
+        weight_factor=jnp.ones(2),
+        windows=WINDOWS,
+        iterations=ITERATIONS,
+    )
+    return jclnf.Model(pdm, experts, defaults, name)
+
+
+def _network(
+    trained: Trained, pdm: PDM, landmarks: tuple[int, ...], mirrored: tuple[int, ...] = ()
+) -> MapNetwork:
+    front = np.asarray(pdm.mean, float)[:, :2]
+    size = float(np.hypot(*similarity_between(trained.frame.mean, front)))
+    side = trained.frame.side
+    return MapNetwork(dict(trained.weights), landmarks, side, side * size, mirrored)
