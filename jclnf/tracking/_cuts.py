@@ -23,9 +23,14 @@ _LEAST_CONTRAST = 2.0
 
 
 class Scenes:
-    """What the last frames and the faces in them, by their numbers, looked like."""
+    """What the last frames and the faces in them, by their numbers, looked like.
 
-    def __init__(self) -> None:
+    Args:
+        notice: if false, nothing is ever taken for a cut.
+    """
+
+    def __init__(self, notice: bool = True) -> None:
+        self._notice = notice
         self.likeness = 1.0
         """Of the last frame and the one before it."""
         self.judged = True
@@ -38,6 +43,8 @@ class Scenes:
 
     def look(self, grey: np.ndarray) -> None:
         """Go on to a frame, `(h, w)` grey levels."""
+        if not self._notice:
+            return
         # Every n-th pixel is enough for a mean.
         step = max(1, max(grey.shape) // 320)
         small = _reduced(np.ascontiguousarray(grey[::step, ::step]), OVERVIEW)
@@ -53,6 +60,8 @@ class Scenes:
 
     def is_other(self, number: int, grey: np.ndarray, box: np.ndarray) -> bool:
         """Whether the face seen in a box of this frame is another than had the number before."""
+        if not self._notice:
+            return False
         y, x = (
             np.clip(np.rint(np.linspace(low, low + size, 128)), 0, most - 1).astype(int)
             for low, size, most in zip(box[1::-1], box[:1:-1], grey.shape, strict=True)

@@ -118,6 +118,8 @@ class Tracker:
         return_within: a face that appears within so many frames of the end of another, its box
             overlapping the last one of that face by half, gets its number again. It is not
             recognised by anything but its place. 0: never.
+        cuts: notice cuts; not to be asked for if more than two frames are left out between those
+            given, since a head may turn far in that time.
 
     Raises:
         ParamsError: numbers that are not positive, settings that do not fit the model.
@@ -137,6 +139,7 @@ class Tracker:
         retry_every: int = 2,
         give_up_after: int = 100,
         return_within: int = 0,
+        cuts: bool = True,
     ) -> None:
         given = {
             "max_faces": (max_faces, 1),
@@ -162,13 +165,14 @@ class Tracker:
         self.retry_every = retry_every
         self.give_up_after = give_up_after
         self.return_within = return_within
+        self.cuts = cuts
         self._fits = _Fits(model, self.params)
         self.reset()
 
     def reset(self) -> None:
         """Forget all faces, and begin numbers and frames anew."""
         self.cut = False
-        self._scenes = Scenes()
+        self._scenes = Scenes(self.cuts)
         self._tracks: list[_Track] = []
         self._ended: list[_Ended] = []
         self._next_id = 0
@@ -368,9 +372,10 @@ class Tracker:
         return {"settings": settings, "state": self.state()}
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
-        self.reset()
         vars(self).update(pickled["settings"])
         self._fits = _Fits(self.model, self.params)
+        self.reset()
+        self.cut = pickled["settings"]["cut"]
         self.restore(pickled["state"])
 
     def state(self) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ class Clock:
             guess = last + (time - last) / count
         else:
             guess = last + self._step
-        if now is not None and known and not fits:
+        if now is not None and known and not fits and last - now > 1.5 * self._tick:
             self._origin += now - guess
             self._restarts += 1
         elif now is not None:
@@ -82,7 +82,7 @@ class Clock:
     def _beginning(self, stamps: list[float | None]) -> float:
         """The stamp that is to be 0."""
         known = [(k, stamp) for k, stamp in enumerate(stamps) if stamp is not None]
-        if len(known) == _AHEAD and known[1][1] < known[2][1] and known[0][1] >= known[1][1]:
+        if len(known) == _AHEAD and known[1][1] < known[2][1] <= known[0][1]:
             del known[0]
         count, stamp = known[0] if known else (0, 0.0)
         return stamp - count * self._step

@@ -74,6 +74,7 @@ class IndependentFitter:
         detector: finds the faces.
         most: most faces of a frame.
         min_face: side in pixels of the smallest face looked for, see `jclnf.detect.find_faces`.
+        cuts: see `Tracker`.
     """
 
     BATCH = 16
@@ -89,6 +90,7 @@ class IndependentFitter:
         most: int | None,
         *,
         min_face: float | None = None,
+        cuts: bool = True,
     ) -> None:
         self._model, self._params, self._detector, self._most = model, params, detector, most
         self._min_face = min_face
@@ -96,7 +98,7 @@ class IndependentFitter:
         """As of `TrackingFitter`."""
         self._last: dict[int, tuple[np.ndarray, int]] = {}
         self._next = self._frame = 0
-        self._scenes = Scenes()
+        self._scenes = Scenes(cuts)
 
     def fit_frames(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[TrackedFace]]]:
         """All the frames with their faces, once the last of them has come."""

@@ -44,6 +44,8 @@ def write_overlay(
     Raises:
         OutputError: it could not be written whole.
     """
+    import av
+
     rows = _drawn(table)
     waiting = next(rows, None)
     width, height = source.size
@@ -60,8 +62,9 @@ def write_overlay(
                     waiting = next(rows, None)
                 writer.add(canvas, frame.time)
             writer.end()
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
+        except (OSError, av.FFmpegError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OutputError(f"{out}: cannot be written: {reason}") from None
 
 
 class _Writer:
@@ -125,7 +128,7 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, self._av.FFmpegError):
             self._stack.close()
 
 

@@ -94,7 +94,7 @@ class Reading:
                         gap = float((packet.dts - self._last) * packet.time_base)
                         self._longest = max(self._longest, gap)
                     self._last = packet.dts
-                self._size = packet.size
+                self._size = max(self._size, packet.size)
                 yield packet
         except self._av.FFmpegError as error:
             self._failed = error.strerror or "it is damaged"
@@ -135,7 +135,8 @@ class Reading:
             stamp = self._stamp(packet)
             if packet.size and stamp is not None and not packet.is_discard:
                 heapq.heappush(sent, stamp)
-                if packet.is_corrupt:
+                # Those of a transport stream only do not follow on: the decoder knows better.
+                if packet.is_corrupt and self.container.format.name != "mpegts":
                     torn.add(stamp)
             try:
                 frames = self.stream.codec_context.decode(packet if packet.size else None)

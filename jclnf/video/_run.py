@@ -20,6 +20,7 @@ from jclnf.errors import BoxError, VideoError
 from jclnf.fitting import Model
 from jclnf.openface import OpenFaceTable, measure_faces
 from jclnf.outputs import abandon, discard, growing, settle, write_bytes, write_png
+from jclnf.runtime import device_report
 from jclnf.space import EYES, Camera
 from jclnf.tracking import TrackedFace, Tracker, TrackParams
 from jclnf.video._aligned import aligned_face
@@ -111,6 +112,8 @@ class Run:
         self._fitter = self._make_fitter(path)
         depends = settings.depends() | {
             "the model": model_digest(model),
+            # Its arithmetic: another one's last digits differ.
+            "the device": device_report()["platform"],
             "the version of jclnf": [jclnf.__version__, FORMAT, CHUNK],
         }
         for what, file in (("the video", path), ("the boxes", settings.boxes)):
@@ -129,6 +132,8 @@ class Run:
         changes = {name: getattr(settings, name) for name in names if getattr(settings, name)}
         params = self.model.defaults.replace(**changes)
         most = 1 if settings.one else settings.faces
+        # Beyond that a head may turn as far as another face looks different.
+        cuts = settings.every <= 3
         if settings.independent:
             return IndependentFitter(
                 self.model,
@@ -136,6 +141,7 @@ class Run:
                 make_detector(settings.detector),
                 most,
                 min_face=settings.min_face,
+                cuts=cuts,
             )
         boxes = self._boxes
         detector = None
@@ -150,6 +156,7 @@ class Run:
             TrackParams.of(dataclasses.replace(self.model, defaults=params)),
             detector=detector,
             min_face=settings.min_face,
+            cuts=cuts,
             single=settings.one,
             max_faces=most,
         )

@@ -146,7 +146,7 @@ class _Painter:
             format="bgr24",
             interpolation="BICUBIC",
         )
-        image = self._turned(np.ascontiguousarray(converted.to_ndarray()), frame)
+        image = self._turned(converted.to_ndarray(), frame)
         size = image.shape[1], image.shape[0]
         if self._size is None or size == self._size:
             return image

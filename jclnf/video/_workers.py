@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jclnf.errors import JclnfError, VideoError
+from jclnf.errors import JclnfError, VideoError, near_file
 from jclnf.images import Folder
 from jclnf.outputs import Origin, claim, make_folder
 from jclnf.runtime import enable_compilation_cache, share_device, use_device
@@ -62,6 +62,9 @@ def find_videos(paths: Iterable[str]) -> Found:
                 found.problems.append(f"{path}: no videos and no images in this folder")
                 found.notes += folder.left_out("videos")
                 continue
+        elif not path.exists() and not is_camera(text):
+            found.problems.append(f"{path}: no such file{near_file(path)}")
+            continue
         for video in named:
             videos.setdefault(os.path.abspath(video), video)
     found.videos = list(videos.values())

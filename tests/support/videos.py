@@ -86,14 +86,14 @@ def write_video(
     return path
 
 
-def rotated(path: Path, out: Path) -> Path:
-    """A copy of an MP4 file whose metadata say that it is to be turned by a quarter, clockwise."""
+def rotated(path: Path, out: Path, matrix: tuple[int, int, int, int] = (0, 1, -1, 0)) -> Path:
+    """A copy of an MP4 file whose metadata say how it is to be turned: a pixel `(x, y)` is shown
+    at `(a x + c y, b x + d y)`; by a quarter, clockwise, unless the four are given."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4
     assert data[at] == 0  # version
-    matrix = at + 40
-    one, zero, w = 0x00010000, 0, 0x40000000
-    values = [zero, one, zero, (-one) & 0xFFFFFFFF, zero, zero, zero, zero, w]
-    data[matrix : matrix + 36] = b"".join(v.to_bytes(4, "big") for v in values)
+    a, b, c, d = (0x00010000 * one & 0xFFFFFFFF for one in matrix)
+    values = [a, b, 0, c, d, 0, 0, 0, 0x40000000]
+    data[at + 40 : at + 76] = b"".join(v.to_bytes(4, "big") for v in values)
     out.write_bytes(bytes(data))
     return out
