@@ -200,6 +200,7 @@ def test_own_table_serves_as_boxes(tmp_path):
         ("x,y,w,h\n1,2,3,4\n", "header"),
         ("a.jpg,1,2,3,4\n", "header"),
         ("image,x,y,w,h\na.jpg,1,2,3\n", "line 2: x, y, w, h must be numbers"),
+        ("image,x,y,w,h\na.jpg,1,2,3,4\na.jpg,1,nan,3,4\n", "line 3: x, y, w, h must be numbers"),
         ("image,x,y,w,h\n\na.jpg,1,2,3,\n", "line 3: x, y, w, h must be numbers"),
         ("image,x,y,w,h\n,1,2,3,4\n", "line 2: no image"),
         ('image,x,y,w,h\n"a' + "x" * 200_000 + '",1,2,3,4\n', "not a CSV file"),
@@ -258,6 +259,7 @@ def test_rows_for_other_images_are_named(tmp_path):
         ("", "header line with the columns frame"),
         ("video,x,y,w,h\na.mp4,1,2,3,4\n", "header line with the columns frame"),
         ("frame,x,y,w,h\n1,1,2,3\n", "line 2: x, y, w, h must be numbers"),
+        ("frame,x,y,w,h\n1,1,2,inf,4\n", "line 2: x, y, w, h must be numbers"),
         *(
             (f"frame,x,y,w,h\n{frame},1,2,3,4\n", "line 2: frame must be a whole number from 1")
             for frame in ("0", "-1", "1.5", "", "two", "9" * 5000)

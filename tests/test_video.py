@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pandas
 import pyarrow.csv
@@ -24,9 +25,11 @@ from jclnf.annotations._pts import read_pts
 from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
 from jclnf.outputs import locked
+from jclnf.runtime import _progress
 from jclnf.tracking import OneEuro
 from jclnf.video import Settings, find_videos, process_videos
 from jclnf.video import _derived as derived
+from jclnf.video import _run as run_module
 from jclnf.video import _source as source
 from jclnf.video._aligned import MILLIMETRES, aligned_face
 from jclnf.video._checkpoint import Checkpoint
@@ -197,9 +200,9 @@ class TestResume:
     def test_a_run_from_its_checkpoint_continues(self, clip, whole, tmp_path):
         """Ended after the first chunk, by what is told after each frame."""
         from jclnf.video import Settings, load
+        from jclnf.video._open import open_source
         from jclnf.video._run import Run
         from jclnf.video._settings import CHUNK
-        from jclnf.video._source import open_source
 
         settings = Settings()
         model = load(settings)
@@ -384,8 +387,52 @@ class TestResume:
         assert main(["video", str(other), str(clip), *asked, "--resume"]) == 0
         assert capsys.readouterr().out.count("complete already") == 2
 
+    def test_another_device_is_named(self, clip, tmp_path, capsys, monkeypatch):
+        asked = ["video", str(clip), "--out", str(tmp_path), "--no-plot", "--to", "0.1"]
+        assert main(asked) == 0
+        platform = json.loads((tmp_path / "face.json").read_text())["device"]["platform"]
+        assert platform == jax.default_backend()
+        monkeypatch.setattr(run_module, "device_report", lambda: {"platform": "abacus"})
+        assert main([*asked, "--resume"]) == 1
+        assert "the device" in capsys.readouterr().err
+
 
 class TestCommand:
+    def test_ctrl_c_says_how_to_go_on(self, clip, tmp_path, capsys, monkeypatch):
+        """And so it does: the table is that of a run that was not interrupted."""
+        real = jclnf.Tracker.step
+        seen = []
+
+        def step(self, frame, boxes=None):
+            seen.append(frame)
+            if len(seen) == 36:
+                raise KeyboardInterrupt
+            return real(self, frame, boxes)
+
+        monkeypatch.setattr(jclnf.Tracker, "step", step)
+        asked = ["video", str(clip), "--out", str(tmp_path), "--no-plot", "--quiet"]
+        assert main([*asked, "--checkpoint-every", "0"]) == 130
+        err = capsys.readouterr().err
+        assert err == "jclnf: interrupted: the same command goes on from here with --resume\n"
+        assert main([*asked, "--resume"]) == 0
+        assert len(seen) == 36 + COUNT - 32
+        rows = read(tmp_path / "face.csv")
+        assert [int(row["frame"]) for row in rows] == list(range(1, COUNT + 1))
+
+    def test_a_name_that_is_not_there_is_told_its_nearest(self, clip, tmp_path, capsys):
+        wrong = str(clip.with_name("fcae.avi"))
+        assert main(["video", wrong, "--out", str(tmp_path)]) == 1
+        err = capsys.readouterr().err
+        assert err == f"jclnf: {wrong}: no such file; did you mean face.avi?\n"
+
+    def test_without_a_terminal_it_says_how_far_it_is(self, clip, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(_progress, "LINES_EVERY", 0.0)
+        asked = ["video", str(clip), "--out", str(tmp_path), "--no-plot", "--to", "0.3"]
+        assert main(asked) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert f"face: 8 of {COUNT} frames" in lines[-2]
+        assert "8 frames, 8 rows" in lines[-1]
+
     def test_what_is_not_used_is_named(self, clip, tmp_path, capsys):
         folder = tmp_path / "videos"
         (folder / "deep").mkdir(parents=True)
@@ -452,8 +499,8 @@ class TestCommand:
             def __init__(self, _number):
                 self.problems = []
 
-            def frames(self, start=1):
-                for number, picture in enumerate(itertools.cycle(frames(3)), start):
+            def frames(self, _selection):
+                for number, picture in enumerate(itertools.cycle(frames(3)), 1):
                     if number == 5:
                         os.kill(os.getpid(), signal.SIGINT)
                     yield Frame(number, number / 25, picture)

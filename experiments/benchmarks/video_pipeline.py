@@ -20,7 +20,8 @@ from experiments.common import OPENFACE, Row, model_file, pivot, write_results
 from experiments.timing import cpp_fit
 from jclnf.video import Settings, load
 from jclnf.video._run import Counts, Run
-from jclnf.video._source import Frame, VideoFile
+from jclnf.video._source import Frame, Selection
+from jclnf.video._video_file import VideoFile
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,7 +35,7 @@ class Looped(VideoFile):
         super().__init__(path)
         self.count = count
 
-    def frames(self, start: int = 1) -> Iterator[Frame]:
+    def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:  # noqa: B008
         number, begun = 0, 0.0
         while True:
             last = begun
@@ -43,7 +44,7 @@ class Looped(VideoFile):
                 last = begun + frame.time
                 if number > (self.count or 0):
                     return
-                if number >= start:
+                if number >= selection.start:
                     yield Frame(number, last, frame.image)
             begun = last + 1 / self.rate
 

@@ -1,6 +1,7 @@
 """Face boxes given by the user, as CSV."""
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
@@ -106,10 +107,11 @@ def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None]
                     continue  # an image without a face, as our own tables have it
                 try:
                     box = [float(row[name]) for name in keys]
-                except (TypeError, ValueError) as e:
-                    raise BoxError(
-                        f"{path}, line {reader.line_num}: x, y, w, h must be numbers"
-                    ) from e
+                    finite = all(map(math.isfinite, box))
+                except (TypeError, ValueError):
+                    finite = False
+                if not finite:
+                    raise BoxError(f"{path}, line {reader.line_num}: x, y, w, h must be numbers")
                 yield reader.line_num, row, box
     except FileNotFoundError:
         raise BoxError(f"{path}: cannot be read: no such file{near_file(path)}") from None

@@ -157,15 +157,16 @@ class Video:
     output, for a video NAME:
       DIR/NAME.csv             the columns of OpenFace 2.2's FeatureExtraction, written as it goes:
                                a row for each face that is followed in each frame, and one for each
-                               frame without a face. face_id stays with a face (with --one it is
-                               always 0); success 0 means that the face was not seen there. Cells
-                               are empty (in Parquet: null) where nothing was measured: a lost face
-                               has its confidence alone, a frame without a face not even a face_id.
-                               --openface-csv fills them as OpenFace does. Gaze needs OpenFace's eye
-                               models (--model); action units are not computed: columns of what is
-                               not there are left out
+                               frame without a face. face_id stays with a face until a cut (with
+                               --one it is always 0); success 0 means that the face was not seen
+                               there. Cells are empty (in Parquet: null) where nothing was measured:
+                               a lost face has its confidence alone, a frame without a face not even
+                               a face_id. --openface-csv fills them as OpenFace does. Gaze needs
+                               OpenFace's eye models (--model); action units are not computed:
+                               columns of what is not there are left out
       DIR/NAME.png             confidence, pose and some landmarks over time
-      DIR/NAME.json            settings, versions, model, camera, and what was wrong; written last
+      DIR/NAME.json            settings, versions, model, camera, cuts, and what was wrong; written
+                               last
       and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
     Frames are counted from 1. Time is that of the file's own time stamps, from the first frame.
 

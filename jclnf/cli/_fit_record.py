@@ -10,6 +10,7 @@ from jclnf.cli._commands import Fit
 from jclnf.errors import OutputError
 from jclnf.fitting import Model
 from jclnf.outputs import abandon, by_option, check_same, growing, settle, write_bytes
+from jclnf.runtime import device_report
 from jclnf.video import model_digest, source_digest
 
 _NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device")
@@ -33,11 +34,12 @@ class FitRecord:
         self._folders = [os.getcwd()]
         self._depends = by_option(options, leave_out=_NO_MATTER) | {
             "the model": model_digest(model),
+            "the device": device_report()["platform"],
             "the version of jclnf": jclnf.__version__,
         }
         if options.boxes is not None:
             self._depends["the boxes"] = source_digest(options.boxes)
-        self._about = {"model": model.name, "depends": self._depends}
+        self._about = {"model": model.name, "device": device_report(), "depends": self._depends}
         self.left = ""
         self._place = growing(self._path, resume=options.resume)
         if options.resume and self._place.exists():

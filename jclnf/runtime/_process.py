@@ -69,6 +69,11 @@ def _mend_cache(folder: str) -> None:
             with suppress(OSError):
                 path.unlink()
 
+    # Those of programs that nobody asks for any more would stay for ever.
+    for path in () if "://" in folder else Path(folder).glob("*-cache"):
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
     # Whatever the user's filters, since nothing is shown.
     warnings.filterwarnings("always", message=unread)
     warnings.showwarning = remove_or_show

@@ -19,6 +19,7 @@ from jclnf.fitting import FitResult, Model, check_inputs, prepared
 from jclnf.geometry import Pose, tight_box
 from jclnf.images import BUCKETS, check_box, check_grey, cut, region
 from jclnf.runtime import check_process
+from jclnf.tracking._cuts import OTHER_SCENE, Scenes
 from jclnf.tracking._overlap import SAME_FACE, assign, nearness, overlap, shows
 from jclnf.tracking._track import TrackParams, TrackState, follow, found
 
@@ -91,12 +92,16 @@ class Tracker:
     overlaps theirs, is that face. If two faces come to lie on each other, the one that is trusted
     less ends. There is no limit on their number but `max_faces`.
 
+    At a cut, where frame and face change at once, faces end: whoever is seen in the place of one
+    from then on is a new face. `cut` says of the last frame whether it is the first after a cut.
+
     With `single=True` it does what OpenFace's program for single faces does: the detector's first
     box is the face, wherever it is; its first fit is kept even if it fails; it has always the
     number 0.
 
     Given boxes take the place of the detector in a frame. Time is that of the frames given: no
-    frame may be left out where numbers of frames are to mean anything.
+    frame may be left out where numbers of frames are to mean anything. A tracker belongs to one
+    thread. It can be copied and pickled, and goes on from where it was.
 
     Args:
         model: from `load_model` or `load_openface`.
@@ -113,6 +118,8 @@ class Tracker:
         return_within: a face that appears within so many frames of the end of another, its box
             overlapping the last one of that face by half, gets its number again. It is not
             recognised by anything but its place. 0: never.
+        cuts: notice cuts; not to be asked for if more than two frames are left out between those
+            given, since a head may turn far in that time.
 
     Raises:
         ParamsError: numbers that are not positive, settings that do not fit the model.
@@ -132,6 +139,7 @@ class Tracker:
         retry_every: int = 2,
         give_up_after: int = 100,
         return_within: int = 0,
+        cuts: bool = True,
     ) -> None:
         given = {
             "max_faces": (max_faces, 1),
@@ -157,11 +165,14 @@ class Tracker:
         self.retry_every = retry_every
         self.give_up_after = give_up_after
         self.return_within = return_within
+        self.cuts = cuts
         self._fits = _Fits(model, self.params)
         self.reset()
 
     def reset(self) -> None:
         """Forget all faces, and begin numbers and frames anew."""
+        self.cut = False
+        self._scenes = Scenes(self.cuts)
         self._tracks: list[_Track] = []
         self._ended: list[_Ended] = []
         self._next_id = 0
@@ -188,16 +199,21 @@ class Tracker:
         check_process()
         grey = grey_of(frame)
         given = None if boxes is None else _boxes(boxes, grey.shape)
+        lost_before = [track for track in self._tracks if not track.state.seen]
         faces = self._follow(grey)
+        self._scenes.look(grey)
+        self.cut = self._end_at_cut(grey, faces) or self._all_gone(lost_before)
         if given is None and self.detector is not None and self._wants_detection():
             image = frame if np.ndim(frame) == 3 else _bytes(grey)
             found_boxes = find_faces(self.detector, image, min_face=self._least(grey.shape))
             given = np.array([box for box in found_boxes if usable(box, grey.shape)])
         if given is not None and len(given):
             self._use(given.reshape(-1, 4), grey, faces)
+            self.cut = self._end_at_cut(grey, faces) or self.cut
         self._end_duplicates(faces)
         self._idle = 0 if self._tracks else self._idle + 1
         self._give_up()
+        self._scenes.keep({track.id for track in self._tracks})
         self._frame += 1
         return [faces[track.id] for track in self._tracks]
 
@@ -213,8 +229,40 @@ class Tracker:
                 track.box = face.box
         return faces
 
+    def _end_at_cut(self, grey: np.ndarray, faces: dict[int, TrackedFace]) -> bool:
+        """Give those new numbers who are seen where others were, and end the faces of before that
+        are not seen; whether there are any."""
+        others = [
+            track
+            for track in self._tracks
+            if track.state.seen and self._scenes.is_other(track.id, grey, faces[track.id].box)
+        ]
+        if others and not self.single:
+            self._tracks = [track for track in self._tracks if track.state.seen]
+            self._ended = []
+            for track in others:
+                face = faces.pop(track.id)
+                track.id, self._next_id = self._next_id, self._next_id + 1
+                faces[track.id] = dataclasses.replace(face, id=track.id)
+            self._tracks.sort(key=lambda track: track.id)
+        for track in others:
+            self._scenes.keep({other.id for other in self._tracks} - {track.id})
+            self._scenes.is_other(track.id, grey, faces[track.id].box)
+        return bool(others)
+
+    def _all_gone(self, lost_before: list[_Track]) -> bool:
+        """End all faces if all were lost in this frame, which is nothing like the one before."""
+        new = self._scenes.judged and self._scenes.likeness < OTHER_SCENE
+        if not new or not self._tracks or lost_before or any(t.state.seen for t in self._tracks):
+            return False
+        if not self.single:
+            self._tracks, self._ended, self._idle = [], [], 0
+        return True
+
     def _wants_detection(self) -> bool:
         """Whether the detector's turn has come."""
+        if self.cut and not self.single:
+            return True
         if not self._tracks:
             return self._idle % self.search_every == 0
         if any(self._retries(track) for track in self._tracks):
@@ -230,7 +278,7 @@ class Tracker:
             (self._frame, self.redetect_every) if self._tracks else (self._idle, self.search_every)
         )
         searches = every > 0 and count % every == 0
-        if searches and count // every % SMALL_EVERY == 0:
+        if self.cut or (searches and count // every % SMALL_EVERY == 0):
             return self.min_face
         least = [QUICK * max(shape)] if searches else []
         least += [max(track.box[2:]) / 2 for track in self._tracks if self._retries(track)]
@@ -327,6 +375,7 @@ class Tracker:
         vars(self).update(pickled["settings"])
         self._fits = _Fits(self.model, self.params)
         self.reset()
+        self.cut = pickled["settings"]["cut"]
         self.restore(pickled["state"])
 
     def state(self) -> dict[str, np.ndarray]:
@@ -350,6 +399,7 @@ class Tracker:
             "ended_ids": np.array([one.id for one in ended], np.int64),
             "ended_boxes": np.array([one.box for one in ended], np.float64).reshape(-1, 4),
             "ended_frames": np.array([one.frame for one in ended], np.int64),
+            **self._scenes.state(),
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
@@ -362,6 +412,7 @@ class Tracker:
         arrays = {name: np.asarray(array) for name, array in state.items()}
         if {name: array.shape[1:] for name, array in arrays.items()} != expected:
             raise ParamsError("this is not the state of a tracker with this model")
+        self._scenes.restore(arrays)
         self._frame, self._next_id, self._idle = (int(n) for n in arrays["counters"])
         self._tracks = [
             _Track(

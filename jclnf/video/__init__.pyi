@@ -2,6 +2,7 @@ from ._derived import one_euro as one_euro
 from ._job import JobResult as JobResult
 from ._job import load as load
 from ._job import process_video as process_video
+from ._open import open_source as open_source
 from ._settings import ArithmeticOption as ArithmeticOption
 from ._settings import CentreOption as CentreOption
 from ._settings import DetectorOption as DetectorOption
@@ -15,6 +16,8 @@ from ._settings import SpacesOption as SpacesOption
 from ._settings import model_digest as model_digest
 from ._settings import source_digest as source_digest
 from ._source import Camera as Camera
+from ._source import Frame as Frame
+from ._source import Selection as Selection
 from ._source import Source as Source
 from ._workers import find_videos as find_videos
 from ._workers import process_videos as process_videos

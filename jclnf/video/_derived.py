@@ -1,10 +1,9 @@
-"""Outputs made from a finished table: smoothed numbers, Parquet, a plot, and the video drawn over.
+"""Outputs made from a finished table: smoothed numbers, Parquet, and a plot.
 
-All of it follows from the table and the video, so that a run that is killed here makes it again.
+All of it follows from the table, so that a run that is killed here makes it again.
 """
 
 import array
-import contextlib
 import csv
 import io
 import itertools
@@ -15,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jclnf import draw
 from jclnf.errors import JclnfError, ParamsError
 from jclnf.openface import OpenFaceTable
 from jclnf.outputs import replacing, write_bytes
 from jclnf.tracking import OneEuro
-from jclnf.video._source import Frame, Prefetcher
 
 KEPT = ("frame", "face_id", "timestamp", "confidence", "success")
 """Columns that are no measurements."""
@@ -198,50 +195,3 @@ def _reduced(values: np.ndarray) -> np.ndarray:
     total = np.where(known, filled, 0.0).sum(1)
     count = known.sum(1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def write_overlay(
-    table: Path, frames: Iterator[Frame], rate: float, size: tuple[int, int], out: Path
-) -> None:
-    """The video with the faces of the table drawn in, as MPEG-4.
-
-    Args:
-        table: the table.
-        frames: those that it is about, again.
-        rate, size: of the video, see `Source`.
-        out: the file.
-
-    Raises:
-        JclnfError: this OpenCV cannot write such files.
-    """
-    import cv2
-
-    rows = _drawn(table)
-    waiting = next(rows, None)
-    with replacing(out) as part:
-        writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-        if not writer.isOpened():
-            raise JclnfError(f"{out}: this OpenCV cannot write MPEG-4 videos")
-        with contextlib.ExitStack() as stack:
-            stack.callback(writer.release)
-            for frame in stack.enter_context(Prefetcher(frames)):
-                canvas = frame.image
-                if canvas is None:
-                    canvas = np.zeros((size[1], size[0], 3), np.uint8)
-                while waiting is not None and waiting[0] == frame.number:
-                    _, label, landmarks = waiting
-                    canvas = draw.landmarks(canvas, landmarks, label=label)
-                    waiting = next(rows, None)
-                writer.write(canvas)
-
-
-def _drawn(table: Path) -> Iterator[tuple[int, str, np.ndarray]]:
-    """Frame, label and landmarks of each face that was seen."""
-    at: list[list[int]] = []
-    for names, row in rows_of(table):
-        if not at:
-            n = sum(name.startswith("x_") for name in names)
-            at = [[names.index(f"{axis}_{i}") for i in range(n)] for axis in "xy"]
-        if row[4] == "1":
-            points: Any = np.array([[float(row[i]) for i in columns] for columns in at]).T
-            yield int(row[0]), row[1], points

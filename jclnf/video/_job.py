@@ -19,10 +19,12 @@ from jclnf.fitting import Model
 from jclnf.images import names
 from jclnf.outputs import check_same, locked, write_bytes
 from jclnf.runtime import device_report
-from jclnf.video._derived import write_overlay, write_parquet, write_plot, write_smoothed
+from jclnf.video._derived import write_parquet, write_plot, write_smoothed
+from jclnf.video._open import open_source
+from jclnf.video._overlay import write_overlay
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
 from jclnf.video._settings import Settings, model_digest
-from jclnf.video._source import ImageFolder, Source, open_source
+from jclnf.video._source import ImageFolder, Source
 
 
 @dataclass
@@ -105,19 +107,21 @@ def process_video(
                 raise VideoError(f"no face was found; {run.path} is left as it was")
             metadata.unlink(missing_ok=True)
             run.put_in_place()
-            problems = [*source.problems, *_unused(settings, run, source)]
-            done.problems += [f"{path}: {problem}" for problem in problems]
-            _derive(settings, run, source, done)
+            found = [*source.problems, *_unused(settings, run, source)]
+            failed = _derive(settings, run, source)
+            done.problems += [*(f"{path}: {problem}" for problem in found), *failed]
             if isinstance(source, ImageFolder):
                 _write_image_names(source, out / f"{stem}_images.csv")
             description = describe(settings, model, run, source) | {
-                "depends": run.checkpoint.depends,
+                # Without it the run is not complete, and goes on where it is resumed.
+                **({} if failed else {"depends": run.checkpoint.depends}),
                 **asdict(counts),
-                "problems": problems,
+                "problems": [*found, *failed],
                 "seconds": round(seconds, 3),
             }
             write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
-            run.clean_up()
+            if not failed:
+                run.clean_up()
             part = counts.rows_with_success / counts.rows if counts.rows else 0.0
             done.summary = (
                 f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success, "
@@ -136,9 +140,13 @@ def process_video(
     return done
 
 
-def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> None:
-    """Make what follows from the table; one that fails does not keep the others from it."""
-    table = run.path
+def _derive(settings: Settings, run: Run, source: Source) -> list[str]:
+    """Make what follows from the table; one that fails does not keep the others from it.
+
+    Returns:
+        A line for each that failed.
+    """
+    table, failed = run.path, []
     makers: list[tuple[Any, str, Callable[[Path], None]]] = [
         (
             settings.smooth,
@@ -150,7 +158,7 @@ def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> No
         (
             settings.overlay,
             "_overlay.mp4",
-            lambda out: write_overlay(table, run.selected_frames(), source.rate, source.size, out),
+            lambda out: write_overlay(table, run.selected_frames(), source, settings.begin, out),
         ),
     ]
     for wanted, ending, make in makers:
@@ -159,11 +167,12 @@ def _derive(settings: Settings, run: Run, source: Source, done: JobResult) -> No
             if wanted:
                 make(out)
         except ImportError:
-            done.problems.append(
+            failed.append(
                 f"{out}: the plot needs matplotlib: pip install 'jclnf[plots]', or --no-plot"
             )
         except JclnfError as error:
-            done.problems.append(str(error))
+            failed.append(str(error))
+    return failed
 
 
 def _unused(settings: Settings, run: Run, source: Source) -> list[str]:
@@ -219,6 +228,7 @@ def _complete(path: Path, metadata: dict[str, Any], run: Run) -> bool:
 
 def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict[str, Any]:
     """Everything that a result can be understood and made again by, for its metadata."""
+    import av
     import cv2
     import jax
     import numpy as np
@@ -227,6 +237,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         "source": str(getattr(source, "path", source.name)),
         "size": list(source.size),
         "frame_rate": source.rate,
+        **getattr(source, "properties", {}),
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
         "settings": asdict(settings),
@@ -237,6 +248,8 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
             "jax": jax.__version__,
             "numpy": np.__version__,
             "opencv": cv2.__version__,
+            "pyav": av.__version__,
+            "ffmpeg": av.ffmpeg_version_info,
         },
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,19 +20,20 @@ from jclnf.errors import BoxError, VideoError
 from jclnf.fitting import Model
 from jclnf.openface import OpenFaceTable, measure_faces
 from jclnf.outputs import abandon, discard, growing, settle, write_bytes, write_png
+from jclnf.runtime import device_report
 from jclnf.space import EYES, Camera
 from jclnf.tracking import TrackedFace, Tracker, TrackParams
 from jclnf.video._aligned import aligned_face
 from jclnf.video._checkpoint import Checkpoint
 from jclnf.video._fitters import IndependentFitter, TrackingFitter
 from jclnf.video._settings import CHUNK, Settings, model_digest, source_digest
-from jclnf.video._source import Frame, Prefetcher, Source
+from jclnf.video._source import Frame, Prefetcher, Selection, Source
 
 CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
 
 
-FORMAT = 3
+FORMAT = 4
 """Of checkpoints: those of another one are refused."""
 
 _DERIVED = {
@@ -68,6 +70,8 @@ class Counts:
     frames_without_face: int = 0
     unreadable_frames: list[int] = field(default_factory=list)
     """Numbers of frames that could not be read."""
+    cuts: list[int] = field(default_factory=list)
+    """Numbers of the first frames after cuts, at which faces of before have ended."""
 
 
 OnFrame = Callable[[Frame, list[TrackedFace]], bool]
@@ -108,6 +112,8 @@ class Run:
         self._fitter = self._make_fitter(path)
         depends = settings.depends() | {
             "the model": model_digest(model),
+            # Its arithmetic: another one's last digits differ.
+            "the device": device_report()["platform"],
             "the version of jclnf": [jclnf.__version__, FORMAT, CHUNK],
         }
         for what, file in (("the video", path), ("the boxes", settings.boxes)):
@@ -118,7 +124,7 @@ class Run:
         self._pts = self._aligned = out
         self.beside = False
         """Whether there is an earlier table, which stays until `put_in_place`."""
-        self._last = 0
+        self._last = Frame(0, 0.0, None)
 
     def _make_fitter(self, path: Path | None) -> TrackingFitter | IndependentFitter:
         settings = self.settings
@@ -126,6 +132,8 @@ class Run:
         changes = {name: getattr(settings, name) for name in names if getattr(settings, name)}
         params = self.model.defaults.replace(**changes)
         most = 1 if settings.one else settings.faces
+        # Beyond that a head may turn as far as another face looks different.
+        cuts = settings.every <= 3
         if settings.independent:
             return IndependentFitter(
                 self.model,
@@ -133,6 +141,7 @@ class Run:
                 make_detector(settings.detector),
                 most,
                 min_face=settings.min_face,
+                cuts=cuts,
             )
         boxes = self._boxes
         detector = None
@@ -147,6 +156,7 @@ class Run:
             TrackParams.of(dataclasses.replace(self.model, defaults=params)),
             detector=detector,
             min_face=settings.min_face,
+            cuts=cuts,
             single=settings.one,
             max_faces=most,
         )
@@ -174,11 +184,11 @@ class Run:
             OutputError: as `Checkpoint.load`.
             OSError: the results cannot be written.
         """
-        first, offset = 1, 0
+        first, begin, offset = 1, 0.0, 0
         saved = self.checkpoint.load() if resume else None
         if saved is not None:
             arrays, numbers = saved
-            first, offset = numbers["frame"], numbers["offset"]
+            first, begin, offset = numbers["frame"], numbers["time"], numbers["offset"]
             self.counts = Counts(**numbers["counts"])
             self._fitter.restore(arrays)
         else:
@@ -193,23 +203,23 @@ class Run:
         if self.settings.aligned:
             self._aligned.mkdir(exist_ok=True)
         self.beside = table != self.path
-        self._last = first - 1
+        self._last = Frame(first - 1, begin, None)
         with table.open("r+b" if table.exists() else "wb") as file:
             file.truncate(offset)
             file.seek(offset)
             if offset == 0:
                 file.write(self.table.header.encode())
-                self._save(file, first)
+                self._save(file)
             last = time.monotonic()
-            with Prefetcher(self.selected_frames(first)) as frames:
+            with Prefetcher(self.selected_frames(first, begin)) as frames:
                 for chunk in _chunks(frames):
                     self._last, going = self._do_chunk(chunk, file, on_frame)
                     if not going:
                         break
                     if time.monotonic() - last >= every:
-                        self._save(file, self._last + 1)
+                        self._save(file)
                         last = time.monotonic()
-            self._save(file, self._last + 1)
+            self._save(file)
         if self.counts.frames == 0 and self.settings.begin > 0:
             self.withdraw()
             if not self.beside:
@@ -224,7 +234,7 @@ class Run:
         """The frames that boxes were given for and that the video, read to its end, has not."""
         if self.settings.end is not None:
             return []
-        return [frame for frame in self._boxes if frame > self._last]
+        return [frame for frame in self._boxes if frame > self._last.number]
 
     def withdraw(self) -> None:
         """Leave what was there before the run, and nothing beside it."""
@@ -247,28 +257,29 @@ class Run:
             for part in folder.glob(f".*.part.{ending}"):
                 part.unlink(missing_ok=True)
 
-    def selected_frames(self, first: int = 1) -> Iterator[Frame]:
-        """The frames between the times that the settings give, from number `first` on."""
-        end = float("inf") if self.settings.end is None else self.settings.end
-        frames = self.source.frames(first)
-        with contextlib.closing(frames):  # type: ignore[type-var]
-            for frame in frames:
-                if frame.time > end:
-                    return
-                if frame.time >= self.settings.begin:
-                    yield frame
+    def selected_frames(self, first: int = 1, begin: float = 0.0) -> Iterator[Frame]:
+        """The frames that the settings choose, from number `first` and the time `begin` on."""
+        settings = self.settings
+        end = math.inf if settings.end is None else settings.end
+        begin = max(begin, settings.begin)
+        return self.source.frames(Selection(first, begin, end, settings.every))
 
-    def _save(self, file: BinaryIO, following: int) -> None:
+    def _save(self, file: BinaryIO) -> None:
         file.flush()
         os.fsync(file.fileno())
-        numbers = {"frame": following, "offset": file.tell(), "counts": vars(self.counts)}
+        numbers = {
+            "frame": self._last.number + 1,
+            "time": self._last.time,
+            "offset": file.tell(),
+            "counts": vars(self.counts),
+        }
         self.checkpoint.save(self._fitter.state(), numbers)
 
     def _do_chunk(
         self, chunk: Iterator[Frame], file: BinaryIO, on_frame: OnFrame | None
-    ) -> tuple[int, bool]:
-        """Follow the faces through a chunk and write their rows; the last frame's number, and
-        False if the run was ended."""
+    ) -> tuple[Frame, bool]:
+        """Follow the faces through a chunk and write their rows; the last frame, and False if the
+        run was ended."""
         frames: list[Frame] = []
         found: list[list[TrackedFace]] = []
         going = True
@@ -278,6 +289,8 @@ class Run:
             # A chunk of large images would fill the memory.
             frames.append(dataclasses.replace(frame, image=None))
             found.append(faces)
+            if self._fitter.cut:
+                self.counts.cuts.append(frame.number)
             if frame.image is None:
                 self.counts.unreadable_frames.append(frame.number)
             if not going:
@@ -309,7 +322,7 @@ class Run:
         self.counts.rows += len(lines)
         file.write("".join(lines).encode())
         file.flush()
-        return frames[-1].number, going
+        return frames[-1], going
 
     def _write_images(self, frame: Frame, faces: list[TrackedFace]) -> None:
         if frame.image is None:

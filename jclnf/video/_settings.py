@@ -99,6 +99,7 @@ class Settings:
     end: Annotated[
         float | None, "seconds after which nothing is used", _TIME | {"name": "to", "metavar": "S"}
     ] = None
+    every: Annotated[int, "use every N-th frame only", _TIME] = 1
     rate: Annotated[
         float | None, "frames per second of a folder of images (default: 30)", _TIME
     ] = None
@@ -132,6 +133,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.independent and self.boxes is not None:
             raise ParamsError("independent fits need the boxes of every frame: use a detector")
+        if self.every < 1:
+            raise ParamsError(f"every: at least 1, not {self.every}")
         if self.min_face is not None:
             from jclnf.detect import check_min_face
 

@@ -1,6 +1,6 @@
 """Frames of videos, folders of numbered images, and cameras, one after the other."""
 
-import os
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -18,8 +18,6 @@ PREFETCHED = 8
 """Frames that are read ahead, at most."""
 FOLDER_RATE = 30.0
 """Frames per second that a folder of images is taken to have unless one is given."""
-_MISSING = 0.05
-"""Part of the frames that a file declares and that may be missing: many only estimate them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,25 @@ class Frame:
     """Seconds from the first frame: the file's own time stamps, as far as they make sense."""
     image: np.ndarray | None
     """`(h, w, 3)` uint8 (blue, green, red), upright; None if it could not be read."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some frames of a video."""
+
+    start: int = 1
+    """Number of the first."""
+    begin: float = 0.0
+    """Seconds before which none is used."""
+    end: float = math.inf
+    """Seconds after which none is used."""
+    every: int = 1
+    """The first frame of the video and every so many after it."""
+
+    def holds(self, number: int, time: float) -> bool:
+        """Whether the frame of this number and time is one of them."""
+        inside = number >= self.start and self.begin <= time <= self.end
+        return inside and (number - 1) % self.every == 0
 
 
 @runtime_checkable
@@ -49,119 +66,9 @@ class Source(Protocol):
     problems: list[str]
     """A line for each fault that has been found so far, reading."""
 
-    def frames(self, start: int = 1) -> Iterator[Frame]:
-        """The frames from number `start` on."""
+    def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:
+        """Those frames of the video."""
         ...
-
-
-def open_source(path: str | os.PathLike[str], *, rate: float | None = None) -> Source:
-    """Open a video file, or a folder of images in the order of the numbers in their names.
-
-    Args:
-        path: the file or folder.
-        rate: frames per second of a folder; a video file has its own.
-
-    Raises:
-        VideoError: there is no video to be read.
-    """
-    where = Path(path)
-    if where.is_dir():
-        return ImageFolder(where, FOLDER_RATE if rate is None else rate)
-    return VideoFile(where)
-
-
-class VideoFile:
-    """A video file, decoded by FFmpeg as OpenCV has it; rotated as its metadata say."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file and decode its first frame.
-
-        Raises:
-            VideoError: it is missing, empty, no video, or holds no image.
-        """
-        self.path, self.name = path, path.stem
-        self.problems: list[str] = []
-        try:
-            if not path.is_file():
-                raise VideoError(f"{path}: there is no such file")
-            if path.stat().st_size == 0:
-                raise VideoError(f"{path}: the file is empty")
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from None
-        capture = self._open()
-        rate = float(capture.get(_cv2().CAP_PROP_FPS))
-        self.rate = rate if 0 < rate < 1000 else 30.0
-        declared = capture.get(_cv2().CAP_PROP_FRAME_COUNT)
-        self.count = int(declared) if 0 < declared < 2**31 else None
-        works, image = capture.read()
-        capture.release()
-        if not works:
-            raise VideoError(f"{path}: no frame of it can be decoded: it is damaged")
-        self.size = image.shape[1], image.shape[0]
-
-    def _open(self) -> Any:
-        # FFmpeg and nothing else: OpenCV would take a name with a % for that of many images.
-        capture = _cv2().VideoCapture(str(self.path), _cv2().CAP_FFMPEG)
-        if not capture.isOpened():
-            raise VideoError(
-                f"{self.path}: cannot be decoded: it is no video, holds sound only, or was cut off "
-                "(`ffmpeg -i` says more)"
-            )
-        return capture
-
-    def frames(self, start: int = 1) -> Iterator[Frame]:
-        """See `Source`. Frames before `start` are passed by one by one: files' seeking is inexact.
-
-        An image that cannot be decoded is None; where the file ends early is a problem.
-        """
-        cv2 = _cv2()
-        self.problems = []
-        capture = self._open()
-        clock = _Clock(1 / self.rate)
-        number = 0
-        try:
-            while capture.grab():
-                number += 1
-                time = clock.at(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-                if number < start:
-                    continue
-                works, image = capture.retrieve()
-                if not works or image is None or image.shape[1::-1] != self.size:
-                    image = None
-                    self.problems.append(f"frame {number} cannot be decoded")
-                yield Frame(number, time, image)
-        finally:
-            capture.release()
-        if clock.corrected:
-            self.problems.append(
-                f"{clock.corrected} time stamps did not increase: replaced by the frame rate's"
-            )
-        if self.count is not None and number < (1 - _MISSING) * self.count - 2:
-            self.problems.append(
-                f"it ends after {number} of {self.count} frames: damaged, or cut off"
-            )
-
-
-class _Clock:
-    """Time stamps that increase and begin at 0."""
-
-    def __init__(self, step: float) -> None:
-        self._step, self._first, self._last = step, 0.0, -step
-        self._begun = False
-        self.corrected = 0
-
-    def at(self, stamp: float) -> float:
-        """The time of the next frame, whose stamp in the file is this."""
-        if not self._begun:
-            self._begun, self._first = True, stamp if np.isfinite(stamp) else 0.0
-        time = stamp - self._first
-        if not time > self._last:
-            self.corrected += 1
-            time = self._last + self._step
-        self._last = time
-        return time
 
 
 class ImageFolder:
@@ -194,11 +101,12 @@ class ImageFolder:
             return
         raise VideoError(f"{path}: none of its {self.count} images can be read")
 
-    def frames(self, start: int = 1) -> Iterator[Frame]:
+    def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:
         """See `Source`."""
         self.problems = []
         for number, file in zip(self.numbers, self.files, strict=True):
-            if number < start:
+            time = (number - 1) / self.rate
+            if not selection.holds(number, time):
                 continue
             image: np.ndarray | None = None
             try:
@@ -209,7 +117,7 @@ class ImageFolder:
                     image = None
             except ImageError as error:
                 self.problems.append(str(error))
-            yield Frame(number, (number - 1) / self.rate, image)
+            yield Frame(number, time, image)
 
 
 class Camera:
@@ -232,18 +140,22 @@ class Camera:
         rate = float(self._capture.get(_cv2().CAP_PROP_FPS))
         self.rate = rate if 0 < rate < 1000 else 30.0
 
-    def frames(self, start: int = 1) -> Iterator[Frame]:
+    def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:
         """Frames as they come, until the camera is taken away."""
         from time import monotonic
 
-        begin, number = monotonic(), start - 1
+        begin, number = monotonic(), selection.start - 1
         try:
             while True:
                 works, image = self._capture.read()
                 if not works:
                     return
                 number += 1
-                yield Frame(number, monotonic() - begin, image)
+                time = monotonic() - begin
+                if time > selection.end:
+                    return
+                if selection.holds(number, time):
+                    yield Frame(number, time, image)
         finally:
             self._capture.release()
 

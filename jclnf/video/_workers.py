@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jclnf.errors import JclnfError, VideoError
+from jclnf.errors import JclnfError, VideoError, near_file
 from jclnf.images import Folder
 from jclnf.outputs import Origin, claim, make_folder
 from jclnf.runtime import enable_compilation_cache, share_device, use_device
@@ -20,14 +20,6 @@ from jclnf.video._job import JobResult, load, process_video
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, endings
 from jclnf.video._settings import Settings, source_digest
 from jclnf.video._source import Source
-
-_ENVIRONMENT = {
-    # FFmpeg writes of every damaged packet; what matters, a run says itself.
-    "OPENCV_FFMPEG_LOGLEVEL": "-8",
-    "OPENCV_LOG_LEVEL": "SILENT",
-    # A file that is a list of other files must not lead anywhere.
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file",
-}
 
 
 @dataclass
@@ -70,6 +62,9 @@ def find_videos(paths: Iterable[str]) -> Found:
                 found.problems.append(f"{path}: no videos and no images in this folder")
                 found.notes += folder.left_out("videos")
                 continue
+        elif not path.exists() and not is_camera(text):
+            found.problems.append(f"{path}: no such file{near_file(path)}")
+            continue
         for video in named:
             videos.setdefault(os.path.abspath(video), video)
     found.videos = list(videos.values())
@@ -90,8 +85,7 @@ def process_videos(
 ) -> Iterator[JobResult]:
     """Make the results of several videos, and tell how each went as soon as it is done.
 
-    FFmpeg is kept quiet, and from following what a file refers to, by environment variables that
-    this sets unless they are set already. Recording from a camera ends with Ctrl-C.
+    Recording from a camera ends with Ctrl-C.
 
     Args:
         settings: what to do, and with which model.
@@ -125,8 +119,7 @@ def process_videos(
         inputs=[*paths, *([] if settings.boxes is None else [settings.boxes])],
     )
     jobs = list(zip(paths, stems, strict=True))
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a run says itself that there is no camera
     options = {"resume": resume, "every": every, "on_start": on_start, "on_frame": on_frame}
     if workers > 1 and len(jobs) > 1:
         return _in_processes(settings, jobs, out, min(workers, len(jobs)), device, options)
