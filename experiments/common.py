@@ -21,6 +21,7 @@ import jclnf
 from experiments import REPOSITORY
 from jclnf.annotations import AnnotatedFace, BoxTable, read_annotations
 from jclnf.evaluation import start_box
+from jclnf.video import open_source
 from tests.support import recordings
 
 DATA = Path(os.environ.get("JCLNF_TEST_DATA", REPOSITORY.parent / "shared"))
@@ -74,9 +75,8 @@ def hopper() -> Path:
 
 def grey_frames(clip: str) -> Iterator[np.ndarray]:
     """The frames of one of OpenFace's sample clips."""
-    video = cv2.VideoCapture(str(OPENFACE / "samples" / clip))
-    while (frame := video.read()[1]) is not None:
-        yield cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+    for frame in open_source(OPENFACE / "samples" / clip).frames():
+        yield cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
 
 
 def box_errors(truth: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +160,7 @@ def environment() -> dict[str, Any]:
         if all(fields):
             name, family, number = (field[1].strip() for field in fields)
             model = f"{name} (family {family}, model {number})"
-    names = ("jax", "jaxlib", "numpy", "equinox", "opencv-python-headless")
+    names = ("jax", "jaxlib", "numpy", "equinox", "opencv-python-headless", "av")
     return {
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "versions": {

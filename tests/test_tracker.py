@@ -17,6 +17,7 @@ from jclnf import Tracker, TrackParams
 from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.tracking import TrackState, assign, overlap
 from jclnf.tracking._overlap import nearness, shows
+from jclnf.video import open_source
 
 WIDTH, SECOND = 520, 270
 """Of frames, and where the second face's picture begins."""
@@ -266,7 +267,7 @@ def test_boxes():
 def test_frames_of_a_clip_as_openface_has_them(shared):
     """From the parameters that OpenFace wrote for the first frame, to 0.001, to its landmarks of
     the next ones, to 0.1 px; experiments/parity_video has all frames, and the first fit."""
-    video = cv2.VideoCapture(str(shared / "openface/samples/changeLighting.wmv"))
+    frames = open_source(shared / "openface/samples/changeLighting.wmv").frames()
     with open(shared / "openface/golden_csv/changeLighting.clnf_general.csv", newline="") as f:
         first, *rows = list(csv.DictReader(f, skipinitialspace=True))[:4]
     model = openface_model(shared / "openface", "general")
@@ -290,9 +291,9 @@ def test_frames_of_a_clip_as_openface_has_them(shared):
             "shape": numbers(*(f"p_{i}" for i in range(34)))[None],
         }
     )
-    video.read()
-    for row in rows:
-        (face,) = tracker.step(video.read()[1])
+    next(frames)
+    for row, frame in zip(rows, frames, strict=False):
+        (face,) = tracker.step(frame.image)
         expected = np.array([[float(row[f"{a}_{i}"]) for a in "xy"] for i in range(68)])
         assert np.linalg.norm(face.result.landmarks - expected, axis=1).mean() < 0.1
         assert face.success

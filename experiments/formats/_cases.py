@@ -207,7 +207,7 @@ def _faulty() -> list[Case]:
         "dv": f"-vf {PAL} -c:v dvvideo -pix_fmt yuv420p",
     }  # fmt: skip
     return [
-        Case("faults", f"{what}.{name}", codec, known=False, faulty=True, edit=edit)
+        Case(what, f"{what}.{name}", codec, known=False, faulty=True, edit=edit)
         for what, edit in (("cut off", _cut), ("overwritten", _overwritten))
         for name, codec in codecs.items()
     ]

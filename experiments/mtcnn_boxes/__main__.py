@@ -23,6 +23,7 @@ from jclnf.detect import HaarDetector, MtcnnDetector, find_faces
 from jclnf.detect import _mtcnn as mtcnn
 from jclnf.geometry import tight_box
 from jclnf.tracking import overlap
+from jclnf.video import open_source
 from tests.support.recordings import box_of, csv_rows
 
 HERE = Path(__file__).resolve().parent
@@ -38,12 +39,12 @@ def recorded():
         yield row, "images", cv2.imread(str(OPENFACE / folder / row["image"]))
     rows = csv_rows(OPENFACE / "golden_csv" / "start_boxes.csv")
     for video in dict.fromkeys(row["video"] for row in rows):
-        capture = cv2.VideoCapture(str(OPENFACE / "samples" / video))
         frames = {int(row["frame"]): row for row in rows if row["video"] == video}
-        for frame in range(1, max(frames) + 1):
-            image = capture.read()[1]
-            if frame in frames:
-                yield frames[frame], "frames of clips", image
+        for frame in open_source(OPENFACE / "samples" / video).frames():
+            if frame.number > max(frames):
+                break
+            if frame.number in frames:
+                yield frames[frame.number], "frames of clips", frame.image
 
 
 def parity(detector):

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 import random
 import shutil
 import signal
@@ -23,8 +22,6 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import jclnf
 from experiments.common import Row, pivot, write_results

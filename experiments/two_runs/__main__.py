@@ -21,8 +21,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
 import cv2
 
 from experiments.common import Row, pivot, write_results
@@ -246,6 +244,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=60, help="no further kills after these")
     parser.add_argument("--seed", type=int, default=21, help="of the moments")
+    parser.add_argument("--add", action="store_true", help="to the results that there are")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
@@ -257,7 +256,11 @@ def main() -> None:
         trials = Trials(args.seed)
         trials.work(args.kills, args.minutes)
         os.chdir(HERE)
-    counts = trials.counts | Counter({WRONG: len(trials.wrong)})
+    counts, wrong = trials.counts + Counter({WRONG: len(trials.wrong)}), trials.wrong
+    if args.add:
+        before = json.loads((HERE / "results.json").read_text())
+        counts += Counter({row["quantity"]: int(row["measured"]) for row in before["rows"]})
+        wrong = before["wrong"] + wrong
     rows = [
         Row(
             quantity,
@@ -267,13 +270,13 @@ def main() -> None:
             at_least=50 if quantity == RUNS else None,
             at_most=0 if quantity == WRONG else None,
         )
-        for quantity, count in counts.items()
-    ] + ([] if trials.wrong else [Row(WRONG, "all", counts[RUNS], 0, at_most=0)])
+        for quantity, count in {WRONG: 0, **counts}.items()
+    ]
     body = (
         f"{IMAGES} images a `fit`, two clips of {FRAMES} frames a `video`; all four processes are "
-        "killed at the same moment.\n\n" + pivot(rows) + "".join(f"\n- {w}" for w in trials.wrong)
+        "killed at the same moment.\n\n" + pivot(rows) + "".join(f"\n- {line}" for line in wrong)
     )
-    write_results(HERE, "Two runs into one folder", body, {"rows": rows, "wrong": trials.wrong})
+    write_results(HERE, "Two runs into one folder", body, {"rows": rows, "wrong": wrong})
 
 
 if __name__ == "__main__":

@@ -81,18 +81,19 @@ class Reading:
 
     def _demuxed(self) -> Iterator[Any]:
         """The packets of the video; those of all streams are looked at to see where they end."""
+        seconds = [float(stream.time_base or 0) for stream in self.container.streams]
         try:
             for packet in self.container.demux():
+                base = seconds[packet.stream_index]
                 if packet.pts is not None:
-                    begin = float(packet.pts * packet.time_base)
-                    end = begin + float((packet.duration or 0) * packet.time_base)
+                    begin = packet.pts * base
+                    end = begin + (packet.duration or 0) * base
                     self._ends = min(self._ends[0], begin), max(self._ends[1], end)
                 if packet.stream_index != self.stream.index:
                     continue
                 if packet.dts is not None:
                     if self._last is not None:
-                        gap = float((packet.dts - self._last) * packet.time_base)
-                        self._longest = max(self._longest, gap)
+                        self._longest = max(self._longest, (packet.dts - self._last) * base)
                     self._last = packet.dts
                 self._size = max(self._size, packet.size)
                 yield packet

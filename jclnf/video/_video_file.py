@@ -134,7 +134,7 @@ class _Painter:
         import cv2
 
         self.problems: list[str] = []
-        self._aspect, self._size, self._cv2 = aspect, size, cv2
+        self._aspect, self._size, self._cv2 = float(aspect), size, cv2
         self._converter = av.video.reformatter.VideoReformatter()
         self._others: set[tuple[int, int]] = set()
 
@@ -143,10 +143,11 @@ class _Painter:
         converted = self._converter.reformat(
             frame,
             width=max(1, round(frame.width * self._aspect)),
+            threads=1,
             format="bgr24",
             interpolation="BICUBIC",
         )
-        image = self._turned(np.ascontiguousarray(converted.to_ndarray()), frame)
+        image = self._turned(converted.to_ndarray(), frame)
         size = image.shape[1], image.shape[0]
         if self._size is None or size == self._size:
             return image
