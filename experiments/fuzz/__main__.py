@@ -74,7 +74,7 @@ def read_image(path: Path) -> None:
 
 def make_videos(folder: Path) -> list[Path]:
     paths = []
-    for ending, code in (("avi", "MJPG"), ("mp4", "mp4v"), ("mkv", "mp4v"), ("ts", "mpg2")):
+    for ending, code in (("avi", "MJPG"), ("mp4", "mp4v"), ("mkv", "mp4v")):
         path = folder / f"clip.{ending}"
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 25, (80, 60))
         for by in range(12):

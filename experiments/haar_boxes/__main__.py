@@ -15,7 +15,6 @@ import numpy as np
 
 import jclnf.detect._haar as haar
 from experiments.common import annotated, box_errors, command_line, grey_frames
-from jclnf.detect import make_detector
 from jclnf.geometry import tight_box
 from jclnf.images import read_image
 from jclnf.tracking import overlap
@@ -140,7 +139,7 @@ def frontal_rule():
 
 def profile_rule():
     """The correction of the profile cascade's boxes, on training faces turned as it wants them."""
-    cascade = haar._load_cascade(haar.PROFILE_CASCADE)
+    cascade = haar.Native(haar._load_cascade, haar.PROFILE_CASCADE)
     truth, boxes, scores, others = [], [], [], []
     for one in annotated("train")[::PROFILE_STEP]:
         image, points = read_image(one.image), one.landmarks
@@ -203,12 +202,13 @@ def times():
     # Textured, and no face.
     empty = cv2.GaussianBlur(np.random.default_rng(0).normal(128, 300, grey.shape), (0, 0), 4)
     empty = np.clip(empty, 0, 255).astype(np.uint8)
+    large = max(grey.shape) / 11  # what a tracker looks for between its full searches
     detectors = {
         "frontal only": haar.HaarDetector(profiles="never"),
         "default": haar.HaarDetector(),
         "profiles always": haar.HaarDetector(profiles="always"),
-        "fast": make_detector("haar", fast=True),
-        "fast, frontal only": haar.HaarDetector(min_face=1 / 10, profiles="never"),
+        "from an 11th of the longer side": haar.HaarDetector(min_face=large),
+        "from an 11th, frontal only": haar.HaarDetector(min_face=large, profiles="never"),
     }
     cv2.setNumThreads(1)
     found = {"frame": list(grey.shape[::-1])}
