@@ -1,6 +1,7 @@
 """jclnf in other people's programs: threads, processes, pickles, and what they hand over."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -146,9 +147,15 @@ for n in range(3):
 
 
 def test_damaged_files_of_the_compilation_cache_are_replaced(tmp_path):
+    # Whatever is kept of programs that are compiled quickly.
+    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
     def run() -> dict[Path, int]:
         command = [sys.executable, "-c", CACHED, str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=120, env=environment
+        )
         assert done.stderr == ""
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-cache")}
 

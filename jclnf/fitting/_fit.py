@@ -141,7 +141,7 @@ def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float
 def check_levels(images: Any) -> None:
     """Raise ImageError on grey levels that are not in 0-255, of an image or of several, if they are
     concrete."""
-    if is_concrete(images):
+    if is_concrete(images) and images.dtype != jnp.uint8:
         floats = jnp.issubdtype(images.dtype, jnp.floating)  # JAX has some that NumPy has not
         levels = np.asarray(images, np.float32 if floats else None)
         check_grey(levels.reshape(-1, levels.shape[-1]))
