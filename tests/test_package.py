@@ -201,7 +201,7 @@ print(jclnf.__file__, jax.__version__)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.wheel
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_the_wheel_works_outside_the_repository(wheel, tmp_path, tmp_path_factory, version):
     """In a fresh environment, with nothing but the wheel and what it asks for."""
