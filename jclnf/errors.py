@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args, get_origin
 
 _MOST_NAMES = 10_000
@@ -148,3 +148,10 @@ def _shown(value: Any) -> str:
 
 def _named(kind: Any) -> str:
     return getattr(kind, "__name__", "") if hasattr(kind, "dim_str") else str(kind)
+
+
+def option_of(name: str, default: Any, notes: Sequence[Any]) -> str:
+    """The option that a field is, of its default and what it is `Annotated` with."""
+    for note in notes:
+        name = note.get("name", name) if isinstance(note, dict) else name
+    return f"--{'no-' * (default is True)}{name.replace('_', '-')}"

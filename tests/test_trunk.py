@@ -16,8 +16,9 @@ from jclnf.experts import (
     trunk_network,
     trunk_shapes,
 )
+from jclnf.experts._base import variance
 from jclnf.experts._layers import SURROUND, self_quotient, standardised
-from jclnf.experts._trunk import responses_in_windows, variance
+from jclnf.experts._trunk import responses_in_windows
 from jclnf.fitting import LearnedStart, decode_start, start_shapes
 from jclnf.geometry import PDM, pose_from_box, project, sample_square
 from jclnf.params import EXACT

@@ -31,7 +31,6 @@ from experiments.training.trunk.network import (
     Network,
     batch_normalised,
     convolve,
-    folded,
     folded_layer,
     initial_weights,
     normalising_layer,
@@ -41,6 +40,7 @@ from experiments.training.trunk.train import Schedule, in_cells, in_pixels, trai
 from jclnf.geometry import apply_similarity
 from jclnf.params import EXACT
 from jclnf.train._faces import MIRROR_68
+from jclnf.train._networks import folded
 
 SMALL = Network(widths=(4, 6, 8), blocks=(0, 1, 1), joined=6, landmarks=3)
 

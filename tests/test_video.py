@@ -641,12 +641,12 @@ class TestCommand:
         """The same table, by the name of the same model; and what is seen on the way."""
         seen = []
         found = find_videos([str(clip), str(clip.parent), str(tmp_path)])
-        assert found.videos == [str(clip)]
+        assert found.files == [str(clip)]
         assert found.problems == [f"{tmp_path}: no videos and no images in this folder"]
         assert found.notes == []
         (result,) = process_videos(
             Settings(model="default", plot=False),
-            found.videos,
+            found.files,
             tmp_path,
             on_start=lambda source, done: seen.append((source.count, done)),
             on_frame=lambda frame, _: seen.append(frame.number) or True,

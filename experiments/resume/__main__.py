@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jclnf
-from experiments.common import Row, pivot, write_results
+from experiments.killing import RUNS, killing_command_line, write_killed
 from jclnf.video import (
     Settings,
     load,
@@ -39,7 +39,7 @@ COUNT = 128
 STEM = "face"
 EVERY = 0.05
 """Seconds between checkpoints: several in a run as short as these."""
-RUNS, WRONG = "runs killed", "results that differ"
+KILLS = 200
 STOPS = 2
 """Times that a run is killed before another one begins."""
 SETTINGS = Settings(
@@ -201,12 +201,8 @@ class Trials:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
+    parser = killing_command_line(__doc__, kills=KILLS, seed=11)
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--minutes", type=float, default=60, help="no further kills after these")
-    parser.add_argument("--seed", type=int, default=11, help="of the moments")
-    parser.add_argument("--add", action="store_true", help="to the results that there are")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
@@ -228,35 +224,17 @@ def main() -> None:
         {
             RUNS: trials.kills,
             "of these, for the second time": trials.again,
-            WRONG: len(trials.wrong),
             **{f"killed: {where}": count for where, count in sorted(trials.stages.items())},
         }
     )
-    wrong = trials.wrong
-    if args.add:
-        before = json.loads((HERE / "results.json").read_text())
-        wrong = before["wrong"] + wrong
-        counts.update({row["quantity"]: int(row["measured"]) for row in before["rows"]})
-    rows = [
-        Row(
-            quantity,
-            "all",
-            counts[RUNS],
-            count,
-            at_least=200 if quantity == RUNS else None,
-            at_most=0 if quantity == WRONG else None,
-        )
-        for quantity, count in counts.items()
-    ]
     kinds: Any = Counter(Path(name).suffix for name in trials.expected)
     files = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
-    body = (
+    text = (
         f"A clip of {COUNT} frames, in chunks of {CHUNK}; a run took {trials.seconds:.1f} s and "
-        f"wrote {len(trials.expected)} files ({files}), all of which are compared.\n\n"
-        + pivot(rows)
-        + "".join(f"\n- {line}" for line in wrong)
+        f"wrote {len(trials.expected)} files ({files}), all of which are compared."
     )
-    write_results(HERE, "Killed runs", body, {"rows": rows, "wrong": wrong})
+    wrong = {"results that differ": trials.wrong}
+    write_killed(HERE, "Killed runs", text, counts, wrong, asked=KILLS, add=args.add)
 
 
 if __name__ == "__main__":

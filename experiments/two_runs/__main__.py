@@ -23,7 +23,7 @@ from pathlib import Path
 
 import cv2
 
-from experiments.common import Row, pivot, write_results
+from experiments.killing import RUNS, killing_command_line, write_killed
 from jclnf.cli import main as jclnf
 from tests.support.videos import frames, write_video
 
@@ -31,7 +31,8 @@ HERE = Path(__file__).resolve().parent
 
 IMAGES, FRAMES = 24, 64
 BOX = (72, 46, 95, 100)
-RUNS, WRONG, REFUSED = "runs killed", "faults", "processes that named the first and stopped"
+KILLS = 50
+REFUSED = "processes that named the first and stopped"
 FIT = ("fit", "--quiet", "--boxes")
 VIDEO = ("video", "one.mp4", "two.mp4", "--quiet", "--pts", "--overlay", "--checkpoint-every", "0")
 COMMANDS = {
@@ -240,11 +241,7 @@ class Trials:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=60, help="no further kills after these")
-    parser.add_argument("--seed", type=int, default=21, help="of the moments")
-    parser.add_argument("--add", action="store_true", help="to the results that there are")
+    parser = killing_command_line(__doc__, kills=KILLS, seed=21)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
@@ -256,27 +253,12 @@ def main() -> None:
         trials = Trials(args.seed)
         trials.work(args.kills, args.minutes)
         os.chdir(HERE)
-    counts, wrong = trials.counts + Counter({WRONG: len(trials.wrong)}), trials.wrong
-    if args.add:
-        before = json.loads((HERE / "results.json").read_text())
-        counts += Counter({row["quantity"]: int(row["measured"]) for row in before["rows"]})
-        wrong = before["wrong"] + wrong
-    rows = [
-        Row(
-            quantity,
-            "all",
-            counts[RUNS],
-            count,
-            at_least=50 if quantity == RUNS else None,
-            at_most=0 if quantity == WRONG else None,
-        )
-        for quantity, count in {WRONG: 0, **counts}.items()
-    ]
-    body = (
+    text = (
         f"{IMAGES} images a `fit`, two clips of {FRAMES} frames a `video`; all four processes are "
-        "killed at the same moment.\n\n" + pivot(rows) + "".join(f"\n- {line}" for line in wrong)
+        "killed at the same moment."
     )
-    write_results(HERE, "Two runs into one folder", body, {"rows": rows, "wrong": wrong})
+    title, wrong = "Two runs into one folder", {"faults": trials.wrong}
+    write_killed(HERE, title, text, trials.counts, wrong, asked=KILLS, add=args.add)
 
 
 if __name__ == "__main__":

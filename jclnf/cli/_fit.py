@@ -45,7 +45,7 @@ _OVERLAY, _TABLE = "_overlay.png", ".csv"
 def run(options: Fit) -> int:
     """Fit all faces of all images; return the exit code that the help describes."""
     found = find_images(options.paths)
-    images, notes = found.images, found.notes
+    images, notes = found.files, found.notes
     for problem in found.problems:
         complain(problem)
     if options.boxes is not None:

@@ -22,7 +22,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from jclnf.cli._base import CommandError
-from jclnf.errors import did_you_mean
+from jclnf.errors import did_you_mean, option_of
 
 _COUNTS = {1: "one", 2: "two", 4: "four"}
 
@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser, declared: Any) -> None:
         if word := extra.pop("exclusive", None):
             group = places.get(word) or place.add_mutually_exclusive_group()
             place = places[word] = group
-        flag = _flag(name, kind, default, notes)
+        flag = option_of(name, default, notes)
         extra.pop("name", None)
         least = extra.pop("least", None)
         if default is MISSING and not extra.get("required"):
@@ -93,7 +93,7 @@ def read_options(declared: Any, values: argparse.Namespace) -> Any:
 def join_numbers(words: Sequence[str], declared: Sequence[Any]) -> list[str]:
     """Arguments in which the numbers of an option follow it as one: `--box=1,2,3,4`."""
     most = {
-        _flag(name, kind, default, notes): _most(kind)
+        option_of(name, default, notes): _most(kind)
         for one in declared
         for name, kind, default, notes in _declared(one)
         if get_origin(kind) is tuple and default is not MISSING
@@ -114,7 +114,11 @@ def join_numbers(words: Sequence[str], declared: Sequence[Any]) -> list[str]:
 
 def unknown(words: Sequence[str], declared: Any, program: str) -> CommandError:
     """The error about arguments that no option takes."""
-    flags = [_flag(*field) for field in _declared(declared) if field[2] is not MISSING]
+    flags = [
+        option_of(name, default, notes)
+        for name, _, default, notes in _declared(declared)
+        if default is not MISSING
+    ]
     word = words[0].partition("=")[0]
     if not word.startswith("-"):
         return CommandError(f"{word!r} is one argument too many (`{program} --help` says more)")
@@ -134,14 +138,6 @@ def _declared(declared: Any) -> Iterator[tuple[str, Any, Any, tuple[Any, ...]]]:
         if NoneType in get_args(kind):
             (kind,) = (part for part in get_args(kind) if part is not NoneType)
         yield field.name, kind, field.default, tuple(notes)
-
-
-def _flag(name: str, kind: Any, default: Any, notes: tuple[Any, ...]) -> str:
-    """The option of a field."""
-    for note in notes:
-        name = note.get("name", name) if isinstance(note, dict) else name
-    negative = kind is bool and default is True
-    return f"--{'no-' * negative}{name.replace('_', '-')}"
 
 
 def _most(kind: Any) -> int:

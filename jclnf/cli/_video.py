@@ -21,17 +21,17 @@ def run(options: Video) -> int:
         complain(problem)
     notes = found.notes
     if options.settings.boxes is not None:
-        notes += FrameBoxTable(options.settings.boxes).left_out(found.videos)
+        notes += FrameBoxTable(options.settings.boxes).left_out(found.files)
     for note in () if options.quiet else notes:
         complain(note)
-    if not found.videos:
+    if not found.files:
         return INCOMPLETE
     jclnf.enable_compilation_cache()
     failed = bool(found.problems)
     with _Display(options, lines=options.workers > 1) as display:
         for done in process_videos(
             options.settings,
-            found.videos,
+            found.files,
             options.out,
             workers=options.workers,
             device=options.device,

@@ -1,6 +1,7 @@
 """The one interface that the fit knows of patch experts."""
 
 from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -156,6 +157,27 @@ class AreaExperts(PatchExperts):
         return self.responses(areas, scale, view, window, arithmetic=arithmetic)
 
 
+class WholeFaceExperts(PatchExperts):
+    """Experts of which a network sees the whole face. There is one view, which shows all
+    landmarks."""
+
+    softness: eqx.AbstractVar[Float[Array, " s"]]
+    """Variance (square reference pixels) of a response at which its landmark's weight is halved."""
+
+    def shift_weights(
+        self,
+        responses: Float[Array, "n k k"],
+        scale: Int[Array, ""],
+        view: Int[Array, ""],
+        factor: Float[Array, ""],
+    ) -> Float[Array, " n"]:
+        """Each landmark's weight, the smaller the wider its response is spread."""
+        visible = self.visible[scale, view]
+        fixed = landmark_weights(self.confidence[scale, view], visible, factor)
+        softness = self.softness[scale]
+        return fixed * softness / (softness + variance(responses))
+
+
 def landmark_weights(
     confidence: Float[Array, " n"], visible: Bool[Array, " n"], factor: Float[Array, ""]
 ) -> Float[Array, " n"]:
@@ -165,3 +187,13 @@ def landmark_weights(
     """
     weights = jnp.where(factor > 0, factor * confidence, 1.0)
     return jnp.where(visible, weights, 0.0)
+
+
+def variance(responses: Float[Array, "n k k"]) -> Float[Array, " n"]:
+    """Mean squared distance from the mean position, of responses that sum to 1."""
+    positions = jnp.arange(responses.shape[-1], dtype=responses.dtype)
+    total: Any = 0.0
+    for marginal in (responses.sum(1), responses.sum(2)):
+        mean = marginal @ positions
+        total = total + jnp.sum(marginal * (positions[None] - mean[:, None]) ** 2, axis=1)
+    return total

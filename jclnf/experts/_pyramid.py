@@ -22,9 +22,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.errors import ModelFileError, check_fields
-from jclnf.experts._base import PatchExperts, landmark_weights
+from jclnf.experts._base import WholeFaceExperts
 from jclnf.experts._layers import Layer, Shapes, check_weights, doubled, plain_layer
-from jclnf.experts._trunk import variance
 from jclnf.geometry import apply_similarity, invert_similarity, sample_square
 from jclnf.params import Arithmetic
 
@@ -203,18 +202,14 @@ class MapNetwork(eqx.Module):
         return Moments(mean, jnp.stack([xx, xy, xy, yy], axis=1).reshape(-1, 2, 2))
 
 
-class PyramidExperts(PatchExperts):
-    """One network of the whole face for all scales, and networks of parts of it at some.
-
-    There is one view, which shows all landmarks.
-    """
+class PyramidExperts(WholeFaceExperts):
+    """One network of the whole face for all scales, and networks of parts of it at some."""
 
     face: MapNetwork
     """Of all landmarks, in their order."""
     regions: tuple[MapNetwork, ...]
     """Of some of them, each centred on its landmarks' mean."""
     softness: Float[Array, " s"]
-    """Variance (square reference pixels) of a response at which its landmark's weight is halved."""
     centres: Float[Array, "s v 3"]
     visible: Bool[Array, "s v n"]
     confidence: Float[Array, "s v n"]
@@ -289,19 +284,6 @@ class PyramidExperts(PatchExperts):
         at = apply_similarity(invert_similarity(from_mm), landmarks - centroid[None])
         covariance = scaling**2 * found.covariance
         return gaussian_responses(scaling * (found.mean - at), covariance, window)
-
-    def shift_weights(
-        self,
-        responses: Float[Array, "n k k"],
-        scale: Int[Array, ""],
-        view: Int[Array, ""],
-        factor: Float[Array, ""],
-    ) -> Float[Array, " n"]:
-        """Each landmark's weight, the smaller the wider its response is spread."""
-        visible = self.visible[scale, view]
-        fixed = landmark_weights(self.confidence[scale, view], visible, factor)
-        softness = self.softness[scale]
-        return fixed * softness / (softness + variance(responses))
 
 
 def gaussian_responses(

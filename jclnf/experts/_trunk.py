@@ -7,14 +7,13 @@ network has seen them in training.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from jclnf.experts._base import PatchExperts, landmark_weights
+from jclnf.experts._base import WholeFaceExperts
 from jclnf.experts._layers import (
     Layer,
     Shapes,
@@ -81,13 +80,12 @@ def _unfolded(x: Float[Array, "b h w c"]) -> Float[Array, "b y x n"]:
     return parts.reshape(b, 2 * h, 2 * w, c // 4)
 
 
-class TrunkExperts(PatchExperts):
-    """A trunk for each scale. There is one view, which shows all landmarks."""
+class TrunkExperts(WholeFaceExperts):
+    """A trunk for each scale."""
 
     kernels: dict[str, Float[Array, "s ..."]]
     """The trunk's arrays `<layer>.kernel` and `<layer>.bias`, each stacked by scale."""
     softness: Float[Array, " s"]
-    """Variance (square reference pixels) of a response at which its landmark's weight is halved."""
     centres: Float[Array, "s v 3"]
     visible: Bool[Array, "s v n"]
     confidence: Float[Array, "s v n"]
@@ -138,19 +136,6 @@ class TrunkExperts(PatchExperts):
         at = at - middle[None] + (self.grid - 1) / 2
         return responses_in_windows(maps, at, window)
 
-    def shift_weights(
-        self,
-        responses: Float[Array, "n k k"],
-        scale: Int[Array, ""],
-        view: Int[Array, ""],
-        factor: Float[Array, ""],
-    ) -> Float[Array, " n"]:
-        """Each landmark's weight, the smaller the wider its response is spread."""
-        visible = self.visible[scale, view]
-        fixed = landmark_weights(self.confidence[scale, view], visible, factor)
-        softness = self.softness[scale]
-        return fixed * softness / (softness + variance(responses))
-
 
 def responses_in_windows(
     maps: Float[Array, "g g n"], centres: Float[Array, "n 2"], window: int
@@ -173,13 +158,3 @@ def responses_in_windows(
     logits = logits[:, :-1] * (1 - fy) + logits[:, 1:] * fy
     logits = logits[:, :, :-1] * (1 - fx) + logits[:, :, 1:] * fx
     return jax.nn.softmax(logits, axis=(1, 2))
-
-
-def variance(responses: Float[Array, "n k k"]) -> Float[Array, " n"]:
-    """Mean squared distance from the mean position, of responses that sum to 1."""
-    positions = jnp.arange(responses.shape[-1], dtype=responses.dtype)
-    total: Any = 0.0
-    for marginal in (responses.sum(1), responses.sum(2)):
-        mean = marginal @ positions
-        total = total + jnp.sum(marginal * (positions[None] - mean[:, None]) ** 2, axis=1)
-    return total

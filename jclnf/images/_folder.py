@@ -1,11 +1,14 @@
 """What the files of a folder are: images, videos, or neither."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from jclnf.outputs import outputs_in
+
+Named = TypeVar("Named", str, Path)
 
 IMAGE_SUFFIXES = frozenset(
     f".{kind}"
@@ -186,6 +189,38 @@ class Folder:
         parts = [f"{why}: {names(files)}" for why, files in reasons if files]
         count = sum(len(files) for _, files in reasons)
         return [f"{self.path}: {count} left out ({'; '.join(parts)})"] if parts else []
+
+
+@dataclass
+class Found(Generic[Named]):
+    """What paths on a command line name.
+
+    Attributes:
+        files: each once.
+        problems: a line for each path that names none.
+        notes: a line for each folder of which something is not used.
+    """
+
+    files: list[Named] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _there: set[str] = field(default_factory=set, repr=False)
+
+    def look_through(self, path: Path, *, deep: bool = False) -> Folder | None:
+        """See `Folder.of`; None, and a problem more, if it cannot be read."""
+        try:
+            return Folder.of(path, deep=deep)
+        except OSError as error:
+            self.problems.append(f"{path}: cannot be read: {error.strerror or error}")
+            return None
+
+    def add(self, files: Iterable[Named]) -> None:
+        """Those that are not there yet, whatever way they are named."""
+        for file in files:
+            absolute = os.path.abspath(file)
+            if absolute not in self._there:
+                self._there.add(absolute)
+                self.files.append(file)
 
 
 def names(files: Sequence[Path | str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from jclnf.errors import OutputError
+from jclnf.errors import OutputError, option_of
 
 
 def by_option(settings: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -17,12 +17,9 @@ def by_option(settings: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     for each in fields(settings):
         if each.name in leave_out:
             continue
-        notes = [note for note in get_args(hints[each.name])[1:] if isinstance(note, dict)]
-        name = next((note["name"] for note in notes if "name" in note), each.name)
-        value, flag = getattr(settings, each.name), name.replace("_", "-")
-        if each.default is True:
-            flag, value = f"no-{flag}", not value
-        found[f"--{flag}"] = value
+        value = getattr(settings, each.name)
+        option = option_of(each.name, each.default, get_args(hints[each.name])[1:])
+        found[option] = not value if each.default is True else value
     return found
 
 

@@ -30,7 +30,7 @@ Loss = Callable[[Array, Batch], Array]
 
 DECAY = 1e-2
 """Weight decay of the kernels (AdamW)."""
-_TINY = 1e-3
+TINY = 1e-3
 """Added to variances over the batch."""
 
 
@@ -43,7 +43,7 @@ def _normalised_layer(weights: Weights, seen: Averages, last: Collection[str]) -
             mean = y.mean((0, 1, 2))
             variance = jnp.mean((y - mean) ** 2, (0, 1, 2))
             seen[name] = (mean, variance)
-            y = (y - mean) * (lax.rsqrt(variance + _TINY) * weights[f"{name}.gain"])
+            y = (y - mean) * (lax.rsqrt(variance + TINY) * weights[f"{name}.gain"])
         return y + weights[f"{name}.bias"]
 
     return layer
@@ -53,7 +53,7 @@ def folded(weights: Weights, averages: Averages) -> Weights:
     """Kernels and biases that give, without normalisation, what the averages would."""
     plain = {name: array for name, array in weights.items() if not name.endswith(".gain")}
     for name, (mean, variance) in averages.items():
-        factor = weights[f"{name}.gain"] * lax.rsqrt(variance + _TINY)
+        factor = weights[f"{name}.gain"] * lax.rsqrt(variance + TINY)
         plain[f"{name}.kernel"] = weights[f"{name}.kernel"] * factor
         plain[f"{name}.bias"] = weights[f"{name}.bias"] - mean * factor
     return plain

@@ -7,12 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jclnf.errors import JclnfError, VideoError, near_file
-from jclnf.images import Folder
+from jclnf.images import Found
 from jclnf.outputs import Origin, claim, make_folder
 from jclnf.runtime import enable_compilation_cache, share_device, use_device
 from jclnf.video import _source
@@ -22,36 +21,18 @@ from jclnf.video._settings import Settings, source_digest
 from jclnf.video._source import Source
 
 
-@dataclass
-class Found:
-    """What paths name.
-
-    Attributes:
-        videos: each once.
-        problems: a line for each path that names none.
-        notes: a line for each folder of which something is not used.
-    """
-
-    videos: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def find_videos(paths: Iterable[str]) -> Found:
+def find_videos(paths: Iterable[str]) -> Found[str]:
     """The videos that paths name.
 
     A folder stands for the videos in it or, if it has none, for the images in it as frames of one;
     without what runs of jclnf have written there.
     """
-    found = Found()
-    videos: dict[str, str] = {}
+    found = Found[str]()
     for text in paths:
         path, named = Path(text), [text]
         if path.is_dir():
-            try:
-                folder = Folder.of(path)
-            except OSError as error:
-                found.problems.append(f"{path}: cannot be read: {error.strerror or error}")
+            folder = found.look_through(path)
+            if folder is None:
                 continue
             if folder.videos:
                 named = [str(video) for video in folder.videos]
@@ -65,9 +46,7 @@ def find_videos(paths: Iterable[str]) -> Found:
         elif not path.exists() and not is_camera(text):
             found.problems.append(f"{path}: no such file{near_file(path)}")
             continue
-        for video in named:
-            videos.setdefault(os.path.abspath(video), video)
-    found.videos = list(videos.values())
+        found.add(named)
     return found
 
 

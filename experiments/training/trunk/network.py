@@ -13,12 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jclnf.experts import Layer, Shapes, map_network, map_shapes
+from jclnf.train._networks import TINY
 
 Weights = dict[str, jax.Array]
 CHUNK = 1024
 """Cells whose columns are laid out at once for a kernel's gradient: what stays in the cache."""
-TINY = 1e-3
-"""Added to variances over the batch."""
 
 
 class Network(NamedTuple):
@@ -174,16 +173,6 @@ def _normalise_backward(kept: Any, gradients: Any) -> Any:
 
 
 batch_normalised.defvjp(_normalise, _normalise_backward)
-
-
-def folded(weights: Mapping[str, jax.Array], averages: Mapping[str, Any]) -> Weights:
-    """Kernels and biases that give, without normalisation, what the averages would."""
-    plain = {name: array for name, array in weights.items() if not name.endswith(".gain")}
-    for name, (mean, variance) in averages.items():
-        factor = weights[f"{name}.gain"] * lax.rsqrt(variance + TINY)
-        plain[f"{name}.kernel"] = weights[f"{name}.kernel"] * factor
-        plain[f"{name}.bias"] = weights[f"{name}.bias"] - mean * factor
-    return plain
 
 
 def folded_layer(weights: Mapping[str, jax.Array]) -> Layer:

@@ -24,11 +24,11 @@ from experiments.training.trunk.loss import map_loss, opening_error, positions
 from experiments.training.trunk.network import (
     Network,
     Weights,
-    folded,
     initial_weights,
     normalising_layer,
     seen_as,
 )
+from jclnf.train._networks import folded
 
 AHEAD = 4
 """Batches made beforehand."""
