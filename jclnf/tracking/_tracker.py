@@ -263,24 +263,29 @@ class Tracker:
         """Whether the detector's turn has come."""
         if self.cut and not self.single:
             return True
+        due = self._search_number() is not None
         if not self._tracks:
-            return self._idle % self.search_every == 0
+            return due
         if any(self._retries(track) for track in self._tracks):
             return True
         full = self.max_faces is not None and len(self._tracks) >= self.max_faces
-        return not full and self.redetect_every > 0 and self._frame % self.redetect_every == 0
+        return not full and due
+
+    def _search_number(self) -> int | None:
+        """Which of the regular searches this frame's is, from 0 on; None if it has none."""
+        count, every = (
+            (self._frame, self.redetect_every) if self._tracks else (self._idle, self.search_every)
+        )
+        return count // every if every > 0 and count % every == 0 else None
 
     def _least(self, shape: tuple[int, ...]) -> float | None:
         """The smallest face to ask the detector for in this frame."""
         if not getattr(self.detector, "takes_min_face", False):
             return self.min_face
-        count, every = (
-            (self._frame, self.redetect_every) if self._tracks else (self._idle, self.search_every)
-        )
-        searches = every > 0 and count % every == 0
-        if self.cut or (searches and count // every % SMALL_EVERY == 0):
+        number = self._search_number()
+        if self.cut or (number is not None and number % SMALL_EVERY == 0):
             return self.min_face
-        least = [QUICK * max(shape)] if searches else []
+        least = [] if number is None else [QUICK * max(shape)]
         least += [max(track.box[2:]) / 2 for track in self._tracks if self._retries(track)]
         return max(min(least), smallest_face(shape, self.min_face))
 
