@@ -148,7 +148,8 @@ def platforms():
 class TestDevice:
     @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
     @pytest.mark.parametrize("choice", ["gpu", "3"])
-    def test_one_that_is_not_there_costs_a_line(self, choice, capfd):
+    def test_one_that_is_not_there_costs_a_line(self, choice, capfd, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
         for command in (["fit", "a.png"], ["video", "0"]):
             assert main([*command, "--device", choice]) == 2
             err = capfd.readouterr().err
