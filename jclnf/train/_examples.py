@@ -142,6 +142,7 @@ class BoxExamples:
         margin: side of the images in mean sides of the box: a range to draw from.
         changed: whether images are turned and augmented.
         inexact: whether boxes are made inexact.
+        turn: standard deviation of turns in the image, radians.
     """
 
     faces: Faces
@@ -149,6 +150,7 @@ class BoxExamples:
     margin: tuple[float, float] = (START_MARGIN, START_MARGIN)
     changed: bool = True
     inexact: bool = True
+    turn: float = TURN
 
     @staticmethod
     def of_fits(faces: Faces, *, changed: bool = True) -> "BoxExamples":
@@ -161,7 +163,7 @@ class BoxExamples:
     def __call__(self, face: int, rng: np.random.Generator) -> Example:
         """`image` (size, size) uint8, `box` (4,) and `points` (n, 2) in its pixels."""
         points = self.faces.points[face]
-        change = _turn_and_stretch(rng) if self.changed else np.eye(2)
+        change = _turn_and_stretch(rng, self.turn) if self.changed else np.eye(2)
         moved = points @ change.T
         low, high = moved.min(0), moved.max(0)
         extent = high - low
@@ -183,10 +185,10 @@ class BoxExamples:
         }
 
 
-def _turn_and_stretch(rng: np.random.Generator) -> np.ndarray:
+def _turn_and_stretch(rng: np.random.Generator, deviation: float) -> np.ndarray:
     """A random linear map `(2, 2)`: a turn in the image, and a little stretch along some axes, as
     if it were another person's face."""
-    turned = turn(rng.normal(0, TURN))
+    turned = turn(rng.normal(0, deviation))
     a, b = rng.normal(0, _STRETCH, 2)
     return turned @ np.array([[1 + a, b], [b, 1 - a]])
 

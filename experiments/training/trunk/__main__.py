@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--run-dir", type=Path, help="checkpoints, logs, weights")
         command.add_argument("--epochs", type=int, default=60)
         command.add_argument("--batch", type=int, default=32)
-        command.add_argument("--rate", type=float, default=2e-3)
+        command.add_argument("--rate", type=float, default=5e-3)
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--every", type=int, default=1, help="epochs from report to report")
         command.add_argument("--threads", type=int, default=1)
@@ -172,7 +172,7 @@ def run(
 
     before = "" if name == "trunk" else f"{name}_"
     checkpoint = folder / f"{before}checkpoint.npz"
-    schedule = Schedule(args.epochs, args.batch, args.rate, seed=args.seed)
+    schedule = Schedule(args.epochs, args.batch, rate=args.rate, seed=args.seed)
     options |= {"checkpoint": checkpoint, "report": report, "every": args.every}
     found = train(network, make, count, schedule, **options)
     Trained(network, found, frame).save(folder / f"{name}.npz")

@@ -62,13 +62,13 @@ def worsened(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.6:
         image = 255 * (np.clip(image, 0, 255) / 255) ** np.float32(np.exp(rng.normal(0, 0.4)))
     if rng.random() < 0.4:
-        turn, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.7)
+        turn, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.6)
         along = np.linspace(-1, 1, side, dtype=np.float32)
         x, y = along * np.float32(np.cos(turn)), along * np.float32(np.sin(turn))
         image = image * (1 + np.float32(strength) * (x + y[:, None]))
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         noise = rng.standard_normal(image.shape, np.float32)
-        image = image + np.float32(rng.uniform(1, 14)) * noise
+        image = image + np.float32(rng.uniform(1, 10)) * noise
     for _ in range(rng.choice(3, p=(0.6, 0.25, 0.15))):
         size = rng.uniform(0.08, 0.4, 2) * side
         left, top = np.rint(rng.uniform(0, side, 2) - size / 2).astype(int)

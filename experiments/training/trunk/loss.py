@@ -14,7 +14,7 @@ from jax import lax
 
 WIDTH = 1.0
 """Standard deviation in cells of the Gaussian that maps are compared with."""
-SHARE = 0.1
+SHARE = 1.0
 """Weight of that cross-entropy beside the distance in cells."""
 
 

@@ -42,9 +42,10 @@ class Schedule:
     Attributes:
         epochs: passes over the faces.
         batch: examples a step.
-        rate: the largest learning rate, after the first `warm` steps; it falls as a cosine to 0.
-        warm: steps that it rises over.
-        decay: of the kernels (AdamW).
+        turn: the largest step of a kernel, as a part of its norm, after the first `warm` steps; it
+            falls as a cosine to 0.
+        rate: the same of Adam's learning rate, for all else.
+        warm: steps that they rise over.
         clip: largest norm of a gradient.
         average: what a step keeps of the averaged weights.
         seed: of everything random.
@@ -52,9 +53,9 @@ class Schedule:
 
     epochs: int
     batch: int = 32
-    rate: float = 2e-3
-    warm: int = 100
-    decay: float = 1e-2
+    turn: float = 0.1
+    rate: float = 5e-3
+    warm: int = 20
     clip: float = 5.0
     average: float = 0.999
     seed: int = 0
@@ -65,16 +66,33 @@ class Schedule:
 
 
 def optimiser(schedule: Schedule, steps: int) -> optax.GradientTransformation:
-    """AdamW for a training of `steps` steps."""
+    """Muon for kernels that are normalised, Adam for the rest, over `steps` steps.
+
+    Muon (Jordan, 2024) makes all singular values of a step the same: directions that gradients
+    seldom point to are learned as well. A normalised kernel's size means nothing, so its steps are
+    relative to it (You et al., 2017).
+    """
     warm = min(schedule.warm, steps // 10)
-    rate = optax.warmup_cosine_decay_schedule(0.0, schedule.rate, warm, steps)
+
+    def falling(most: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, most, warm, steps)
+
+    def as_matrices(kernels: Weights) -> dict[str, Any]:
+        axes = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+        return jax.tree.map(lambda _: axes, kernels)
+
+    def kind(weights: Weights) -> dict[str, str]:
+        normalised = {name for name in weights if name.endswith(".kernel")} - {"maps.kernel"}
+        return {name: "kernel" if name in normalised else "other" for name in weights}
+
+    kernels = optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=as_matrices),
+        optax.scale_by_trust_ratio(),
+        optax.scale_by_learning_rate(falling(schedule.turn)),
+    )
+    kinds = {"kernel": kernels, "other": optax.adam(falling(schedule.rate))}
     return optax.chain(
-        optax.clip_by_global_norm(schedule.clip),
-        optax.adamw(
-            rate,
-            weight_decay=schedule.decay,
-            mask=lambda weights: {name: name.endswith(".kernel") for name in weights},
-        ),
+        optax.clip_by_global_norm(schedule.clip), optax.multi_transform(kinds, kind)
     )
 
 
