@@ -83,6 +83,12 @@ class FitParams(eqx.Module):
     )
     """Start rotations that are tried, Euler angles (pitch, yaw, roll) in radians; the likeliest fit
     is kept. None: the model's learned start, or the frontal mean shape where it has none."""
+    freedom: Float[Array, "..."] | None = eqx.field(
+        default=None, kw_only=True, converter=lambda f: None if f is None else _floats(f)
+    )
+    """How far landmarks leave the shape model in the end, towards where their responses have them:
+    parts of the last mean shift, one number or one for each landmark `(n,)`. Pose and shape are
+    those of the model. None: landmarks are the model's."""
     windows: tuple[int, ...] = eqx.field(static=True, converter=lambda w: _windows(w))
     """Side of the response maps at each scale, in reference pixels; 0 leaves the scale out."""
     iterations: int = eqx.field(static=True, default=5, converter=lambda n: _whole(n))

@@ -315,6 +315,28 @@ def test_from_faces_to_a_model_and_further(tmp_path, faces, small):
     assert fit_errors(tuned, examples).mean() < fit_errors(loaded, examples).mean()
 
 
+def test_fine_tuning_keeps_what_is_better_on_faces_held_out(tmp_path, faces, small, monkeypatch):
+    """Whatever the training itself brings: a worse model is not returned, a better one is."""
+    import jclnf.train._pipeline as pipeline
+
+    model, held_out, said = small[0], drawn(6, seed=9), []
+    spoiled = dataclasses.replace(
+        model, pdm=dataclasses.replace(model.pdm, mean=model.pdm.mean + 9)
+    )
+
+    def tuned(start, ended, folder):
+        monkeypatch.setattr(pipeline, "train_end_to_end", lambda *_, **__: ended)
+        arguments = (start, faces, held_out, MIRROR_68, tmp_path / folder)
+        return fine_tune(*arguments, quiet=True, log=said.append)
+
+    # Neither the training nor a readout of so few faces makes it better.
+    assert tuned(model, spoiled, "worse") is model
+    assert "stays as it was" in said[-1]
+    found = tuned(spoiled, dataclasses.replace(model, readout=None), "better")
+    watched = one_of_each(BoxExamples.of_fits(held_out))
+    assert fit_errors(found, watched).mean() < 0.8 * fit_errors(spoiled, watched).mean()
+
+
 def write_data(folder, faces: Faces):
     """The faces as files of the CSV format."""
     folder.mkdir()

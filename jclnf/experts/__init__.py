@@ -1,6 +1,6 @@
 """Patch experts: what turns the image around a landmark into a map of where the landmark is."""
 
-from jclnf.experts._base import PatchExperts
+from jclnf.experts._base import PatchExperts, WholeFaceExperts
 from jclnf.experts._ccnf import CCNF, PreparedCCNF, ccnf_responses, covariance, gains, to_blocks
 from jclnf.experts._cen import CEN
 from jclnf.experts._layers import (
@@ -30,6 +30,7 @@ __all__ = [
     "PyramidExperts",
     "Shapes",
     "TrunkExperts",
+    "WholeFaceExperts",
     "ccnf_responses",
     "check_weights",
     "convolve",

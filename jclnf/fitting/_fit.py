@@ -113,6 +113,11 @@ def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float
             f"the settings are for {len(params.windows)} scales, the model has "
             f"{len(model.scalings)}: start from FitParams.openface(model) or model.defaults"
         )
+    n = model.pdm.n_landmarks
+    if params.freedom is not None and jnp.shape(params.freedom) not in ((), (n,)):
+        raise ParamsError(
+            f"freedom is of shape {jnp.shape(params.freedom)}: give one number, or {n}"
+        )
     if params.parts and not model.parts:
         raise ParamsError(
             "the settings ask for parts, the model has none: load it with its parts, "

@@ -44,8 +44,9 @@ def read_off(model: Model, result: FitResult) -> FitResult:
     a next fit would start from, stay as they are."""
     if model.readout is None:
         return result
+    at = (result.pose, result.shape)
     return dataclasses.replace(
         result,
-        landmarks=project(model.readout, result.pose, result.shape),
+        landmarks=result.landmarks + (project(model.readout, *at) - project(model.pdm, *at)),
         landmarks3d=shape3d(model.readout, result.shape) @ result.pose.matrix.T,
     )

@@ -60,14 +60,18 @@ def fit_from(
         settled=jnp.array(False),
         too_small=jnp.array(False),
         measured=_nothing_measured(model.pdm) if params.uncertainty else None,
+        beyond=None if params.freedom is None else jnp.zeros_like(model.pdm.mean[:, :2]),
     )
     if params.derivatives == "implicit":
         state, trace = _with_implicit_derivatives(model, image, params, start)
     else:
         state, trace = _fit_scales(model, image, params, start, _used(params))
     landmarks = project(model.pdm, state.pose, state.shape)
+    freed = landmarks
+    if state.beyond is not None:
+        freed += jnp.expand_dims(jnp.asarray(params.freedom), -1) * state.beyond
     return FitResult(
-        landmarks=landmarks,
+        landmarks=freed,
         landmarks3d=shape3d(model.pdm, state.shape) @ state.pose.matrix.T,
         pose=state.pose,
         shape=state.shape,
@@ -97,6 +101,8 @@ class _State(NamedTuple):
     settled: Bool[Array, ""]
     too_small: Bool[Array, ""]
     measured: "_Measured | None"
+    beyond: Float[Array, "n 2"] | None
+    """Mean shifts, image pixels, from where the last scale ended; None if nobody asks for them."""
 
 
 class _Measured(NamedTuple):
@@ -216,6 +222,7 @@ def _with_implicit_derivatives(
         shape=shape,
         likelihood=implicit.with_derivative(after.likelihood, likelihood),
         landmark_likelihood=implicit.with_derivative(after.landmark_likelihood, each),
+        beyond=_beyond(maps, params, scale, project(model.pdm, pose, shape)),
     )
     trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
     return _select(after.too_small, after, moved), trace
@@ -254,6 +261,7 @@ def _fit_scale(
         measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
         if params.uncertainty
         else None,
+        beyond=_beyond(maps, params, scale, carry.landmarks),
     )
     middle = (window - 1) / 2
     trace = {name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid} | {
@@ -368,6 +376,15 @@ def _shifts(
         tabulated=params.arithmetic.tabulated_kernel,
     )
     return jnp.where(maps.visible[:, None], shifts, 0.0), offsets
+
+
+def _beyond(
+    maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
+) -> Float[Array, "n 2"] | None:
+    """The mean shifts from some landmarks, in image pixels."""
+    if params.freedom is None:
+        return None
+    return apply_similarity(maps.to_image, _shifts(maps, params, scale, landmarks)[0])
 
 
 def _likelihoods(

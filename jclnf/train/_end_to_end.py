@@ -1,7 +1,7 @@
 """Training through the unrolled fit: the loss is where the landmarks end.
 
-Beside the trunk's weights this learns what a fit is otherwise told: regularisation and kernel width
-of each scale, each landmark's weight, and how much a spread response counts.
+Beside the networks' weights this learns what a fit is otherwise given: regularisation and kernel
+width of each scale, each landmark's weight, and how much a spread response counts.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,8 @@ from jclnf.train._parametrisation import Parametrisation
 EYE_DISTANCE = 0.58
 """Distance of the outer eye corners of a face towards the camera, over the size of the face."""
 LEARNED = (
-    "model.experts.kernels",
+    "experts",
     "model.experts.confidence",
-    "model.experts.softness",
     "params.regularisation",
     "params.kernel_width",
 )
@@ -37,14 +36,17 @@ def train_end_to_end(
     config: TrainConfig,
     progress: Progress,
     validate: Callable[[Model], float],
+    patience: int | None = None,
 ) -> Model:
-    """Train a model with trunk experts through its fit.
+    """Train a model with experts that see the whole face through its fit.
 
     Args:
         model: where to begin; its learned start stays as it is.
         examples: with `image`, `box` and `points`, see `BoxExamples.of_fits`.
         config, progress: as for `train`.
         validate: of the model so far, a figure for the history.
+        patience: end after so many epochs without a smaller figure, and return the model that had
+            the smallest one. The last one if not given.
     """
     parametrisation = Parametrisation(model, LEARNED, relative=False)
 
@@ -65,8 +67,9 @@ def train_end_to_end(
         config,
         progress,
         validate=lambda learned, _: validate(parametrisation.model(learned)),
+        patience=patience,
     )
-    return parametrisation.model(found.learned)
+    return parametrisation.model(found.learned if patience is None else found.best)
 
 
 def averaged(models: Sequence[Model]) -> Model:

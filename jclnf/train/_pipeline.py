@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jclnf.errors import TrainingError
-from jclnf.experts import TrunkExperts, trunk_network, trunk_shapes
+from jclnf.experts import TrunkExperts, WholeFaceExperts, trunk_network, trunk_shapes
 from jclnf.files import save_model
 from jclnf.fitting import LearnedStart, Model, start_network, start_shapes
 from jclnf.geometry import PDM
@@ -36,6 +36,8 @@ from jclnf.train._shape_model import ShapeModel, learn_shape_model
 from jclnf.train._validation import fit_errors, one_of_each, summary
 
 Log = Callable[[str], None]
+PATIENCE = 4
+"""Epochs without a better figure after which fine-tuning ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,33 +160,43 @@ def fine_tune(
 ) -> Model:
     """Train a model further on other faces, of which a few dozen will do.
 
-    The shape model and the learned start stay as they are; the trunks and the settings of the fit
-    learn through the fit.
+    The shape model and the learned start stay as they are; the experts and the settings of the fit
+    learn through the fit. The best epoch on the faces held out is kept, with or without a readout
+    of its own; or the model's own experts with one. If none of these is clearly better there than
+    the model was (by more than the standard error of the difference), the model stays as it is.
 
     Args:
-        model: with trunk experts and a learned start.
-        config: how long and how fast; `fine_tune_config` if not given.
-        faces, held_out, mirror, folder, quiet, log: as for `train_model`.
+        model: with experts that see the whole face.
+        held_out: faces of other people, by which it is chosen what is kept.
+        config: how long at most, and how fast; `fine_tune_config` if not given.
+        faces, mirror, folder, quiet, log: as for `train_model`.
 
     Raises:
         TrainingError: as `train_model`, or the model is of another kind.
     """
-    if not isinstance(model.experts, TrunkExperts) or model.start is None:
+    if not isinstance(model.experts, WholeFaceExperts):
         raise TrainingError(
-            "only a model with trunk experts and a learned start can be trained further, "
-            "such as the one that comes with jclnf"
+            "only a model whose experts see the whole face can be trained further, such as the "
+            "one that comes with jclnf"
         )
     config = fine_tune_config(len(faces)) if config is None else config
     run = RunDirectory(folder, config, faces, quiet=quiet)
-    watched_fits = one_of_each(BoxExamples.of_fits(held_out))
-    log(f"before, held out: {summary(fit_errors(model, watched_fits))}")
+    watched = one_of_each(BoxExamples.of_fits(held_out))
+    before = fit_errors(model, watched)
+    log(f"before, held out: {summary(before)}")
     # Fits are trained towards the annotations themselves; what is left is learned anew.
-    model = dataclasses.replace(model, readout=None)
+    plain = dataclasses.replace(model, readout=None)
     both_ways = faces.with_mirrored(mirror)
-    model = _through_the_fit(run, "fit", model, both_ways, watched_fits, config)
-    model = learn_readout(model, faces)
-    log(f"after: {summary(fit_errors(model, watched_fits))}")
-    return model
+    best = _through_the_fit(run, "fit", plain, both_ways, watched, config, patience=PATIENCE)
+    found = [best, learn_readout(best, faces), learn_readout(plain, faces)]
+    errors = [fit_errors(candidate, watched) for candidate in found]
+    chosen = int(np.argmin([each.mean() for each in errors]))
+    gain = before - errors[chosen]
+    if gain.mean() <= gain.std() / np.sqrt(max(len(gain) - 1, 1)):
+        log("after: not clearly better, so the model stays as it was: give more faces")
+        return model
+    log(f"after: {summary(errors[chosen])}")
+    return found[chosen]
 
 
 def fine_tune_config(count: int) -> TrainConfig:
@@ -226,6 +238,7 @@ def _through_the_fit(
     faces: Faces,
     watched: list[Example],
     config: TrainConfig,
+    patience: int | None = None,
 ) -> Model:
     return train_end_to_end(
         model,
@@ -233,6 +246,7 @@ def _through_the_fit(
         config,
         run.progress(stage),
         validate=lambda model: float(fit_errors(model, watched).mean()),
+        patience=patience,
     )
 
 

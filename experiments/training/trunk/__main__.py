@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--run-dir", type=Path, help="checkpoints, logs, weights")
         command.add_argument("--epochs", type=int, default=60)
         command.add_argument("--batch", type=int, default=32)
-        command.add_argument("--rate", type=float, default=5e-3)
+        command.add_argument("--rate", type=float, default=2e-3)
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--every", type=int, default=1, help="epochs from report to report")
         command.add_argument("--threads", type=int, default=1)
@@ -46,6 +46,7 @@ def arguments() -> argparse.Namespace:
     assemble.add_argument("--trunk", type=Path, required=True, help="trunk.npz")
     assemble.add_argument("--fine", type=Path, help="the fine stage's folder")
     assemble.add_argument("--shape", type=Path, required=True, help="a shape model of shape.py")
+    assemble.add_argument("--start", type=Path, help="start.npz of start.py")
     evaluate = commands.add_parser("evaluate", help="measure models on photographs")
     evaluate.add_argument("models", nargs="*", help="trunk.npz, or models as `jclnf eval` takes")
     evaluate.add_argument("--part", default="held out", choices=("held out", "test"))
@@ -64,8 +65,8 @@ def main() -> None:
         import jclnf
         from experiments.training.trunk.assemble import assembled
 
-        name = args.model.stem
-        jclnf.save_model(assembled(args.trunk, args.fine, args.shape, name), args.model)
+        made = assembled(args.trunk, args.fine, args.shape, args.start, args.model.stem)
+        jclnf.save_model(made, args.model)
         return
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         # The allocator reads these when a process begins.

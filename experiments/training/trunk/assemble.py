@@ -1,5 +1,6 @@
 """A jclnf model of a trunk, a fine stage and a shape model."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jclnf
 from experiments.training.trunk.fine import REGIONS
 from experiments.training.trunk.locate import Trained
 from experiments.training.trunk.shape import load
+from experiments.training.trunk.start import read_start
 from jclnf.experts import MapNetwork, PyramidExperts
 from jclnf.geometry import PDM, similarity_between
 from jclnf.train._faces import MIRROR_68
@@ -21,15 +23,18 @@ SOFTNESS = 10.0
 ITERATIONS = 3
 
 
-def assembled(trunk: Path, fine: Path | None, shape: Path, name: str = "trunk") -> jclnf.Model:
-    """The model of a trunk's file, a folder of the fine stage's, and a shape model's file.
+def assembled(
+    trunk: Path, fine: Path | None, shape: Path, start: Path | None = None, name: str = "trunk"
+) -> jclnf.Model:
+    """The model of a trunk's file, a folder of the fine stage's, a shape model's and a start's.
 
-    It starts at the frontal mean shape in the box, and looks twice: at the whole face, then, in the
-    frame of what was found, at the face, the eyes and the mouth.
+    It looks twice: at the whole face, then, in the frame of what was found, at the face, the eyes
+    and the mouth. Without a learned start it begins at the frontal mean shape in the box.
     """
     coarse, pdm = Trained.load(trunk), load(shape).pdm
     regions = {} if fine is None else {r: Trained.load(fine / f"{r.name}.npz") for r in REGIONS}
-    return model_of(coarse, regions, pdm, name)
+    model = model_of(coarse, regions, pdm, name)
+    return model if start is None else dataclasses.replace(model, start=read_start(start))
 
 
 def model_of(coarse: Trained, regions: dict[Any, Trained], pdm: PDM, name: str) -> jclnf.Model:

@@ -53,8 +53,8 @@ class Schedule:
 
     epochs: int
     batch: int = 32
-    turn: float = 0.1
-    rate: float = 5e-3
+    turn: float = 0.04
+    rate: float = 2e-3
     warm: int = 20
     clip: float = 5.0
     average: float = 0.999
@@ -86,14 +86,12 @@ def optimiser(schedule: Schedule, steps: int) -> optax.GradientTransformation:
         return {name: "kernel" if name in normalised else "other" for name in weights}
 
     kernels = optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=as_matrices),
+        optax.contrib.scale_by_muon(beta=0.9, weight_dimension_numbers=as_matrices),
         optax.scale_by_trust_ratio(),
         optax.scale_by_learning_rate(falling(schedule.turn)),
     )
     kinds = {"kernel": kernels, "other": optax.adam(falling(schedule.rate))}
-    return optax.chain(
-        optax.clip_by_global_norm(schedule.clip), optax.multi_transform(kinds, kind)
-    )
+    return optax.chain(optax.clip_by_global_norm(schedule.clip), optax.multi_transform(kinds, kind))
 
 
 def initial_state(network: Network, schedule: Schedule, steps: int) -> dict[str, Any]:
