@@ -2,42 +2,49 @@
 
     python -m experiments.training [FOLDER]
 
-FOLDER keeps the checkpoints (default: default.training beside the models); a run that was cut short
-goes on from them. About an hour on two cores. It is what
-
-    python -m experiments.training.ict ict.npz
-    jclnf train faces/landmarks.csv --split train --held-out 0.03 --shape-prior ict.npz \
-        --out default.safetensors
-
-does. Choices (sizes, lengths, rates) were made with a tenth of the people held out, which is the
-command's default; the final training learns from nearly all of them.
+Two hours on two idle cores. FOLDER keeps the checkpoints (default: jclnf/training in the user's
+cache folder); a run that was cut short goes on from them.
 """
 
-import os
+import subprocess
 import sys
 from pathlib import Path
 
-from experiments.common import DATA, REPOSITORY, command_line
+import platformdirs
+
+from experiments.common import REPOSITORY, command_line
+
+TRUNK = "experiments.training.trunk"
+MODES = 40
+
+
+def stages(folder: Path) -> list[tuple[Path, list[str]]]:
+    """What each stage makes, and its command, in their order."""
+    shape, start = folder / "shape" / f"shape_{MODES}.npz", folder / "start" / "start.npz"
+    trunk, fine = folder / "trunk" / "trunk.npz", folder / "fine"
+    plain, out = folder / "plain.safetensors", REPOSITORY / "models" / "default.safetensors"
+    parts = ["--trunk", trunk, "--fine", fine, "--shape", shape, "--start", start]
+    commands: list[tuple[Path, list[object]]] = [
+        (shape, [f"{TRUNK}.shape", "--run-dir", shape.parent]),
+        (start, [f"{TRUNK}.start", shape, "--run-dir", start.parent]),
+        (trunk, [TRUNK, "train", "--run-dir", trunk.parent]),
+        (fine / "mouth.npz", [TRUNK, "fine", "--run-dir", fine, "--trunk", trunk]),
+        (plain, [TRUNK, "assemble", plain, *parts]),
+        (out, [f"{TRUNK}.finish", plain, out]),
+    ]
+    return [(made, [str(word) for word in command]) for made, command in commands]
 
 
 def main() -> None:
     parser = command_line(__doc__)
-    parser.add_argument("folder", nargs="?", help="of the checkpoints")
+    parser.add_argument("folder", nargs="?", type=Path, help="of the checkpoints")
     args = parser.parse_args()
-    import numpy as np
-
-    from experiments.training.ict import examples
-    from jclnf.cli._main import main as command
-
-    out = REPOSITORY / "models" / "default.safetensors"
-    prior = Path(os.environ.get("TMPDIR", "/tmp")) / "ict.npz"
-    np.savez(prior, examples=examples())
-    data = DATA / "faces" / "landmarks.csv"
-    arguments = ["train", str(data), "--split", "train", "--held-out", "0.03"]
-    arguments += ["--shape-prior", str(prior)]
-    if args.folder:
-        arguments += ["--work", args.folder]
-    sys.exit(command([*arguments, "--out", str(out)]))
+    folder = args.folder or Path(platformdirs.user_cache_dir("jclnf")) / "training"
+    for made, command in stages(folder.resolve()):
+        print(f"{made.name}: {' '.join(command)}", flush=True)
+        done = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, check=False)
+        if done.returncode:
+            sys.exit(f"{command[0]} ended with {done.returncode}; the next run goes on from there")
 
 
 if __name__ == "__main__":

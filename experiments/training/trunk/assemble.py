@@ -21,6 +21,7 @@ REGULARISATION = (1.0, 0.03)
 KERNEL_WIDTH = (8.0, 8.0)
 SOFTNESS = 10.0
 ITERATIONS = 3
+FREEDOM = 0.75
 
 
 def assembled(
@@ -65,6 +66,7 @@ def model_of(coarse: Trained, regions: dict[Any, Trained], pdm: PDM, name: str) 
         weight_factor=jnp.ones(2),
         windows=WINDOWS,
         iterations=ITERATIONS,
+        freedom=jnp.float32(FREEDOM),
     )
     return jclnf.Model(pdm, experts, defaults, name)
 
