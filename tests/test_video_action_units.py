@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
             patched.setattr(Run, "put_in_place", killed)
         with pytest.raises(KeyboardInterrupt):
             process_video(settings, model, clip, tmp_path, "face", every=0.0, on_frame=on_frame)
-    assert (tmp_path / "face.units").exists()
+    assert (tmp_path / ".face.units").exists()
     done = process_video(settings, model, clip, tmp_path, "face", resume=True)
     assert not done.problems
     assert undisturbed(tmp_path) == undisturbed(whole)
@@ -175,6 +175,6 @@ def test_options_that_need_action_units(clip, tmp_path, capfd, settings):
     assert main([*given, "--aus"]) == 1
     error = capfd.readouterr().err
     assert "action units need landmarks as OpenFace's detectors place them" in error
-    nowhere = ["--aus", "--au-models", str(tmp_path)]
+    nowhere = ["--no-parts", "--no-validator", "--aus", "--au-models", str(tmp_path)]
     assert main([*given, "--model", settings.model, *nowhere]) == 1
     assert "holds no main_dynamic_svms.txt" in capfd.readouterr().err

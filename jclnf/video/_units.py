@@ -1,6 +1,6 @@
 """What is kept of each row's action units until the video has ended, and the final ones.
 
-It is in a file beside the table, a record for each of its rows, which only grows: memory does not.
+It is in a hidden file beside the table, a record for each of its rows, which only grows: memory does not.
 """
 
 import os
@@ -28,7 +28,7 @@ class UnitsFile:
 
     def __init__(self, out: Path, stem: str, people: People) -> None:
         self.people = people
-        self.path = out / f"{stem}.units"
+        self.path = out / f".{stem}.units"
         self._final = out / f".{stem}.final.csv"
         outputs = len(people.model.columns)
         self._record = np.dtype([("face", "<i8"), ("kind", "<i8"), ("kept", "<f8", (outputs,))])

@@ -56,7 +56,7 @@ def write_predictors(
     (folder / "files").mkdir(parents=True)
     shape = face_shape(modes, seed)
     (folder / "pdm.txt").write_text(pdm_text(shape))
-    triangles = rng.choice(68, (60, 3))
+    triangles = np.array([rng.permutation(68)[:3] for _ in range(60)])
     rows = "\n".join(" ".join(map(str, row)) for row in triangles)
     (folder / "tris.txt").write_text(f"{len(triangles)}\n3\n4\n{rows}\n")
     weights = {name: rng.normal(0, 0.02, SIZE + modes) for name in outputs}
