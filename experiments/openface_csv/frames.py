@@ -115,14 +115,14 @@ def arrow(axes: Any, start: Any, end: Any, colour: str, width: float = 1.8) -> N
     )
 
 
-def picture(axes: Any, title: str, left: float, right: float, top: float, bottom: float) -> None:
+def view(axes: Any, title: str, left: float, right: float, top: float, bottom: float) -> None:
     """Axes as images have them: y down."""
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
     axes.set_title(title, fontsize=10)
 
 
 def image_frame(axes: Any) -> None:
-    picture(axes, "Image: pixels", -70, 700, -75, 505)
+    view(axes, "Image: pixels", -70, 700, -75, 505)
     axes.add_patch(plt.Rectangle((-0.5, -0.5), WIDTH, HEIGHT, fill=False, color="#90a4ae"))
     wire(axes, look(MEAN + [0, 0, 480]))
     arrow(axes, (0, 0), (190, 0), COLOURS["x"])
@@ -233,7 +233,7 @@ def degrees(angles: Any) -> str:
 def rotation(axes: Any, title: str, turn: Any) -> None:
     place = (0.0, 0.0, 500.0)
     face = fitted(place, turn)
-    picture(axes, title, 160, 480, 110, 375)
+    view(axes, title, 160, 480, 110, 375)
     wire(axes, np.asarray(face.landmarks))
     tip = np.asarray(face.landmarks3d)[TIP] + place
     for axis, unit in zip("xyz", np.eye(3), strict=True):
@@ -255,7 +255,7 @@ def rotation(axes: Any, title: str, turn: Any) -> None:
 def eyes(axes: Any, title: str, turn: Any, target: Any) -> None:
     middle = matrix(turn) @ MEAN[[i for pair in CORNERS for i in pair]].mean(0)
     face, centres, irises = with_eyes(fitted([0.0, 0.0, 500.0] - middle, turn), target)
-    picture(axes, title, 230, 410, 185, 295)
+    view(axes, title, 230, 410, 185, 295)
     wire(axes, np.asarray(face.landmarks))
     found = jclnf.space.gaze(face, CAMERA, jclnf.space.head_pose(PDM, face, CAMERA))
     around = np.linspace(0, 2 * np.pi, 60)
@@ -290,7 +290,7 @@ def main() -> None:
             "Rotation 0: faces the camera",
             "Pitch rx > 0: down",
             "Yaw ry > 0: to the left of the\npicture, the person's own right",
-            "Roll rz > 0: clockwise in the picture",
+            "Roll rz > 0: clockwise in the image",
         )
     ):
         turn = np.zeros(3)
@@ -301,7 +301,7 @@ def main() -> None:
         (
             ("Gaze straight ahead", (0.0, 0.0, 0.0), (0.0, 0.0, -1.0)),
             (
-                "gaze_angle_x > 0: to the right of\nthe picture, the person's own left",
+                "gaze_angle_x > 0: to the right of\nthe image, the person's own left",
                 (0.0, 0.0, 0.0),
                 (a, 0.0, -1.0),
             ),

@@ -161,19 +161,22 @@ class Video:
                                --one it is always 0); success 0 means that the face was not seen
                                there. Cells are empty (in Parquet: null) where nothing was measured:
                                a lost face has its confidence alone, a frame without a face not even
-                               a face_id. --openface-csv fills them as OpenFace does. Gaze needs
-                               OpenFace's eye models (--model); action units are not computed:
-                               columns of what is not there are left out
+                               a face_id. A column more, cut, is 1 in the first frame after a cut
+                               and else 0 (empty with --every 4 and more, where no cuts are looked
+                               for). --openface-csv fills the columns as OpenFace does, without cut.
+                               Gaze needs OpenFace's eye models (--model); action units are not
+                               computed: columns of what is not there are left out
       DIR/NAME.png             confidence, pose and some landmarks over time
       DIR/NAME.json            settings, versions, model, camera, cuts, and what was wrong; written
                                last
       and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
     Frames are counted from 1. Time is that of the file's own time stamps, from the first frame.
 
-    Of a folder, all videos are taken, or else all images as the frames of one, and what is left out
-    is named; what jclnf has written there is not. DIR/NAME_images.csv says then which image is
-    which frame: numbers that the images' names leave out are left out. Results take the place of
-    those of an earlier run when they are complete, and of no other file: NAME gets a number then.
+    Of a folder, all videos are taken, in folders within it too; if there are none, the images of
+    each of these folders as the frames of one. What is left out is named; what jclnf has written
+    there is not. DIR/NAME_images.csv says which image is which frame: numbers that the images'
+    names leave out are left out. Results take the place of those of an earlier run when they are
+    complete, and of no other file: NAME gets a number then.
 
     A run that was ended (even by a power cut) goes on with --resume and the same options; its
     results are the same, byte for byte, as those of a run that was not.

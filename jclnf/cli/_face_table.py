@@ -69,7 +69,7 @@ class FaceTable:
         Args:
             path: the file.
             n_landmarks, n_modes: of the model.
-            resume: how the run was left that is to go on: "begun" or "complete"; "" to begin anew.
+            resume: how the run to go on with was left: "started" or "complete"; "" to begin anew.
 
         Raises:
             OutputError: the file that is to go on has other columns, or cannot be written.

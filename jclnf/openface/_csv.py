@@ -4,7 +4,8 @@
 gaze and the eyes' landmarks (if there are), head pose (`pose_T` in millimetres, `pose_R` in
 radians), landmarks in pixels and in space, and the parameters of the fit. `p_0 ...` are parameters
 of the model's own shape modes: comparable between files of one model only. Action units (`AU...`)
-are not computed, so their columns are left out.
+are not computed, so their columns are left out. Videos may have a column more, `cut`, which
+OpenFace has not.
 
 What was not measured is an empty cell, as pandas and pyarrow read a missing value, or 0 where
 the table is to be OpenFace's in that as well.
@@ -29,6 +30,7 @@ VIDEO = (
     ("success", "%d"),
 )
 IMAGE = (("face", "%d"), ("confidence", "%.3f"))
+CUT = ("cut", "%d")
 FULL = "%.9g"
 """Holds every single-precision number exactly."""
 
@@ -109,6 +111,7 @@ class OpenFaceTable:
     Args:
         n_landmarks, n_modes: of the model.
         video: of a video's frames, or of an image's faces.
+        cut: a column `cut` after `success`: 1 in the first frame after a cut, else 0.
         gaze: whether there are columns of gaze and eyes.
         full_precision: all digits of the numbers instead of OpenFace's decimals.
         zeros: what was not measured is 0, as OpenFace has it, instead of an empty cell.
@@ -123,14 +126,15 @@ class OpenFaceTable:
         *,
         video: bool,
         gaze: bool,
+        cut: bool = False,
         full_precision: bool = False,
         zeros: bool = False,
         spaces: bool = False,
     ) -> None:
-        first = VIDEO if video else IMAGE
+        first = (*(VIDEO if video else IMAGE), *([CUT] if cut else []))
         columns = [*first, *_columns(n_landmarks, n_modes, gaze)]
         # Frames and faces are counted, and time has no more digits than its unit.
-        kept = {"frame", "face_id", "face", "success"}
+        kept = {"frame", "face_id", "face", "success", "cut"}
         if full_precision:
             columns = [(name, fmt if name in kept else FULL) for name, fmt in columns]
         self.columns = [name for name, _ in columns]
@@ -139,7 +143,8 @@ class OpenFaceTable:
         self._formats = [fmt for _, fmt in columns]
         self._row = self.separator.join(self._formats) + "\n"
         self._missing = 0.0 if zeros else math.nan
-        self._first = len(first)
+        self.first = len(first)
+        """How many columns come before the measurements."""
         self._gaze = gaze
 
     def row(self, first: tuple[int | float | None, ...], face: FaceMeasurements | None) -> str:
@@ -147,11 +152,12 @@ class OpenFaceTable:
 
         Args:
             first: the columns before those of the face: frame, face_id, timestamp, confidence and
-                success (0 or 1); or face and confidence. None is what there is not.
+                success (0 or 1), and cut where there is such a column; or face and confidence.
+                None is what there is not.
             face: its numbers; None if nothing was measured.
         """
         if face is None:
-            numbers = [self._missing] * (len(self.columns) - self._first)
+            numbers = [self._missing] * (len(self.columns) - self.first)
         else:
             numbers = self.values(face)
         return self.line([*(self._missing if one is None else one for one in first), *numbers])
