@@ -178,7 +178,7 @@ def space(axes: Any) -> None:
         *(at + [-110, 170]), "head: the shape model's\naxes and origin (at pose_T)", fontsize=8
     )
     where = np.asarray(
-        jclnf.space.head_pose(PDM, fitted(place, (0.0, 0.0, 0.0)), CAMERA).translation
+        jclnf.space.head_pose(fitted(place, (0.0, 0.0, 0.0)), CAMERA).translation
     )
     axes.set_title(
         "Space, seen from beside, above and behind the camera:\n"
@@ -205,7 +205,7 @@ def from_above(axes: Any) -> None:
     place = np.array([260.0, 0.0, 520.0])
     rotation = (0.0, float(np.arctan2(place[0], place[2])), 0.0)
     face = fitted(place, rotation)
-    pose = jclnf.space.head_pose(PDM, face, CAMERA)
+    pose = jclnf.space.head_pose(face, CAMERA)
     points = np.asarray(face.landmarks3d) + place
     for run in RUNS[:1] + RUNS[3:4]:
         axes.plot(points[run, 0], points[run, 2], color=FACE, lw=1.2)
@@ -248,7 +248,7 @@ def rotation(axes: Any, title: str, turn: Any) -> None:
         arrow(axes, start, end, NOSE, 2.2)
     else:
         axes.plot(*start, "o", color=NOSE, ms=6)
-    found = np.rad2deg(np.asarray(jclnf.space.head_pose(PDM, face, CAMERA).rotation))
+    found = np.rad2deg(np.asarray(jclnf.space.head_pose(face, CAMERA).rotation))
     axes.set_xlabel(degrees(found), fontsize=9)
 
 
@@ -257,7 +257,7 @@ def eyes(axes: Any, title: str, turn: Any, target: Any) -> None:
     face, centres, irises = with_eyes(fitted([0.0, 0.0, 500.0] - middle, turn), target)
     view(axes, title, 230, 410, 185, 295)
     wire(axes, np.asarray(face.landmarks))
-    found = jclnf.space.gaze(face, CAMERA, jclnf.space.head_pose(PDM, face, CAMERA))
+    found = jclnf.space.gaze(face, CAMERA, jclnf.space.head_pose(face, CAMERA))
     around = np.linspace(0, 2 * np.pi, 60)
     ball = RADIUS * np.stack([np.cos(around), np.sin(around), 0 * around], -1)
     for centre, iris, direction in zip(centres, irises, np.asarray(found.directions), strict=True):
