@@ -1,5 +1,6 @@
 """Frames of videos, folders and damaged files."""
 
+import hashlib
 import threading
 import time
 import wave
@@ -335,6 +336,36 @@ class TestImageFolder:
     def test_a_folder_without_images_is_refused(self, tmp_path):
         with pytest.raises(VideoError, match="none of its 0 images"):
             open_source(tmp_path)
+
+
+def test_frames_are_those_of_the_recordings(shared, tmp_path):
+    """Byte for byte, also as images of a folder, some of which are black; descriptors of the face
+    depend on it."""
+    folder = shared / "openface"
+    default = [frame.image for frame in open_source(folder / "samples/default.wmv").frames()]
+    black = np.zeros_like(default[0])
+    made = {
+        "failclip": [black] * 5 + default[60:100] + [black] * 7 + default[150:180],
+        "short5": default[200:205],
+    }
+    found = {"default": default}
+    for name, images in made.items():
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            file = str(tmp_path / name / f"{number:03}.png")
+            cv2.imwrite(file, image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        found[name] = [frame.image for frame in open_source(tmp_path / name).frames()]
+    lighting = open_source(folder / "samples/changeLighting.wmv")
+    found["changeLighting"] = [frame.image for frame in lighting.frames()]
+    compared = {}
+    for name, images in found.items():
+        expected = np.load(folder / f"au/video_dyn_{name}.npz")["frame_md5"].tolist()
+        assert len(images) == len(expected)
+        for image, digest in zip(images, expected, strict=True):
+            if digest:  # not recorded where no face was followed
+                assert hashlib.md5(image.tobytes()).hexdigest() == digest
+                compared[name] = compared.get(name, 0) + 1
+    assert compared == {"default": 288, "failclip": 62, "short5": 5, "changeLighting": 88}
 
 
 class TestPrefetcher:
