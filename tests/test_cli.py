@@ -99,7 +99,7 @@ def test_fits_the_face(run, astronaut, model):
     (row,) = rows()
     assert (row["image"], row["face"]) == ("a.png", "0")
 
-    # The numbers are those of the library, and in the frame of the whole picture.
+    # The numbers are those of the library, and in the frame of the whole image.
     grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
     box = np.array([float(row[f"box_{k}"]) for k in "xywh"])
     np.testing.assert_allclose(box, (92, 79, 77, 75), atol=8)
@@ -113,7 +113,7 @@ def test_fits_the_face(run, astronaut, model):
     angles = "pitch {:.1f}, yaw {:.1f}, roll {:.1f} degrees".format(*degrees)
     assert f"weak-perspective {angles}" in out
 
-    # The overlay is the picture, drawn on around the face.
+    # The overlay is the image, drawn on around the face.
     drawn = cv2.imread("fits/a_overlay.png")
     changed = np.any(drawn != astronaut, axis=2)
     assert changed[70:160, 85:180].mean() > 0.02
@@ -128,7 +128,7 @@ def test_landmarks_lie_on_the_face(shared, astronaut, run):
     assert (code, err) == (0, "")
     (row,) = rows()
     found = points(row)
-    # Read off the whole picture: outer eye corners, tip of the nose, corners of the mouth, chin.
+    # Read off the whole image: outer eye corners, tip of the nose, corners of the mouth, chin.
     expected = {
         36: (192, 100.5),
         45: (258, 103.5),
@@ -236,10 +236,10 @@ def test_boxes_option(run, astronaut):
 
 def test_all_faces_or_the_largest(run, astronaut):
     face = astronaut[30:210, 45:225]
-    picture = np.full((220, 380, 3), 128, np.uint8)
-    picture[20:164, 20:164] = cv2.resize(face, (144, 144), interpolation=cv2.INTER_AREA)
-    picture[20:200, 180:360] = face
-    cv2.imwrite("two.png", picture)
+    image = np.full((220, 380, 3), 128, np.uint8)
+    image[20:164, 20:164] = cv2.resize(face, (144, 144), interpolation=cv2.INTER_AREA)
+    image[20:200, 180:360] = face
+    cv2.imwrite("two.png", image)
     assert run("two.png")[0] == 0
     first, second = rows()
     assert (first["face"], second["face"]) == ("0", "1")
@@ -258,7 +258,7 @@ def test_folders_and_names_of_overlays(run, astronaut, box):
     lines = [f"{name},{','.join(box)}" for name in ("b.png", "a.PNG", "a.jpg", "A.png", "x.png")]
     lines.append(f"c.png,{','.join(box)}")
     Path("boxes.csv").write_text("\n".join(["image,x,y,w,h", *lines]))
-    # The same picture twice, once by its folder, is one picture.
+    # The same image twice, once by its folder, is one image.
     code, _, err = run("in", "other/A.png", "in/b.png", "--boxes", "boxes.csv", "--out", "out")
     lines = ["in: 1 left out (no images: notes.txt)"]
     lines += ["boxes.csv: its rows for 1 other images are not used: c.png"]
@@ -334,8 +334,8 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
     Path("colourful_faces.py").write_text(
         "class Find:\n"
         "    wants_colour = True\n"
-        "    def __call__(self, picture):\n"
-        "        blue, _, red = picture.mean(axis=(0, 1))\n"
+        "    def __call__(self, image):\n"
+        "        blue, _, red = image.mean(axis=(0, 1))\n"
         "        return [(92, 79, 77, 75 if red > blue else 1)] if red else [(1, 2, 0, 0)]\n"
     )
     code, _, err = run("a.png", "b.png", "--detector", "colourful_faces:Find")

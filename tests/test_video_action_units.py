@@ -13,7 +13,8 @@ import jclnf
 from jclnf.action_units import Person, describe_openface, finish, load_action_units
 from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
-from jclnf.video import Settings, open_source, process_video
+from jclnf.video import Settings, open_source
+from jclnf.video._job import process_video
 from jclnf.video._run import Run
 from jclnf.video._units import UnitsFile
 

@@ -14,15 +14,20 @@ from jclnf.outputs import abandon, by_option, check_same, growing, settle, write
 from jclnf.runtime import device_report
 from jclnf.video import model_digest, source_digest
 
+<<<<<<< HEAD
 _NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device", "au_models")
 """Options that results do not depend on, or that are told by what is in the file they name."""
+=======
+_NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device")
+"""Options that results do not depend on, or that name a file whose contents are compared."""
+>>>>>>> main
 
 
 class FitRecord:
     """The file landmarks.json.
 
     Attributes:
-        left: how a run was left that is to go on: "begun", "complete", or "" to begin anew.
+        left: how a run was left that is to go on: "started", "complete", or "" to begin anew.
     """
 
     def __init__(self, options: Fit, model: Model, units: ActionUnits | None = None) -> None:
@@ -53,10 +58,10 @@ class FitRecord:
             except (OSError, ValueError, KeyError, TypeError):
                 raise OutputError(f"{self._place}: is damaged: run without --resume") from None
             check_same(self._place, depends, self._depends)
-            self.left = "begun" if finished is None else "complete"
+            self.left = "started" if finished is None else "complete"
 
     def absolute(self, image: str) -> set[str]:
-        """What an image may be that an earlier run named, wherever it was begun."""
+        """What an image may be that an earlier run named, wherever it was started."""
         return {os.path.abspath(os.path.join(folder, image)) for folder in self._folders}
 
     def begin(self) -> None:

@@ -4,7 +4,8 @@
 gaze and the eyes' landmarks (if there are), head pose (`pose_T` in millimetres, `pose_R` in
 radians), landmarks in pixels and in space, and the parameters of the fit. `p_0 ...` are parameters
 of the model's own shape modes: comparable between files of one model only. Last come action units,
-where there are: intensities (`AU01_r`, 0 to 5) and presences (`AU01_c`, 0 or 1).
+where there are: intensities (`AU01_r`, 0 to 5) and presences (`AU01_c`, 0 or 1). Videos may have a
+column more, `cut`, which OpenFace has not.
 
 What was not measured is an empty cell, as pandas and pyarrow read a missing value, or 0 where
 the table is to be OpenFace's in that as well.
@@ -30,6 +31,7 @@ VIDEO = (
     ("success", "%d"),
 )
 IMAGE = (("face", "%d"), ("confidence", "%.3f"))
+CUT = ("cut", "%d")
 FULL = "%.9g"
 """Holds every single-precision number exactly."""
 
@@ -110,6 +112,7 @@ class OpenFaceTable:
     Args:
         n_landmarks, n_modes: of the model.
         video: of a video's frames, or of an image's faces.
+        cut: a column `cut` after `success`: 1 in the first frame after a cut, else 0.
         gaze: whether there are columns of gaze and eyes.
         action_units: names of the columns of action units.
         full_precision: all digits of the numbers instead of OpenFace's decimals.
@@ -126,17 +129,18 @@ class OpenFaceTable:
         video: bool,
         gaze: bool,
         action_units: Sequence[str] = (),
+        cut: bool = False,
         full_precision: bool = False,
         zeros: bool = False,
         spaces: bool = False,
     ) -> None:
-        first = VIDEO if video else IMAGE
+        first = (*(VIDEO if video else IMAGE), *([CUT] if cut else []))
         columns = [*first, *_columns(n_landmarks, n_modes, gaze)]
         # OpenFace's program for videos writes them a second time, with other decimals.
         whole = "%.2f" if video else "%.1f"
         columns += [(name, whole if name.endswith("_c") else "%.2f") for name in action_units]
         # Frames and faces are counted, and time has no more digits than its unit.
-        kept = {"frame", "face_id", "face", "success"}
+        kept = {"frame", "face_id", "face", "success", "cut"}
         if full_precision:
             columns = [(name, fmt if name in kept else FULL) for name, fmt in columns]
         self.columns = [name for name, _ in columns]
@@ -145,7 +149,8 @@ class OpenFaceTable:
         self._formats = [fmt for _, fmt in columns]
         self._row = self.separator.join(self._formats) + "\n"
         self._missing = 0.0 if zeros else math.nan
-        self._first = len(first)
+        self.first = len(first)
+        """How many columns come before the measurements."""
         self._gaze = gaze
         self.units = len(action_units)
         """How many columns there are of action units, the last ones."""
@@ -160,12 +165,17 @@ class OpenFaceTable:
 
         Args:
             first: the columns before those of the face: frame, face_id, timestamp, confidence and
-                success (0 or 1); or face and confidence. None is what there is not.
+                success (0 or 1), and cut where there is such a column; or face and confidence.
+                None is what there is not.
             face: its numbers; None if nothing was measured.
             units: those of its action units; None if nothing was measured.
         """
         if face is None:
-            numbers = [self._missing] * (len(self.columns) - self._first - self.units)
+<<<<<<< HEAD
+            numbers = [self._missing] * (len(self.columns) - self.first - self.units)
+=======
+            numbers = [self._missing] * (len(self.columns) - self.first)
+>>>>>>> main
         else:
             numbers = self.values(face)
         numbers += [self._missing] * self.units if units is None else units.tolist()

@@ -1,6 +1,6 @@
 """Training through the unrolled fit: the loss is where the landmarks end.
 
-Beside the trunk's weights this learns what a fit is otherwise told: regularisation and kernel width
+Beside the trunk's weights this learns settings of the fit: regularisation and kernel width
 of each scale, each landmark's weight, and how much a spread response counts.
 """
 

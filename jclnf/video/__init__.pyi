@@ -1,7 +1,6 @@
 from ._derived import one_euro as one_euro
 from ._job import JobResult as JobResult
 from ._job import load as load
-from ._job import process_video as process_video
 from ._open import open_source as open_source
 from ._settings import ArithmeticOption as ArithmeticOption
 from ._settings import CentreOption as CentreOption

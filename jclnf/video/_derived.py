@@ -19,8 +19,6 @@ from jclnf.openface import OpenFaceTable
 from jclnf.outputs import replacing, write_bytes
 from jclnf.tracking import OneEuro
 
-KEPT = ("frame", "face_id", "timestamp", "confidence", "success")
-"""Columns that are no measurements."""
 _POINTS = 2000
 """Points of a curve in the plot, at most: of longer videos, means over stretches are shown."""
 
@@ -65,6 +63,7 @@ def write_smoothed(table: Path, out: Path, smoothing: str, form: OpenFaceTable) 
         form: how the table was written.
     """
     filters: dict[str, OneEuro] = {}
+    kept = form.first
     with replacing(out) as part, part.open("w", newline="") as file:
         for first, (names, row) in zip(itertools.count(), rows_of(table)):
             if first == 0:
@@ -73,10 +72,10 @@ def write_smoothed(table: Path, out: Path, smoothing: str, form: OpenFaceTable) 
             if row[4] == "1":
                 values = [number(cell) for cell in row]
                 units = len(values) - form.units
-                smooth = face.step(values[2], np.array(values[len(KEPT) : units]))
-                smoothed = form.line([*values[: len(KEPT)], *smooth.tolist(), *values[units:]])
-                cells = smoothed.rstrip("\n").split(form.separator)[len(KEPT) :]
-                row = [*row[: len(KEPT)], *cells]
+                smooth = face.step(values[2], np.array(values[kept:units]))
+                smoothed = form.line([*values[:kept], *smooth.tolist(), *values[units:]])
+                cells = smoothed.rstrip("\n").split(form.separator)[kept:]
+                row = [*row[:kept], *cells]
             else:
                 face.reset()
             file.write(form.separator.join(row) + "\n")
@@ -95,6 +94,7 @@ def write_parquet(table: Path, out: Path) -> None:
     except ImportError:
         raise JclnfError("Parquet needs pyarrow: pip install 'jclnf[parquet]'") from None
     whole = {"frame": pa.int32(), "face_id": pa.int32(), "success": pa.int8()}
+    whole["cut"] = pa.int8()
     whole["timestamp"] = pa.float64()
     rows = rows_of(table)
     first = next(rows, None)

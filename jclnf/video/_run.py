@@ -44,7 +44,7 @@ CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
 
 
-FORMAT = 5
+FORMAT = 6
 """Of checkpoints: those of another one are refused."""
 
 _PEOPLE = "people."
@@ -112,6 +112,8 @@ class Run:
         self.path = out / f"{stem}.csv"
         self.counts = Counts()
         self._boxes: dict[int, Any] = {}
+        # Beyond that a head may turn as far as another face looks different.
+        self._seeks_cuts = settings.every <= 3
         gaze = {part.name for part in model.parts} >= set(EYES)
         self.units: UnitsFile | None = None
         if settings.aus:
@@ -130,6 +132,7 @@ class Run:
             video=True,
             gaze=gaze,
             action_units=self.units.people.model.columns if self.units else (),
+            cut=not settings.openface_csv,
             full_precision=settings.full_precision,
             zeros=settings.openface_csv,
             spaces=settings.csv_spaces,
@@ -160,8 +163,6 @@ class Run:
         changes = {name: getattr(settings, name) for name in names if getattr(settings, name)}
         params = self.model.defaults.replace(**changes)
         most = 1 if settings.one else settings.faces
-        # Beyond that a head may turn as far as another face looks different.
-        cuts = settings.every <= 3
         if settings.independent:
             return IndependentFitter(
                 self.model,
@@ -169,7 +170,7 @@ class Run:
                 make_detector(settings.detector),
                 most,
                 min_face=settings.min_face,
-                cuts=cuts,
+                cuts=self._seeks_cuts,
             )
         boxes = self._boxes
         detector = None
@@ -184,7 +185,7 @@ class Run:
             TrackParams.of(dataclasses.replace(self.model, defaults=params)),
             detector=detector,
             min_face=settings.min_face,
-            cuts=cuts,
+            cuts=self._seeks_cuts,
             single=settings.one,
             max_faces=most,
         )
@@ -196,7 +197,7 @@ class Run:
         resume: bool,
         every: float = CHECKPOINT_SECONDS,
         on_frame: OnFrame | None = None,
-        on_start: Callable[[int], None] | None = None,
+        on_start: Callable[[int, int | None], None] | None = None,
     ) -> Counts:
         """Read the video and write the table, and what comes with each frame.
 
@@ -204,7 +205,8 @@ class Run:
             resume: go on from the checkpoint, if there is one.
             every: seconds between checkpoints.
             on_frame: see `OnFrame`.
-            on_start: called with the number of frames that are done already.
+            on_start: called with the number of frames that are done already, and how many there
+                will be in all, None if nobody knows.
 
         Raises:
             VideoError: no frame lies between the times that the settings give, or as
@@ -227,7 +229,7 @@ class Run:
         else:
             self.checkpoint.remove()
         if on_start is not None:
-            on_start(first - 1)
+            on_start(self.counts.frames, self.source.expected(self._selection()))
         table, self._pts, self._aligned = (
             growing(path, resume=saved is not None) for path in self._grown.values()
         )
@@ -300,10 +302,12 @@ class Run:
 
     def selected_frames(self, first: int = 1, begin: float = 0.0) -> Iterator[Frame]:
         """The frames that the settings choose, from number `first` and the time `begin` on."""
+        return self.source.frames(self._selection(first, begin))
+
+    def _selection(self, first: int = 1, begin: float = 0.0) -> Selection:
         settings = self.settings
         end = math.inf if settings.end is None else settings.end
-        begin = max(begin, settings.begin)
-        return self.source.frames(Selection(first, begin, end, settings.every))
+        return Selection(first, max(begin, settings.begin), end, settings.every)
 
     def _save(self, file: BinaryIO, *, ended: bool = False) -> None:
         file.flush()
@@ -328,6 +332,7 @@ class Run:
         frames: list[Frame] = []
         found: list[list[TrackedFace]] = []
         told: list[dict[int, FrameUnits]] = []
+        cuts: list[int | None] = []
         going = True
         for frame, faces in self._fitter.fit_frames(chunk):
             self._write_images(frame, faces)
@@ -336,6 +341,7 @@ class Run:
             # A chunk of large images would fill the memory.
             frames.append(dataclasses.replace(frame, image=None))
             found.append(faces)
+            cuts.append(int(self._fitter.cut) if self._seeks_cuts else None)
             if self._fitter.cut:
                 self.counts.cuts.append(frame.number)
             if frame.image is None:
@@ -349,13 +355,14 @@ class Run:
         # OpenFace's program for several faces writes nothing of a frame without one.
         empty_rows = self.settings.empty_rows and (single or not as_openface)
         rows: list[tuple[int, FrameUnits | None]] = []
-        for frame, faces, units in zip(frames, found, told, strict=True):
+        for frame, faces, units, cut in zip(frames, found, told, cuts, strict=True):
+            mark = () if as_openface else (cut,)
             for face in faces:
                 confidence = face.confidence
                 if confidence is None and as_openface:
                     # Without any means to tell, a fit that did not fail is as good as it gets.
                     confidence = float(face.success)
-                start = (frame.number, face.id, frame.time, confidence, int(face.success))
+                start = (frame.number, face.id, frame.time, confidence, int(face.success), *mark)
                 numbers = next(measured)
                 # The numbers of a fit that failed are not those of the face.
                 shown = numbers if face.success or as_openface else None
@@ -366,7 +373,7 @@ class Run:
             if not faces:
                 self.counts.frames_without_face += 1
                 if empty_rows:
-                    nobody = (frame.number, 0 if single else None, frame.time, None, 0)
+                    nobody = (frame.number, 0 if single else None, frame.time, None, 0, *mark)
                     row = (0, units[0]) if units else (-1, None)
                     rows.append(row)
                     lines.append(self.table.row(nobody, None, _shown(row, as_openface)))

@@ -179,7 +179,7 @@ class Settings:
             Camera.assumed(640, 480, self.focal, self.centre)
 
     def depends(self) -> dict[str, Any]:
-        """What a result depends on, by option; the files that options name are told by contents."""
+        """What a result depends on, by option; files that options name go by contents."""
         from jclnf.outputs import by_option
 
         return by_option(self, leave_out=("model", "boxes", "au_models"))

@@ -1,6 +1,7 @@
 """What is kept of each row's action units until the video has ended, and the final ones.
 
-It is in a hidden file beside the table, a record for each of its rows, which only grows: memory does not.
+It is in a hidden file beside the table, a record for each of its rows, which only grows: memory
+does not.
 """
 
 import os
