@@ -162,53 +162,47 @@ class Fit:
 class Video:
     """Follow the faces of videos, and write landmarks, head pose and gaze as OpenFace's tables.
 
-        output, for a video NAME:
-          DIR/NAME.csv             the columns of OpenFace 2.2's FeatureExtraction, written as it goes:
-                                   a row for each face that is followed in each frame, and one for each
-                                   frame without a face. face_id stays with a face until a cut (with
-                                   --one it is always 0); success 0 means that the face was not seen
-                                   there. Cells are empty (in Parquet: null) where nothing was measured:
-                                   a lost face has its confidence alone, a frame without a face not even
-    <<<<<<< HEAD
-                                   a face_id. --openface-csv fills them as OpenFace does. Gaze needs
-                                   OpenFace's eye models (--model), action units --aus: columns of what
-                                   is not there are left out. While a video is read, action units are
-                                   as far as they can be told so far; in the end, all are judged by the
-                                   whole video, shifted and smoothed, as OpenFace does
-    =======
-                                   a face_id. A column more, cut, is 1 in the first frame after a cut
-                                   and else 0 (empty with --every 4 and more, where no cuts are looked
-                                   for). --openface-csv fills the columns as OpenFace does, without cut.
-                                   Gaze needs OpenFace's eye models (--model); action units are not
-                                   computed: columns of what is not there are left out
-    >>>>>>> main
-          DIR/NAME.png             confidence, pose and some landmarks over time
-          DIR/NAME.json            settings, versions, model, camera, cuts, and what was wrong; written
-                                   last
-          and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
-        Frames are counted from 1. Time is that of the file's own time stamps, from the first frame.
+    output, for a video NAME:
+      DIR/NAME.csv             the columns of OpenFace 2.2's FeatureExtraction, written as it goes:
+                               a row for each face that is followed in each frame, and one for each
+                               frame without a face. face_id stays with a face until a cut (with
+                               --one it is always 0); success 0 means that the face was not seen
+                               there. Cells are empty (in Parquet: null) where nothing was measured:
+                               a lost face has its confidence alone, a frame without a face not even
+                           a face_id. A column more, cut, is 1 in the first frame after a cut
+                           and else 0 (empty with --every 4 and more, where no cuts are looked
+                           for). --openface-csv fills the columns as OpenFace does, without cut.
+                           Gaze needs OpenFace's eye models (--model), action units --aus:
+                           columns of what is not there are left out. While a video is read,
+                           action units are as far as they can be told so far; in the end, all
+                           are judged by the whole video, shifted and smoothed, as OpenFace does
+      DIR/NAME.png             confidence, pose and some landmarks over time
+      DIR/NAME.json            settings, versions, model, camera, cuts, and what was wrong; written
+                               last
+      and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
+    Frames are counted from 1. Time is that of the file's own time stamps, from the first frame.
 
-        Of a folder, all videos are taken, in folders within it too; if there are none, the images of
-        each of these folders as the frames of one. What is left out is named; what jclnf has written
-        there is not. DIR/NAME_images.csv says which image is which frame: numbers that the images'
-        names leave out are left out. Results take the place of those of an earlier run when they are
-        complete, and of no other file: NAME gets a number then.
+    Of a folder, all videos are taken, in folders within it too; if there are none, the images of
+    each of these folders as the frames of one. What is left out is named; what jclnf has written
+    there is not. DIR/NAME_images.csv says which image is which frame: numbers that the images'
+    names leave out are left out. Results take the place of those of an earlier run when they are
+    complete, and of no other file: NAME gets a number then.
 
-        A run that was ended (even by a power cut) goes on with --resume and the same options; its
-        results are the same, byte for byte, as those of a run that was not.
+    A run that was ended (even by a power cut) goes on with --resume and the same options; its
+    results are the same, byte for byte, as those of a run that was not.
 
-        exit code:
-          0  all videos were read to their end
-          1  something could not be done, and a line says what; everything else was
-          2  nothing could be done: wrong usage, no model, no place to write
-          130  interrupted; go on with --resume
+    exit code:
+      0  all videos were read to their end
+      1  something could not be done, and a line says what; everything else was
+      2  nothing could be done: wrong usage, no model, no place to write
+      130  interrupted; go on with --resume
 
-        examples:
-          jclnf video interview.mp4 --out results
-          jclnf video recordings/ --out results --one --workers 2 --resume
-          jclnf video clip.avi --out results --model clnf_general --detector mtcnn --overlay
-          jclnf video frames/ --out results --rate 25
-          jclnf video 0 --out results                            a camera
+    examples:
+      jclnf video interview.mp4 --out results
+      jclnf video recordings/ --out results --one --workers 2 --resume
+      jclnf video clip.avi --out results --model clnf_general --detector mtcnn --overlay
+      jclnf video frames/ --out results --rate 25
+      jclnf video 0 --out results                            a camera
     """
 
     sources: Annotated[

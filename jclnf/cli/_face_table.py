@@ -73,18 +73,14 @@ class FaceTable:
     ) -> None:
         """Hold the file's lock.
 
-                Args:
-                    path: the file.
-                    n_landmarks, n_modes: of the model.
-        <<<<<<< HEAD
-                    resume: how the run was left that is to go on: "begun" or "complete"; "" to begin anew.
-                    units: names of the columns of action units.
-        =======
-                    resume: how the run to go on with was left: "started" or "complete"; "" to begin anew.
-        >>>>>>> main
+        Args:
+            path: the file.
+            n_landmarks, n_modes: of the model.
+            resume: how the run to go on with was left: "started" or "complete"; "" to begin anew.
+            units: names of the columns of action units.
 
-                Raises:
-                    OutputError: the file that is to go on has other columns, or cannot be written.
+        Raises:
+            OutputError: the file that is to go on has other columns, or cannot be written.
         """
         self.path = Path(path)
         self.rows = self.failed = 0

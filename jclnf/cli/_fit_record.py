@@ -14,13 +14,8 @@ from jclnf.outputs import abandon, by_option, check_same, growing, settle, write
 from jclnf.runtime import device_report
 from jclnf.video import model_digest, source_digest
 
-<<<<<<< HEAD
 _NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device", "au_models")
-"""Options that results do not depend on, or that are told by what is in the file they name."""
-=======
-_NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device")
 """Options that results do not depend on, or that name a file whose contents are compared."""
->>>>>>> main
 
 
 class FitRecord:

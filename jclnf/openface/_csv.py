@@ -171,11 +171,7 @@ class OpenFaceTable:
             units: those of its action units; None if nothing was measured.
         """
         if face is None:
-<<<<<<< HEAD
             numbers = [self._missing] * (len(self.columns) - self.first - self.units)
-=======
-            numbers = [self._missing] * (len(self.columns) - self.first)
->>>>>>> main
         else:
             numbers = self.values(face)
         numbers += [self._missing] * self.units if units is None else units.tolist()

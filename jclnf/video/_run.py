@@ -21,14 +21,7 @@ from jclnf.errors import BoxError, VideoError
 from jclnf.files import find_model
 from jclnf.fitting import Model
 from jclnf.openface import OpenFaceTable, measure_faces
-from jclnf.outputs import (
-    abandon,
-    discard,
-    growing,
-    settle,
-    write_bytes,
-    write_png,
-)
+from jclnf.outputs import abandon, discard, growing, settle, write_bytes, write_png
 from jclnf.runtime import device_report
 from jclnf.space import EYES, Camera
 from jclnf.tracking import TrackedFace, Tracker, TrackParams
