@@ -169,13 +169,13 @@ class Video:
                                --one it is always 0); success 0 means that the face was not seen
                                there. Cells are empty (in Parquet: null) where nothing was measured:
                                a lost face has its confidence alone, a frame without a face not even
-                           a face_id. A column more, cut, is 1 in the first frame after a cut
-                           and else 0 (empty with --every 4 and more, where no cuts are looked
-                           for). --openface-csv fills the columns as OpenFace does, without cut.
-                           Gaze needs OpenFace's eye models (--model), action units --aus:
-                           columns of what is not there are left out. While a video is read,
-                           action units are as far as they can be told so far; in the end, all
-                           are judged by the whole video, shifted and smoothed, as OpenFace does
+                               a face_id. A column more, cut, is 1 in the first frame after a cut
+                               and else 0 (empty with --every 4 and more, where no cuts are looked
+                               for). --openface-csv fills the columns as OpenFace does, without cut.
+                               Gaze needs OpenFace's eye models (--model), action units --aus:
+                               columns of what is not there are left out. While a video is read,
+                               action units are as far as they can be told so far; in the end, all
+                               are judged by the whole video, shifted and smoothed, as OpenFace does
       DIR/NAME.png             confidence, pose and some landmarks over time
       DIR/NAME.json            settings, versions, model, camera, cuts, and what was wrong; written
                                last
