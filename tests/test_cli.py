@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from support.action_unit_files import write_predictors
 from support.openface_files import random_model, write_model
 
 import jclnf
 import jclnf.cli._fit
 import jclnf.images
+from jclnf.action_units import describe_openface, load_action_units
 from jclnf.cli import main
 from jclnf.cli._commands import Fit
 from jclnf.fitting import FitStatus
@@ -97,7 +99,7 @@ def test_fits_the_face(run, astronaut, model):
     (row,) = rows()
     assert (row["image"], row["face"]) == ("a.png", "0")
 
-    # The numbers are those of the library, and in the frame of the whole picture.
+    # The numbers are those of the library, and in the frame of the whole image.
     grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
     box = np.array([float(row[f"box_{k}"]) for k in "xywh"])
     np.testing.assert_allclose(box, (92, 79, 77, 75), atol=8)
@@ -111,7 +113,7 @@ def test_fits_the_face(run, astronaut, model):
     angles = "pitch {:.1f}, yaw {:.1f}, roll {:.1f} degrees".format(*degrees)
     assert f"weak-perspective {angles}" in out
 
-    # The overlay is the picture, drawn on around the face.
+    # The overlay is the image, drawn on around the face.
     drawn = cv2.imread("fits/a_overlay.png")
     changed = np.any(drawn != astronaut, axis=2)
     assert changed[70:160, 85:180].mean() > 0.02
@@ -126,7 +128,7 @@ def test_landmarks_lie_on_the_face(shared, astronaut, run):
     assert (code, err) == (0, "")
     (row,) = rows()
     found = points(row)
-    # Read off the whole picture: outer eye corners, tip of the nose, corners of the mouth, chin.
+    # Read off the whole image: outer eye corners, tip of the nose, corners of the mouth, chin.
     expected = {
         36: (192, 100.5),
         45: (258, 103.5),
@@ -234,10 +236,10 @@ def test_boxes_option(run, astronaut):
 
 def test_all_faces_or_the_largest(run, astronaut):
     face = astronaut[30:210, 45:225]
-    picture = np.full((220, 380, 3), 128, np.uint8)
-    picture[20:164, 20:164] = cv2.resize(face, (144, 144), interpolation=cv2.INTER_AREA)
-    picture[20:200, 180:360] = face
-    cv2.imwrite("two.png", picture)
+    image = np.full((220, 380, 3), 128, np.uint8)
+    image[20:164, 20:164] = cv2.resize(face, (144, 144), interpolation=cv2.INTER_AREA)
+    image[20:200, 180:360] = face
+    cv2.imwrite("two.png", image)
     assert run("two.png")[0] == 0
     first, second = rows()
     assert (first["face"], second["face"]) == ("0", "1")
@@ -256,7 +258,7 @@ def test_folders_and_names_of_overlays(run, astronaut, box):
     lines = [f"{name},{','.join(box)}" for name in ("b.png", "a.PNG", "a.jpg", "A.png", "x.png")]
     lines.append(f"c.png,{','.join(box)}")
     Path("boxes.csv").write_text("\n".join(["image,x,y,w,h", *lines]))
-    # The same picture twice, once by its folder, is one picture.
+    # The same image twice, once by its folder, is one image.
     code, _, err = run("in", "other/A.png", "in/b.png", "--boxes", "boxes.csv", "--out", "out")
     lines = ["in: 1 left out (no images: notes.txt)"]
     lines += ["boxes.csv: its rows for 1 other images are not used: c.png"]
@@ -332,8 +334,8 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
     Path("colourful_faces.py").write_text(
         "class Find:\n"
         "    wants_colour = True\n"
-        "    def __call__(self, picture):\n"
-        "        blue, _, red = picture.mean(axis=(0, 1))\n"
+        "    def __call__(self, image):\n"
+        "        blue, _, red = image.mean(axis=(0, 1))\n"
         "        return [(92, 79, 77, 75 if red > blue else 1)] if red else [(1, 2, 0, 0)]\n"
     )
     code, _, err = run("a.png", "b.png", "--detector", "colourful_faces:Find")
@@ -825,3 +827,29 @@ def test_silent_stderr(capfd):
         os.write(2, b"noise")
     os.write(2, b"word")
     assert capfd.readouterr().err == "word"
+
+
+def test_action_units_are_in_both_tables(run, astronaut, box, tmp_path):
+    """Those of the fitted landmarks, by the predictors for photographs."""
+    folder = write_predictors(tmp_path / "AU_predictors")
+    cv2.imwrite("a.png", astronaut)
+    options = ("--box", *box, "--no-overlay", "--openface-csv", "--aus")
+    code, _, err = run("a.png", *options, "--au-models", folder, "--out", "full")
+    assert code == 0, err
+    (row,), (table,) = rows("full/landmarks.csv"), rows("full/a.csv")
+    predictors = load_action_units(folder, static=True)
+    described = describe_openface(predictors, astronaut, points(row))
+    expected = predictors.shown(predictors.predict(described.descriptor))
+    assert list(row)[-4:] == list(table)[-4:] == ["AU01_r", "AU12_r", "AU01_c", "AU12_c"]
+    # The table's landmarks are rounded.
+    np.testing.assert_allclose([float(row[n]) for n in list(row)[-4:]], expected, atol=0.02)
+    for name in list(row)[-4:]:
+        assert table[name] == f"{float(row[name]):.{1 if name.endswith('_c') else 2}f}"
+    code, _, err = run("a.png", *options, "--au-models", tmp_path / "nothing")
+    assert code == 2
+    assert "nothing: no such file" in err
+    code, _, err = run("a.png", "--au-models", folder)
+    assert (code, "--au-models is for --aus" in err) == (2, True)
+    code, _, err = run("a.png", *options, quick=())
+    assert code == 2
+    assert "action units need landmarks as OpenFace's detectors place them" in err

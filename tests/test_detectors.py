@@ -45,7 +45,7 @@ def test_a_detector_gets_what_it_wants(image):
     assert isinstance(wants_grey, Detector)
 
 
-def test_largest_first_and_none_beside_the_picture():
+def test_largest_first_and_none_beside_the_image():
     boxes = [(1, 2, 3, 4), (10, 10, 20, 20), (-50, 0, 40, 70), (80, 5, 90, 9), (70, 50, 40, 40),
              (0, -30, 25, 29.6)]  # fmt: skip
     given = np.array(boxes, np.float32)
@@ -108,7 +108,7 @@ def test_a_detector_that_fails():
 
 
 @pytest.mark.parametrize("image", [GREY.astype(float), GREY[0], COLOUR[..., :2]])
-def test_what_is_no_picture(image):
+def test_what_is_no_image(image):
     with pytest.raises(ImageError, match="image: detection takes a"):
         find_faces(Recorder(), image)
 
@@ -179,7 +179,7 @@ def test_networks_that_are_not_there(tmp_path, monkeypatch):
 
 
 class FakeYN:
-    """OpenCV's object with two faces in it, in a image of 320 by 240."""
+    """OpenCV's object with two faces in it, in an image of 320 by 240."""
 
     faces = np.array(
         [[10, 20, 40, 60, *range(10), 0.9], [100, 50, 80, 100, *range(10), 0.95]], np.float32
@@ -214,7 +214,7 @@ def test_yunet_corrects_and_sorts(yunet):
     assert default[0, 1] + default[0, 3] == pytest.approx(150, abs=5)
 
 
-def test_yunet_reduces_large_pictures(yunet):
+def test_yunet_reduces_large_images(yunet):
     detector, fake = yunet(correction=(0.0, 0.0, 1.0, 1.0))
     image = np.zeros((480, 640, 3), np.uint8)
     detector(image)

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -456,4 +457,5 @@ def test_a_folder_is_looked_through(tmp_path, colour):
     assert shown(flat) == [["a", "b.png"], ["notes.txt"], [], ["deep"]]
     assert shown(deep) == [["a", "b.png", "deep/c.txt"], ["notes.txt"], ["deep/drawn.png"], []]
     (line,) = deep.left_out("images")
-    assert line == f"{tmp_path}: 2 left out (no images: notes.txt; written by jclnf: drawn.png)"
+    drawn = Path("deep", "drawn.png")
+    assert line == f"{tmp_path}: 2 left out (no images: notes.txt; written by jclnf: {drawn})"

@@ -60,7 +60,7 @@ def test_networks_of_boxes(networks, listed, rng, name):
 
 
 @pytest.mark.parametrize("size", [(12, 12), (12, 13), (13, 12), (15, 24), (16, 23), (19, 17)])
-def test_padding_of_the_picture_changes_nothing(networks, listed, rng, size):
+def test_padding_of_the_image_changes_nothing(networks, listed, rng, size):
     image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
     network = make_network(read_network(listed.parent / "PNet.dat", "PNet"))
     found = mtcnn._over_image(network, image)
@@ -69,7 +69,7 @@ def test_padding_of_the_picture_changes_nothing(networks, listed, rng, size):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_of_any_size_share_few_programs(listed, monkeypatch):
+def test_images_of_any_size_share_few_programs(listed, monkeypatch):
     shapes = set()
 
     def noting(network, images, size):
@@ -97,8 +97,8 @@ def test_the_smallest_face(listed, monkeypatch):
     """OpenFace's 60 pixels, a 36th of large images, or as told: the first copy has it at 12."""
     sides = []
 
-    def noting(_, picture):
-        sides.append(picture.shape[1])
+    def noting(_, image):
+        sides.append(image.shape[1])
         return np.zeros((0, 0, 5))
 
     monkeypatch.setattr(mtcnn, "_over_image", noting)
@@ -115,11 +115,11 @@ def test_the_smallest_face(listed, monkeypatch):
 
 
 def test_threads_share_a_detector(listed, rng):
-    pictures = [rng.integers(0, 255, (90, 120, 3)).astype(np.uint8) for _ in range(4)]
+    images = [rng.integers(0, 255, (90, 120, 3)).astype(np.uint8) for _ in range(4)]
     detector = MtcnnDetector(listed)
-    expected = [detector.detect(picture) for picture in pictures]
+    expected = [detector.detect(image) for image in images]
     with ThreadPoolExecutor(4) as threads:
-        for found, known in zip(threads.map(detector.detect, pictures), expected, strict=True):
+        for found, known in zip(threads.map(detector.detect, images), expected, strict=True):
             jax.tree.map(np.testing.assert_array_equal, found, known)
 
 
@@ -179,7 +179,7 @@ def test_boxes_in_videos_are_openfaces(shared, openface_detector, video):
         check_golden(openface_detector, frame.image, rows[frame.number])
 
 
-def test_reduced_and_grey_pictures(shared, openface_detector):
+def test_reduced_and_grey_images(shared, openface_detector):
     image = cv2.imread(str(shared / "openface" / "samples" / "sample1.jpg"))
     (box,) = openface_detector(image)
     side = min(box[2:])
@@ -190,7 +190,7 @@ def test_reduced_and_grey_pictures(shared, openface_detector):
     np.testing.assert_allclose(grey, [box], atol=0.1 * side)
 
 
-def test_pictures_without_faces(listed):
+def test_images_without_faces(listed):
     detector = MtcnnDetector(listed)
     for shape in ((1, 1, 3), (59, 400, 3), (11, 11, 3)):
         boxes, scores = detector.detect(np.zeros(shape, np.uint8))

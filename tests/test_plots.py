@@ -33,7 +33,7 @@ def test_draws_at_the_points_and_not_elsewhere(size, n):
     assert not outside.any()
 
 
-def test_the_picture_given_is_not_changed():
+def test_the_image_given_is_not_changed():
     for shape in ((200, 200), (200, 200, 3)):
         image = np.full(shape, 100, np.uint8)
         drawn = draw.landmarks(image, face(60), box=(60, 60, 60, 60), label="1")
@@ -87,7 +87,7 @@ def test_wild_numbers(bad):
     draw.landmarks(image, np.full((68, 2), bad), label="1", box=(bad, bad, bad, bad))
 
 
-def test_one_pixel_picture():
+def test_one_pixel_image():
     assert draw.landmarks(np.zeros((1, 1), np.uint8), np.zeros((68, 2)), label="1").shape == (
         1,
         1,

@@ -77,14 +77,14 @@ def test_a_table_goes_on_with_the_images_that_are_whole(tmp_path, cut):
         write(table, faces)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) - cut])
-    with FaceTable(path, 3, 2, resume="begun") as table:
+    with FaceTable(path, 3, 2, resume="started") as table:
         assert (table.done, table.rows, table.failed) == ({"new\nline.jpg"}, 1, 0)
         write(table, faces[1:])
         assert (table.rows, table.failed) == (3, 1)
     assert path.read_bytes() == whole
     assert FaceTable(path, 3, 2, resume="complete").done == {"new\nline.jpg", "b.jpg"}
     with pytest.raises(OutputError, match="other columns"):
-        FaceTable(path, 4, 2, resume="begun")
+        FaceTable(path, 4, 2, resume="started")
 
 
 def test_failed_fit_has_empty_fields(tmp_path):

@@ -20,7 +20,7 @@ from jclnf.tracking._overlap import nearness, shows
 from jclnf.video import open_source
 
 WIDTH, SECOND = 520, 270
-"""Of frames, and where the second face's picture begins."""
+"""Of frames, and where the second face's image begins."""
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,11 @@ def params(case: Planted) -> TrackParams:
 
 def frame(case: Planted, *, at: int = 0, left: bool = True, right: bool = True) -> np.ndarray:
     """Two planted faces beside each other, moved to the right by some pixels; or one, or none."""
-    picture = np.full((case.image.shape[0], WIDTH), 128, np.uint8)
+    image = np.full((case.image.shape[0], WIDTH), 128, np.uint8)
     for there, x in ((left, at), (right, SECOND + at)):
         if there:
-            picture[:, x : x + case.image.shape[1]] = np.rint(case.image)
-    return picture
+            image[:, x : x + case.image.shape[1]] = np.rint(case.image)
+    return image
 
 
 def box(case: Planted, x: int = 0) -> np.ndarray:
@@ -77,12 +77,12 @@ def test_two_faces_keep_their_numbers(case, params):
 
 
 def test_a_crop_gives_what_the_whole_frame_gives(case, params):
-    pictures = np.stack([frame(case, at=at) for at in (0, 2, 4)])
-    _, whole = jax.device_get(jclnf.track(case.model, pictures, box(case, SECOND), params))
+    images = np.stack([frame(case, at=at) for at in (0, 2, 4)])
+    _, whole = jax.device_get(jclnf.track(case.model, images, box(case, SECOND), params))
     tracker = Tracker(case.model, params)
-    tracker.step(pictures[0], box(case, SECOND))
-    tracker.step(pictures[1])
-    (face,) = tracker.step(pictures[2])
+    tracker.step(images[0], box(case, SECOND))
+    tracker.step(images[1])
+    (face,) = tracker.step(images[2])
     np.testing.assert_allclose(face.result.landmarks, whole.landmarks[2], atol=2e-3)
     np.testing.assert_allclose(face.result.pose.matrix, whole.pose.matrix[2], atol=1e-4)
 
@@ -173,16 +173,16 @@ def test_numbers_of_faces_that_come_back(case, params, within, number):
 
 
 def test_a_restored_tracker_goes_on_exactly(case, params):
-    pictures = [frame(case, at=at, right=at < 4) for at in range(6)]
+    images = [frame(case, at=at, right=at < 4) for at in range(6)]
     tracker = Tracker(case.model, params, return_within=5)
-    tracker.step(pictures[0], [box(case), box(case, SECOND)])
-    tracker.step(pictures[1])
+    tracker.step(images[0], [box(case), box(case, SECOND)])
+    tracker.step(images[1])
     state = {name: array.copy() for name, array in tracker.state().items()}
-    expected = [tracker.step(picture) for picture in pictures[2:]]
+    expected = [tracker.step(image) for image in images[2:]]
     other = Tracker(case.model, params, return_within=5)
     other.restore(state)
-    for picture, faces in zip(pictures[2:], expected, strict=True):
-        again = other.step(picture)
+    for image, faces in zip(images[2:], expected, strict=True):
+        again = other.step(image)
         assert [face.id for face in again] == [face.id for face in faces]
         for a, b in zip(again, faces, strict=True):
             jax.tree.map(np.testing.assert_array_equal, a.result, b.result)

@@ -106,7 +106,7 @@ def test_landmarks_that_are_not_seen_are_less_certain(face, fitted):
     assert sizes[1][4] > 1.1 * sizes[0][4]
 
 
-def test_ellipses_turn_with_the_picture(face):
+def test_ellipses_turn_with_the_image(face):
     turned = np.rot90(face.image).copy()  # (x, y) goes to (y, width - 1 - x)
     x, y, w, h = face.box + np.float32([3, -2, 0, 0])
     box = np.float32([y, 240 - 1 - x - w, h, w])

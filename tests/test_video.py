@@ -17,6 +17,7 @@ import numpy as np
 import pandas
 import pyarrow.csv
 import pytest
+import skimage.data
 from pyarrow import parquet
 from support.videos import SIZE, frames, write_video
 
@@ -24,10 +25,10 @@ import jclnf
 from jclnf.annotations._pts import read_pts
 from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
-from jclnf.outputs import locked
+from jclnf.outputs import RECORD, locked, outputs_in
 from jclnf.runtime import _progress
 from jclnf.tracking import OneEuro
-from jclnf.video import Settings, find_videos, process_videos
+from jclnf.video import Settings, find_videos, open_source, process_videos
 from jclnf.video import _derived as derived
 from jclnf.video import _run as run_module
 from jclnf.video import _source as source
@@ -64,7 +65,7 @@ class TestTable:
         assert [int(row["frame"]) for row in rows] == list(range(1, COUNT + 1))
         assert {row["face_id"] for row in rows} == {"0"}
         assert {row["success"] for row in rows} == {"1"}
-        assert list(rows[0]) == OpenFaceTable(68, 34, video=True, gaze=False).columns
+        assert list(rows[0]) == OpenFaceTable(68, 34, video=True, gaze=False, cut=True).columns
         tracker = jclnf.Tracker(jclnf.load_model(), detector=jclnf.detect.HaarDetector())
         capture = cv2.VideoCapture(str(clip))
         for row in rows[:5]:
@@ -82,6 +83,32 @@ class TestTable:
     def test_times_are_those_of_the_file(self, whole):
         times = [float(row["timestamp"]) for row in read(whole / "face.csv")]
         np.testing.assert_allclose(times, np.arange(COUNT) / 25, atol=6e-4)
+
+    def test_a_cut_has_a_column(self, tmp_path):
+        """As in the metadata; there is none in OpenFace's table, and none is looked for in frames
+        far apart."""
+        astronaut = np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
+        part = np.ascontiguousarray(skimage.data.astronaut()[:300, 80:380, ::-1])
+        astronaut[:, 20:220] = cv2.resize(part, (200, 200), interpolation=cv2.INTER_AREA)
+        clip = write_video(tmp_path / "two.avi", [*frames(4), *[astronaut] * 2])
+        command = ["video", str(clip), "--out", str(tmp_path), "--no-plot", "--quiet"]
+
+        assert main([*command, "--parquet", "--smooth", "one-euro"]) == 0
+        table = pandas.read_csv(tmp_path / "two.csv")
+        assert table["frame"].tolist() == [1, 2, 3, 4, 5, 6]
+        assert table["cut"].tolist() == [0, 0, 0, 0, 1, 0]
+        assert table["face_id"].tolist() == [0, 0, 0, 0, 1, 1]
+        assert json.loads((tmp_path / "two.json").read_text())["cuts"] == [5]
+        stored = parquet.read_table(tmp_path / "two.parquet")["cut"]
+        assert (stored.type, stored.to_pylist()) == ("int8", table["cut"].tolist())
+        smoothed = pandas.read_csv(tmp_path / "two_smoothed.csv")
+        assert smoothed["cut"].tolist() == table["cut"].tolist()
+
+        assert main([*command, "--every", "4"]) == 0
+        assert pandas.read_csv(tmp_path / "two.csv")["cut"].isna().all()
+        assert main([*command, "--openface-csv", "--to", "0"]) == 0
+        names = list(pandas.read_csv(tmp_path / "two.csv"))
+        assert names == OpenFaceTable(68, 34, video=True, gaze=False).columns
 
 
 class TestWhatIsMadeOfIt:
@@ -103,7 +130,7 @@ class TestWhatIsMadeOfIt:
 
     def test_smoothed_is_the_filter_of_the_table(self, whole):
         rows, smoothed = read(whole / "face.csv"), read(whole / "face_smoothed.csv")
-        names = list(rows[0])[5:]
+        names = list(rows[0])[6:]
         face = OneEuro()
         for row, other in zip(rows, smoothed, strict=True):
             values = face.step(float(row["timestamp"]), np.array([float(row[n]) for n in names]))
@@ -158,15 +185,15 @@ class TestWhatIsMadeOfIt:
         finally:
             file.with_suffix(".png").unlink()
 
-    def test_aligned_pictures_show_landmarks_where_the_mean_shape_has_them(self, whole):
+    def test_aligned_images_show_landmarks_where_the_mean_shape_has_them(self, whole):
         mean = np.asarray(jclnf.load_model().pdm.mean)
         turn = np.deg2rad(20)
         points = 1.7 * mean[:, :2] @ [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
         points += 200
-        picture = np.zeros((400, 400), np.uint8)
+        image = np.zeros((400, 400), np.uint8)
         for x, y in np.rint(points[[36, 45, 8, 30]]).astype(int):
-            cv2.circle(picture, (x, y), 2, 255, -1)
-        found = aligned_face(picture, points, mean, 200)
+            cv2.circle(image, (x, y), 2, 255, -1)
+        found = aligned_face(image, points, mean, 200)
         expected = 200 / MILLIMETRES * (mean - mean.mean(0))[:, :2] + 99.5
         for index in (36, 45, 8, 30):
             x, y = np.rint(expected[index]).astype(int)
@@ -200,7 +227,6 @@ class TestResume:
     def test_a_run_from_its_checkpoint_continues(self, clip, whole, tmp_path):
         """Ended after the first chunk, by what is told after each frame."""
         from jclnf.video import Settings, load
-        from jclnf.video._open import open_source
         from jclnf.video._run import Run
         from jclnf.video._settings import CHUNK
 
@@ -311,7 +337,7 @@ class TestResume:
         (whole / ".other.part.png").unlink()
 
     def test_what_another_run_left_does_not_mix_with_this_ones(self, clip, tmp_path, capsys):
-        """Pictures of frames that are not used now; boxes that have changed since."""
+        """Images of frames that are not used now; boxes that have changed since."""
         boxes = tmp_path / "boxes.csv"
         boxes.write_text("frame,x,y,w,h\n1,72,46,95,100\n")
         asked = ["--boxes", str(boxes), "--pts", "--no-plot", "--quiet", "--to"]
@@ -430,15 +456,31 @@ class TestCommand:
         asked = ["video", str(clip), "--out", str(tmp_path), "--no-plot", "--to", "0.3"]
         assert main(asked) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert f"face: 8 of {COUNT} frames" in lines[-2]
+        assert "face: 8 of 8 frames" in lines[-2]
         assert "8 frames, 8 rows" in lines[-1]
+
+    def test_every_third_frame_between_two_times(self, clip, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(_progress, "LINES_EVERY", 0.0)
+        asked = ["video", str(clip), "--out", str(tmp_path), "--no-plot", "--overlay"]
+        assert main([*asked, "--every", "3", "--from", "0.3", "--to", "0.9"]) == 0
+        rows = read(tmp_path / "face.csv")
+        assert [int(row["frame"]) for row in rows] == [10, 13, 16, 19, 22]
+        times = [float(row["timestamp"]) for row in rows]
+        np.testing.assert_allclose(times, [0.36, 0.48, 0.60, 0.72, 0.84])
+        assert {row["success"] for row in rows} == {"1"}
+        assert "face: 5 of 5 frames" in capsys.readouterr().out
+        drawn = list(open_source(tmp_path / "face_overlay.mp4").frames())
+        np.testing.assert_allclose([f.time for f in drawn], np.arange(5) * 0.12, atol=1e-3)
+        assert main([*asked, "--every", "0"]) == 2
+        assert "every: at least 1, not 0" in capsys.readouterr().err
 
     def test_what_is_not_used_is_named(self, clip, tmp_path, capsys):
         folder = tmp_path / "videos"
         (folder / "deep").mkdir(parents=True)
+        (folder / "link").symlink_to(tmp_path)
         (folder / "MOV001").write_bytes(clip.read_bytes())
         (folder / "notes.txt").write_text("no video")
-        cv2.imwrite(str(folder / "a.png"), frames(1)[0])
+        cv2.imwrite(str(folder / "deep" / "a.png"), frames(1)[0])
         boxes = tmp_path / "boxes.csv"
         lines = ["MOV001,1,72,46,95,100", "MOV001,99,72,46,95,100", "gone.mp4,1,1,1,1,1"]
         boxes.write_text("\n".join(["video,frame,x,y,w,h", *lines]))
@@ -446,7 +488,8 @@ class TestCommand:
         assert main(["video", str(folder), *asked]) == 1
         err = capsys.readouterr().err
         (left,) = (line for line in err.splitlines() if "left out" in line)
-        reasons = "no videos: notes.txt; images beside videos: a.png; folders: deep"
+        image = Path("deep", "a.png")
+        reasons = f"no videos: notes.txt; images beside videos: {image}; links to folders: link"
         assert left == f"jclnf: {folder}: 3 left out ({reasons})"
         for says in (
             "its rows for 1 other videos are not used: gone.mp4",
@@ -454,6 +497,36 @@ class TestCommand:
             "has boxes in frames that it does not have: 99",
         ):
             assert says in err
+
+    def test_folders_within_a_folder(self, tmp_path):
+        """Their videos are taken, or else the images of each; nothing that jclnf has written."""
+        for name in ("p1", "p2/left", "out/face_aligned"):
+            (tmp_path / name).mkdir(parents=True)
+        for name in ("p1/1.png", "p1/2.png", "p2/left/7.png", "out/face.png"):
+            cv2.imwrite(str(tmp_path / "image.png"), np.zeros((4, 4, 3), np.uint8))
+            (tmp_path / "image.png").rename(tmp_path / name)
+        (tmp_path / "out/face_aligned/000001_0.png").write_bytes(b"")
+        names = ("face.png", "face_aligned", "face_overlay.mp4")
+        record = {"outputs": {name: ["video", "", ""] for name in names}}
+        (tmp_path / "out" / RECORD).write_text(json.dumps(record))
+        found = find_videos([str(tmp_path)])
+        assert found.files == [str(tmp_path / "p1"), str(tmp_path / "p2/left")]
+        (tmp_path / "out/face_overlay.mp4").write_bytes(b"")
+        (tmp_path / "p2/b.mp4").write_bytes(b"")
+        found = find_videos([str(tmp_path)])
+        assert found.files == [str(tmp_path / "p2/b.mp4")]
+        assert found.problems == []
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_without_its_model_nothing_is_made(self, clip, tmp_path, capsys, workers):
+        other = tmp_path / "other.avi"
+        other.write_bytes(clip.read_bytes())
+        asked = ["--model", "gone", "--workers", str(workers), "--out", str(tmp_path / "out")]
+        assert main(["video", str(clip), str(other), *asked]) == 2
+        err = capsys.readouterr().err
+        assert "gone" in err
+        assert err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == [other]
 
     def test_one_failure_does_not_stop_the_others(self, clip, tmp_path, capsys):
         folder = tmp_path / "videos"
@@ -494,16 +567,19 @@ class TestCommand:
 
     def test_a_camera_is_recorded_until_ctrl_c(self, tmp_path, capsys, monkeypatch):
         class FakeCamera:
-            name, size, rate, count = "camera7", SIZE, 25.0, None
+            name, size, rate = "camera7", SIZE, 25.0
 
             def __init__(self, _number):
                 self.problems = []
 
+            def expected(self, _selection):
+                return None
+
             def frames(self, _selection):
-                for number, picture in enumerate(itertools.cycle(frames(3)), 1):
+                for number, image in enumerate(itertools.cycle(frames(3)), 1):
                     if number == 5:
                         os.kill(os.getpid(), signal.SIGINT)
-                    yield Frame(number, number / 25, picture)
+                    yield Frame(number, number / 25, image)
 
         monkeypatch.setattr(source, "Camera", FakeCamera)
         before = signal.getsignal(signal.SIGINT)
@@ -535,9 +611,9 @@ class TestCommand:
     def test_frames_without_a_face_are_rows_too(self, tmp_path, capsys):
         """Of which pandas and pyarrow know that nothing was measured, or as OpenFace has it."""
         for number in range(3):
-            picture = np.full((120, 160, 3), 128, np.uint8)
-            cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
-        (tmp_path / "1.png").write_bytes(b"no picture")
+            image = np.full((120, 160, 3), 128, np.uint8)
+            cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+        (tmp_path / "1.png").write_bytes(b"no image")
         out = tmp_path / "out"
 
         def table(*options):
@@ -549,7 +625,8 @@ class TestCommand:
         rows = table("--parquet")
         assert rows["frame"].tolist() == [1, 2, 3]
         assert rows["success"].tolist() == [0, 0, 0]
-        assert rows.drop(columns=["frame", "timestamp", "success"]).isna().all(axis=None)
+        assert rows["cut"].tolist() == [0, 0, 0]
+        assert rows.drop(columns=["frame", "timestamp", "success", "cut"]).isna().all(axis=None)
         stored = parquet.read_table(out / f"{tmp_path.name}.parquet")
         arrow = pyarrow.csv.read_csv(out / f"{tmp_path.name}.csv")
         for read_back in (stored, arrow):
@@ -593,10 +670,10 @@ class TestCommand:
             if int(row["frame"]) in lost:
                 head = [row["face_id"], row["confidence"], row["success"]]
                 assert head == ["0", "0.12", "0"]
-                assert {row[name] for name in list(row)[5:]} == {""}
+                assert {row[name] for name in list(row)[6:]} == {""}
                 assert smooth == row
                 assert stored["confidence"] == pytest.approx(0.12)
-                assert {stored[name] for name in list(row)[5:]} == {None}
+                assert {stored[name] for name in list(row)[6:]} == {None}
             else:
                 assert row == before
                 assert "" not in smooth.values()
@@ -612,7 +689,8 @@ class TestCommand:
             if int(row["frame"]) in lost:
                 assert (row["success"], row["confidence"]) == ("0", "0.12")
                 row |= {name: before[name] for name in ("success", "confidence")}
-            assert row == before
+            assert row | {"cut": "0"} == before
+            assert "cut" not in row
 
     def test_the_plot_has_gaps_where_nothing_was_measured(self, tmp_path):
         (tmp_path / "a.csv").write_text(
@@ -648,11 +726,12 @@ class TestCommand:
             Settings(model="default", plot=False),
             found.files,
             tmp_path,
-            on_start=lambda source, done: seen.append((source.count, done)),
+            on_start=lambda source, done, total: seen.append((source.name, done, total)),
             on_frame=lambda frame, _: seen.append(frame.number) or True,
         )
         assert result.problems == []
-        assert seen == [(COUNT, 0), *range(1, COUNT + 1)]
+        assert seen == [("face", 0, COUNT), *range(1, COUNT + 1)]
+        assert {"face.csv", "face.json"} <= set(outputs_in(tmp_path))
         assert (tmp_path / "face.csv").read_bytes() == (whole / "face.csv").read_bytes()
 
     @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Frames of videos, folders and damaged files."""
 
+import hashlib
 import threading
 import time
 import wave
@@ -26,7 +27,7 @@ def clip(tmp_path_factory):
 
 def test_frames_are_those_that_were_written(clip):
     source = open_source(clip)
-    assert (source.size, source.rate, source.count) == (SIZE, 25.0, 20)
+    assert (source.size, source.rate, source.expected()) == (SIZE, 25.0, 20)
     read = list(source.frames())
     assert [frame.number for frame in read] == list(range(1, 21))
     np.testing.assert_allclose([frame.time for frame in read], np.arange(20) / 25, atol=1e-6)
@@ -40,6 +41,22 @@ def test_reading_goes_on_at_a_frame(clip):
     rest = list(open_source(clip).frames(Selection(start=14)))
     assert [(f.number, f.time) for f in rest] == [(f.number, f.time) for f in whole[13:]]
     np.testing.assert_array_equal(rest[0].image, whole[13].image)
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(begin=0.2, end=0.48),
+        Selection(begin=0.21, every=3),
+        Selection(start=6, begin=0.1, end=9.0, every=2),
+        Selection(begin=5.0),
+    ],
+)
+def test_as_many_frames_are_expected_as_there_are(clip, tmp_path, selection):
+    for number in (1, 2, 3, 5, 6, 9, 10, 14):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((4, 4, 3), np.uint8))
+    for source in (open_source(clip), open_source(tmp_path, rate=25.0)):
+        assert source.expected(selection) == len(list(source.frames(selection)))
 
 
 def test_rotation_in_the_metadata_is_followed(tmp_path):
@@ -139,7 +156,7 @@ def test_what_the_metadata_turn_is_upright(tmp_path, matrix, turn):
 def test_frames_of_another_size_are_fitted_in_and_it_is_said(tmp_path):
     """A broadcast that turns from landscape to portrait."""
     first = write_video(tmp_path / "first.ts", frames(5), codec="mpeg2video")
-    tall = [np.rot90(picture).copy() for picture in frames(5)]
+    tall = [np.rot90(image).copy() for image in frames(5)]
     second = write_video(tmp_path / "second.ts", tall, codec="mpeg2video")
     clip = tmp_path / "both.ts"
     clip.write_bytes(first.read_bytes() + second.read_bytes())
@@ -280,10 +297,10 @@ def test_a_name_with_a_pattern_is_one_file(tmp_path):
 
 
 class TestImageFolder:
-    def test_pictures_are_in_the_order_of_their_numbers(self, tmp_path):
+    def test_images_are_in_the_order_of_their_numbers(self, tmp_path):
         for number in (10, 9, 1, 2):
             cv2.imwrite(str(tmp_path / f"frame{number}.png"), np.full((8, 9, 3), number, np.uint8))
-        (tmp_path / "notes.txt").write_text("no picture")
+        (tmp_path / "notes.txt").write_text("no image")
         source = open_source(tmp_path, rate=10.0)
         read = list(source.frames())
         assert [int(frame.image[0, 0, 0]) for frame in read] == [1, 2, 9, 10]
@@ -306,7 +323,7 @@ class TestImageFolder:
     def test_numbers_that_are_left_out_are_gaps(self, names, numbers):
         assert frame_numbers(names) == numbers
 
-    def test_a_damaged_picture_is_a_frame_without_one(self, tmp_path):
+    def test_a_damaged_image_is_a_frame_without_one(self, tmp_path):
         for number in range(3):
             cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((8, 9, 3), np.uint8))
         (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n")
@@ -316,9 +333,39 @@ class TestImageFolder:
         assert "1.png" in source.problems[0]
         assert "3.png is not 9 x 8" in source.problems[1]
 
-    def test_a_folder_without_pictures_is_refused(self, tmp_path):
+    def test_a_folder_without_images_is_refused(self, tmp_path):
         with pytest.raises(VideoError, match="none of its 0 images"):
             open_source(tmp_path)
+
+
+def test_frames_are_those_of_the_recordings(shared, tmp_path):
+    """Byte for byte, also as images of a folder, some of which are black; descriptors of the face
+    depend on it."""
+    folder = shared / "openface"
+    default = [frame.image for frame in open_source(folder / "samples/default.wmv").frames()]
+    black = np.zeros_like(default[0])
+    made = {
+        "failclip": [black] * 5 + default[60:100] + [black] * 7 + default[150:180],
+        "short5": default[200:205],
+    }
+    found = {"default": default}
+    for name, images in made.items():
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            file = str(tmp_path / name / f"{number:03}.png")
+            cv2.imwrite(file, image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        found[name] = [frame.image for frame in open_source(tmp_path / name).frames()]
+    lighting = open_source(folder / "samples/changeLighting.wmv")
+    found["changeLighting"] = [frame.image for frame in lighting.frames()]
+    compared = {}
+    for name, images in found.items():
+        expected = np.load(folder / f"au/video_dyn_{name}.npz")["frame_md5"].tolist()
+        assert len(images) == len(expected)
+        for image, digest in zip(images, expected, strict=True):
+            if digest:  # not recorded where no face was followed
+                assert hashlib.md5(image.tobytes()).hexdigest() == digest
+                compared[name] = compared.get(name, 0) + 1
+    assert compared == {"default": 288, "failclip": 62, "short5": 5, "changeLighting": 88}
 
 
 class TestPrefetcher:
@@ -372,8 +419,8 @@ class TestSelection:
         ],
     )
     def test_what_is_passed_over_changes_nothing(self, tmp_path, name, options):
-        pictures = combed(12)[0] if name == "a.dv" else frames(40)
-        clip = write_video(tmp_path / name, pictures, **options)
+        images = combed(12)[0] if name == "a.dv" else frames(40)
+        clip = write_video(tmp_path / name, images, **options)
         source = open_source(clip)
         whole = list(source.frames())
         for begin in (whole[-1].time / 2, whole[-3].time, whole[1].time):

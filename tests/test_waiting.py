@@ -45,16 +45,16 @@ def compiled(size):
 class TestCompiling:
     def test_it_is_announced_when_it_happens_and_once(self, announced, monkeypatch):
         program = jax.jit(lambda x: jnp.sort(jnp.sin(x) @ jnp.cos(x)))
-        picture = jnp.ones((31, 31))
+        image = jnp.ones((31, 31))
         _compilation._watch._last_end = float("-inf")
         announced.clear()
-        program(picture)
+        program(image)
         assert announced == ["compiling"]
-        program(picture)
+        program(image)
         program(jnp.ones((32, 32)))  # of another size, but at once after the first
         assert announced == ["compiling"]
         monkeypatch.setattr(_compilation._watch, "_last_end", float("-inf"))
-        program(picture)  # nothing is compiled
+        program(image)  # nothing is compiled
         assert announced == ["compiling"]
         other = jnp.ones((33, 33))
         monkeypatch.setattr(_compilation._watch, "_last_end", float("-inf"))
@@ -155,6 +155,7 @@ class TestDevice:
             err = capfd.readouterr().err
             assert "JAX finds no GPU" in err
             assert err.count("\n") == 1
+            assert list(tmp_path.iterdir()) == []
 
     def test_what_is_none(self):
         with pytest.raises(ParamsError, match="cpu, gpu or the number"):

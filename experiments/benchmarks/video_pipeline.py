@@ -33,7 +33,7 @@ class Looped(VideoFile):
 
     def __init__(self, path: Path, count: int) -> None:
         super().__init__(path)
-        self.count = count
+        self._wanted = count
 
     def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:  # noqa: B008
         number, begun = 0, 0.0
@@ -42,7 +42,7 @@ class Looped(VideoFile):
             for frame in super().frames():
                 number += 1
                 last = begun + frame.time
-                if number > (self.count or 0):
+                if number > self._wanted:
                     return
                 if number >= selection.start:
                     yield Frame(number, last, frame.image)

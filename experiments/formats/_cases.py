@@ -126,7 +126,7 @@ def _times() -> list[Case]:
     return cases
 
 
-def _pictures() -> list[Case]:
+def _images() -> list[Case]:
     cases = [
         Case("turned", f"{degrees}.{name}", X264,
              after=f"-display_rotation {degrees} -i {{}} -c copy")
@@ -213,4 +213,4 @@ def _faulty() -> list[Case]:
     ]
 
 
-CASES = [*_containers(), *_variable(), *_times(), *_pictures(), *_faulty()]
+CASES = [*_containers(), *_variable(), *_times(), *_images(), *_faulty()]

@@ -115,14 +115,14 @@ def arrow(axes: Any, start: Any, end: Any, colour: str, width: float = 1.8) -> N
     )
 
 
-def picture(axes: Any, title: str, left: float, right: float, top: float, bottom: float) -> None:
+def view(axes: Any, title: str, left: float, right: float, top: float, bottom: float) -> None:
     """Axes as images have them: y down."""
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
     axes.set_title(title, fontsize=10)
 
 
 def image_frame(axes: Any) -> None:
-    picture(axes, "Image: pixels", -70, 700, -75, 505)
+    view(axes, "Image: pixels", -70, 700, -75, 505)
     axes.add_patch(plt.Rectangle((-0.5, -0.5), WIDTH, HEIGHT, fill=False, color="#90a4ae"))
     wire(axes, look(MEAN + [0, 0, 480]))
     arrow(axes, (0, 0), (190, 0), COLOURS["x"])
@@ -177,9 +177,7 @@ def space(axes: Any) -> None:
     axes.text(
         *(at + [-110, 170]), "head: the shape model's\naxes and origin (at pose_T)", fontsize=8
     )
-    where = np.asarray(
-        jclnf.space.head_pose(PDM, fitted(place, (0.0, 0.0, 0.0)), CAMERA).translation
-    )
+    where = np.asarray(jclnf.space.head_pose(fitted(place, (0.0, 0.0, 0.0)), CAMERA).translation)
     axes.set_title(
         "Space, seen from beside, above and behind the camera:\n"
         "millimetres; x right, y down, z into the scene",
@@ -205,7 +203,7 @@ def from_above(axes: Any) -> None:
     place = np.array([260.0, 0.0, 520.0])
     rotation = (0.0, float(np.arctan2(place[0], place[2])), 0.0)
     face = fitted(place, rotation)
-    pose = jclnf.space.head_pose(PDM, face, CAMERA)
+    pose = jclnf.space.head_pose(face, CAMERA)
     points = np.asarray(face.landmarks3d) + place
     for run in RUNS[:1] + RUNS[3:4]:
         axes.plot(points[run, 0], points[run, 2], color=FACE, lw=1.2)
@@ -233,7 +231,7 @@ def degrees(angles: Any) -> str:
 def rotation(axes: Any, title: str, turn: Any) -> None:
     place = (0.0, 0.0, 500.0)
     face = fitted(place, turn)
-    picture(axes, title, 160, 480, 110, 375)
+    view(axes, title, 160, 480, 110, 375)
     wire(axes, np.asarray(face.landmarks))
     tip = np.asarray(face.landmarks3d)[TIP] + place
     for axis, unit in zip("xyz", np.eye(3), strict=True):
@@ -248,16 +246,16 @@ def rotation(axes: Any, title: str, turn: Any) -> None:
         arrow(axes, start, end, NOSE, 2.2)
     else:
         axes.plot(*start, "o", color=NOSE, ms=6)
-    found = np.rad2deg(np.asarray(jclnf.space.head_pose(PDM, face, CAMERA).rotation))
+    found = np.rad2deg(np.asarray(jclnf.space.head_pose(face, CAMERA).rotation))
     axes.set_xlabel(degrees(found), fontsize=9)
 
 
 def eyes(axes: Any, title: str, turn: Any, target: Any) -> None:
     middle = matrix(turn) @ MEAN[[i for pair in CORNERS for i in pair]].mean(0)
     face, centres, irises = with_eyes(fitted([0.0, 0.0, 500.0] - middle, turn), target)
-    picture(axes, title, 230, 410, 185, 295)
+    view(axes, title, 230, 410, 185, 295)
     wire(axes, np.asarray(face.landmarks))
-    found = jclnf.space.gaze(face, CAMERA, jclnf.space.head_pose(PDM, face, CAMERA))
+    found = jclnf.space.gaze(face, CAMERA, jclnf.space.head_pose(face, CAMERA))
     around = np.linspace(0, 2 * np.pi, 60)
     ball = RADIUS * np.stack([np.cos(around), np.sin(around), 0 * around], -1)
     for centre, iris, direction in zip(centres, irises, np.asarray(found.directions), strict=True):
@@ -290,7 +288,7 @@ def main() -> None:
             "Rotation 0: faces the camera",
             "Pitch rx > 0: down",
             "Yaw ry > 0: to the left of the\npicture, the person's own right",
-            "Roll rz > 0: clockwise in the picture",
+            "Roll rz > 0: clockwise in the image",
         )
     ):
         turn = np.zeros(3)
@@ -301,7 +299,7 @@ def main() -> None:
         (
             ("Gaze straight ahead", (0.0, 0.0, 0.0), (0.0, 0.0, -1.0)),
             (
-                "gaze_angle_x > 0: to the right of\nthe picture, the person's own left",
+                "gaze_angle_x > 0: to the right of\nthe image, the person's own left",
                 (0.0, 0.0, 0.0),
                 (a, 0.0, -1.0),
             ),

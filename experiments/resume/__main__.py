@@ -2,7 +2,7 @@
 
 A clip is followed with everything that `jclnf video` writes. The run of a process of its own is
 killed by the system (SIGKILL) at a random moment; a copy of what it left is completed by
-`process_video(..., resume=True)`, which the command calls for each video, and compared with the
+`process_videos(..., resume=True)`, which the command calls, and compared with the
 files of a run that nothing disturbed. What was left itself goes on in the next process, which is
 killed as well: so there are runs that were stopped twice.
 """
@@ -26,9 +26,9 @@ from typing import Any
 import jclnf
 from experiments.killing import RUNS, killing_command_line, write_killed
 from jclnf.video import (
+    JobResult,
     Settings,
-    load,
-    process_video,
+    process_videos,
 )
 from jclnf.video._settings import CHUNK
 from tests.support.videos import frames, write_video
@@ -51,17 +51,21 @@ SETTINGS = Settings(
 )
 
 
+def followed(settings: Settings, clip: Path, out: Path, **options: Any) -> JobResult:
+    (done,) = process_videos(settings, [str(clip)], out, **options)
+    return done
+
+
 def child(clip: Path) -> None:
     """Get everything ready, wait for the name of a folder, and do the run there."""
     jclnf.enable_compilation_cache()
-    model = load(SETTINGS)
     with tempfile.TemporaryDirectory() as name:
         short = dataclasses.replace(SETTINGS, end=0.05, plot=False)
-        process_video(short, model, str(clip), Path(name), STEM)
+        followed(short, clip, Path(name))
     print("ready", flush=True)
     out = Path(sys.stdin.readline().strip())
     begun = time.monotonic()
-    done = process_video(SETTINGS, model, str(clip), out, STEM, resume=True, every=EVERY)
+    done = followed(SETTINGS, clip, out, resume=True, every=EVERY)
     print(json.dumps([time.monotonic() - begun, done.problems]), flush=True)
 
 
@@ -121,14 +125,13 @@ class Trials:
         self.clip, self.folder, self.wanted = clip, folder, kills
         self.until = time.monotonic() + 60 * minutes
         self.random = random.Random(seed)
-        self.model = load(SETTINGS)
         self.lock = threading.Lock()
         self.stages: Counter[str] = Counter()
         self.again = self.undisturbed = self.kills = 0
         self.wrong: list[str] = []
         first = folder / "whole"
         first.mkdir()
-        done = process_video(SETTINGS, self.model, str(clip), first, STEM)
+        done = followed(SETTINGS, clip, first)
         assert not done.problems, done.problems
         self.expected = contents(first)
         process = start(clip)
@@ -189,7 +192,7 @@ class Trials:
             self.stages[where] += 1
             copy = out.with_name(f"{out.name}_copy")
             shutil.copytree(out, copy)
-            done = process_video(SETTINGS, self.model, str(self.clip), copy, STEM, resume=True)
+            done = followed(SETTINGS, self.clip, copy, resume=True)
             label = f"kill {self.kills}, after {delay:.3f} s, {where}"
             if done.problems:
                 self.wrong.append(f"{label}: {done.problems[0]}")

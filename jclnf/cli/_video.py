@@ -57,13 +57,13 @@ class _Display:
         self._meter: Meter | None = None
         self._window: Window | None = None
 
-    def start(self, source: Source, done: int) -> None:
+    def start(self, source: Source, done: int, total: int | None) -> None:
         """Begin with a video of which some frames are done already."""
         self.end()
         announce(self._quiet, self._compiling)
         name = printable(source.name)
         self._meter = Meter(
-            name, source.count, done=done, unit="frames", quiet=self._quiet, lines=self._lines
+            name, total, done=done, unit="frames", quiet=self._quiet, lines=self._lines
         )
         if isinstance(source, Camera):
             self._window = Window(source.name)

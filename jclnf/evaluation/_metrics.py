@@ -208,7 +208,7 @@ def summarise(predicted: Any, truth: Any, yaw: Any = None) -> Summary:
     Args:
         predicted, truth: as for `face_errors`.
         yaw: `(b,)` radians, the heads' turn to the side, NaN where not known; without it nothing
-            is told by yaw.
+            is grouped by yaw.
     """
     errors = face_errors(predicted, truth)
     main = next(iter(errors.values()))

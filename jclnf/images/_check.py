@@ -28,8 +28,8 @@ def check_grey(image: object) -> np.ndarray:
     a = np.asarray(image)
     if a.ndim == 3 and a.shape[2] in (3, 4):
         raise ImageError(
-            f"image: shape {a.shape} is a colour image, and whether it is RGB or BGR cannot be "
-            "told; convert it to grey first: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), or "
+            f"image: shape {a.shape} is a colour image, and it may be RGB or BGR: "
+            "convert it to grey first: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), or "
             "cv2.COLOR_BGR2GRAY for one from cv2.imread"
         )
     if a.ndim == 3 and 1 in (a.shape[0], a.shape[2]):

@@ -122,7 +122,7 @@ class Folder:
         images, videos: what can be used, unless it is damaged.
         others: files of another kind.
         outputs: images and videos that runs of jclnf have written, by their record.
-        folders: folders that were not looked into.
+        folders: folders that were not looked into: links to some, or all if the look was not deep.
     """
 
     path: Path
@@ -174,7 +174,8 @@ class Folder:
                 (self.images if kind else self.others).append(file)
 
     def left_out(self, what: str, *more: tuple[str, Sequence[Path]]) -> list[str]:
-        """A line that names what is not used of the folder; none if that is nothing.
+        """A line that names what is not used of the folder and of those in it; none if that is
+        nothing.
 
         Args:
             what: what is used, "images" say.
@@ -184,9 +185,10 @@ class Folder:
             (f"no {what}", self.others),
             *more,
             ("written by jclnf", self.outputs),
-            ("folders", self.folders),
+            ("links to folders", self.folders),
         ]
-        parts = [f"{why}: {names(files)}" for why, files in reasons if files]
+        inside = [(why, [str(f.relative_to(self.path)) for f in files]) for why, files in reasons]
+        parts = [f"{why}: {names(files)}" for why, files in inside if files]
         count = sum(len(files) for _, files in reasons)
         return [f"{self.path}: {count} left out ({'; '.join(parts)})"] if parts else []
 

@@ -86,15 +86,15 @@ class EarlyTermination(StartRule):
             return first, *self.score(first.likelihood, first.trace.view[0])
 
         def unless(done: Bool[Array, ""], rotation: Float[Array, "3"]) -> Any:
-            begun = lax.cond(done, lambda: nothing, lambda: start(rotation))
-            return done | begun[2], begun
+            started = lax.cond(done, lambda: nothing, lambda: start(rotation))
+            return done | started[2], started
 
         if one_by_one():
             like = jax.eval_shape(start, rotations[0])
             nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-            _, (begun, score, accepted) = lax.scan(unless, jnp.array(False), rotations)
+            _, (started, score, accepted) = lax.scan(unless, jnp.array(False), rotations)
         else:
-            begun, score, accepted = jax.vmap(start)(rotations)
+            started, score, accepted = jax.vmap(start)(rotations)
         some = accepted.any()
         count = min(COMPLETED, len(score))
         best = jnp.where(some, jnp.argmax(accepted), lax.top_k(score, count)[1])
@@ -110,7 +110,7 @@ class EarlyTermination(StartRule):
                 first,
             )
 
-        fits = map_faces(completed, (jax.tree.map(lambda array: array[best], begun), needed))
+        fits = map_faces(completed, (jax.tree.map(lambda array: array[best], started), needed))
         likelihood = jnp.where(needed, jax.vmap(likelihood_of)(fits), -math.inf)
         kept = jax.tree.map(lambda array: array[jnp.argmax(likelihood)], fits)
         return postprocess(model, image, kept, params)

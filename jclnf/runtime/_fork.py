@@ -1,4 +1,4 @@
-"""Forks of a process in which JAX is running: they are told at once that it does not work there."""
+"""Forks of a process in which JAX is running: an error there, at once, instead of a hang."""
 
 import os
 import sys

@@ -71,7 +71,7 @@ class Meter:
         self._last, self._programs = now, programs
         self._begin += waited
         if self._bar is not None:
-            # As tqdm has no means to pause, its clock is told a later beginning.
+            # tqdm cannot pause, so its start is moved.
             self._bar.desc = self.name
             self._bar.start_t += waited
             self._bar.last_print_t += waited

@@ -219,7 +219,7 @@ class Tracker:
 
     def _follow(self, grey: np.ndarray) -> dict[int, TrackedFace]:
         """Fit all faces from where they were."""
-        # All are begun before the first one is waited for.
+        # All are dispatched before the first one is waited for.
         fits = [self._fits.follow(grey, track.state, track.box) for track in self._tracks]
         faces = {}
         for track, fit in zip(self._tracks, fits, strict=True):

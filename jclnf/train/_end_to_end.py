@@ -1,7 +1,7 @@
 """Training through the unrolled fit: the loss is where the landmarks end.
 
-Beside the networks' weights this learns what a fit is otherwise given: regularisation and kernel
-width of each scale, each landmark's weight, and how much a spread response counts.
+Beside the networks' weights this learns settings of the fit: regularisation and kernel width of
+each scale, each landmark's weight, and how much a spread response counts.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,6 @@
 """Annotated faces as training needs them: small grey images, true points, true poses."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -35,10 +34,6 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def subset(self, index: Sequence[int] | np.ndarray) -> "Faces":
-        """The faces of the given indices."""
-        return Faces([self.images[i] for i in index], self.points[np.asarray(index)])
 
     def with_mirrored(self, mirror: np.ndarray) -> "Faces":
         """These faces, then their mirror images."""

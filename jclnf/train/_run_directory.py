@@ -1,4 +1,4 @@
-"""The folder of a training: what it was begun with, its checkpoints and its curves."""
+"""The folder of a training: its configuration, its checkpoints and its curves."""
 
 import dataclasses
 import hashlib

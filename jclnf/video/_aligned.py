@@ -1,4 +1,4 @@
-"""Pictures of faces that are all turned and sized alike."""
+"""Images of faces that are all turned and sized alike."""
 
 import cv2
 import numpy as np

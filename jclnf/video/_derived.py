@@ -19,8 +19,6 @@ from jclnf.openface import OpenFaceTable
 from jclnf.outputs import replacing, write_bytes
 from jclnf.tracking import OneEuro
 
-KEPT = ("frame", "face_id", "timestamp", "confidence", "success")
-"""Columns that are no measurements."""
 _POINTS = 2000
 """Points of a curve in the plot, at most: of longer videos, means over stretches are shown."""
 
@@ -56,7 +54,7 @@ def one_euro(text: str) -> OneEuro:
 
 def write_smoothed(table: Path, out: Path, smoothing: str, form: OpenFaceTable) -> None:
     """The table with all measurements smoothed, each face on its own; what was not seen is as it
-    was, and a face that is seen again begins anew.
+    was, and a face that is seen again begins anew. Action units stay as they are.
 
     Args:
         table: the table.
@@ -65,6 +63,7 @@ def write_smoothed(table: Path, out: Path, smoothing: str, form: OpenFaceTable) 
         form: how the table was written.
     """
     filters: dict[str, OneEuro] = {}
+    kept = form.first
     with replacing(out) as part, part.open("w", newline="") as file:
         for first, (names, row) in zip(itertools.count(), rows_of(table)):
             if first == 0:
@@ -72,10 +71,11 @@ def write_smoothed(table: Path, out: Path, smoothing: str, form: OpenFaceTable) 
             face = filters.setdefault(row[1], one_euro(smoothing))
             if row[4] == "1":
                 values = [number(cell) for cell in row]
-                smooth = face.step(values[2], np.array(values[len(KEPT) :]))
-                smoothed = form.line([*values[: len(KEPT)], *smooth.tolist()])
-                cells = smoothed.rstrip("\n").split(form.separator)[len(KEPT) :]
-                row = [*row[: len(KEPT)], *cells]
+                units = len(values) - form.units
+                smooth = face.step(values[2], np.array(values[kept:units]))
+                smoothed = form.line([*values[:kept], *smooth.tolist(), *values[units:]])
+                cells = smoothed.rstrip("\n").split(form.separator)[kept:]
+                row = [*row[:kept], *cells]
             else:
                 face.reset()
             file.write(form.separator.join(row) + "\n")
@@ -94,6 +94,7 @@ def write_parquet(table: Path, out: Path) -> None:
     except ImportError:
         raise JclnfError("Parquet needs pyarrow: pip install 'jclnf[parquet]'") from None
     whole = {"frame": pa.int32(), "face_id": pa.int32(), "success": pa.int8()}
+    whole["cut"] = pa.int8()
     whole["timestamp"] = pa.float64()
     rows = rows_of(table)
     first = next(rows, None)
@@ -119,6 +120,7 @@ PLOTTED = (
     ("gaze, degrees", ("gaze_angle_x", "gaze_angle_y")),
     ("nose tip, px", ("x_30", "y_30")),
     ("mouth, px", ("mouth opening",)),
+    ("action units", ("AU04_r", "AU12_r", "AU45_r")),
 )
 """Panels of the plot, with the columns that they show."""
 

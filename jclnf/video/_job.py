@@ -37,6 +37,11 @@ class JobResult:
     """A line for each thing that could not be done."""
 
 
+OnStart = Callable[[Source, int, int | None], None]
+"""Called with the source before its first frame, with how many of its frames are done already and
+how many there will be in all, None if nobody knows."""
+
+
 def load(settings: Settings) -> Model:
     """The model of a run, with its parts and its validator where they are asked for and there.
 
@@ -68,21 +73,21 @@ def process_video(
     every: float = CHECKPOINT_SECONDS,
     source: Source | None = None,
     on_frame: OnFrame | None = None,
-    on_start: Callable[[Source, int], None] | None = None,
+    on_start: OnStart | None = None,
 ) -> JobResult:
-    """Make all results of a video; use this to process one from Python.
+    """Make all results of a video; `process_videos` is what to call from elsewhere.
 
     What cannot be done is said in the result: nothing is raised.
 
     Args:
         settings, model: see `Settings` and `load`.
         path: the video, or folder of images.
-        out, stem: where the results go, and the first part of their names.
+        out, stem: the folder of the results, and the first part of their names; both are claimed.
         resume: go on with a run that was ended; one that is complete is left as it is.
         every: seconds between checkpoints.
         source: the opened video, if it is no file.
         on_frame: called after each frame with it and its faces; returns False to end the run.
-        on_start: called with the source and the number of its frames done already.
+        on_start: see `OnStart`.
     """
     done = JobResult(path)
     try:
@@ -240,6 +245,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         **getattr(source, "properties", {}),
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
+        **({} if run.units is None else {"action_units": run.units.people.model.name}),
         "settings": asdict(settings),
         "device": device_report(),
         "versions": {

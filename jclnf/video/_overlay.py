@@ -78,7 +78,7 @@ class _Writer:
         if codec is None:
             raise JclnfError(f"{path}: this FFmpeg can write neither H.264 nor MPEG-4")
         self._stack = contextlib.ExitStack()
-        # A file of our own, since FFmpeg does not tell of all errors.
+        # A file of our own, since FFmpeg does not report all errors.
         file = self._stack.enter_context(path.open("wb"))
         self._out: Any = self._stack.enter_context(av.open(file, "w", format="mp4"))
         rate = Fraction(source.rate).limit_denominator(1001)

@@ -61,13 +61,15 @@ class Source(Protocol):
     """Width and height in pixels."""
     rate: float
     """Frames per second, nominally."""
-    count: int | None
-    """Number of frames that are expected; None if nobody knows."""
     problems: list[str]
     """A line for each fault that has been found so far, reading."""
 
     def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:
         """Those frames of the video."""
+        ...
+
+    def expected(self, selection: Selection = Selection()) -> int | None:
+        """About how many those are; None if nobody knows."""
         ...
 
 
@@ -91,7 +93,6 @@ class ImageFolder:
             raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from None
         self.files = sorted(files, key=lambda file: natural(file.name))
         self.numbers = frame_numbers([file.name for file in self.files])
-        self.count: int | None = len(self.files)
         for file in self.files:
             try:
                 image = read_image_file(file).colour
@@ -99,7 +100,7 @@ class ImageFolder:
                 continue
             self.size = image.shape[1], image.shape[0]
             return
-        raise VideoError(f"{path}: none of its {self.count} images can be read")
+        raise VideoError(f"{path}: none of its {len(self.files)} images can be read")
 
     def frames(self, selection: Selection = Selection()) -> Iterator[Frame]:
         """See `Source`."""
@@ -119,6 +120,10 @@ class ImageFolder:
                 self.problems.append(str(error))
             yield Frame(number, time, image)
 
+    def expected(self, selection: Selection = Selection()) -> int | None:
+        """See `Source`."""
+        return sum(selection.holds(number, (number - 1) / self.rate) for number in self.numbers)
+
 
 class Camera:
     """A camera of this machine, by its number; its time is that of the clock."""
@@ -130,7 +135,6 @@ class Camera:
             VideoError: there is none.
         """
         self.name = f"camera{number}"
-        self.count: int | None = None
         self.problems: list[str] = []
         self._capture = _cv2().VideoCapture(number)
         works, image = self._capture.read() if self._capture.isOpened() else (False, None)
@@ -158,6 +162,10 @@ class Camera:
                     yield Frame(number, time, image)
         finally:
             self._capture.release()
+
+    def expected(self, selection: Selection = Selection()) -> int | None:  # noqa: ARG002
+        """See `Source`."""
+        return None
 
 
 class Prefetcher:

@@ -1,5 +1,6 @@
 """Video files, decoded by FFmpeg as PyAV has it."""
 
+import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
@@ -45,7 +46,7 @@ class VideoFile:
             rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
             self.rate = float(min(rates, default=stream.base_rate or 30))
             seconds = (reading.container.duration or 0) / 1e6
-            self.count = stream.frames or round(seconds * self.rate) or None
+            self._count = stream.frames or round(seconds * self.rate)
             self._first: int | None
             self._first, frame = next(frames := reading.frames(), (None, None))
             if frame is None:
@@ -72,7 +73,7 @@ class VideoFile:
         cannot be decoded whole is None, and a file that ends early is a problem.
         """
         self.problems = []
-        reading, number, before = self._begun(selection.begin)
+        reading, number, before = self._opened(selection.begin)
         painter = _Painter(self._aspect, self.size)
         clock = Clock(1 / self.rate, float(reading.stream.time_base))
         if before is not None and self._first is not None:
@@ -98,6 +99,16 @@ class VideoFile:
                 if complete and (reason := reading.cut_off()):
                     self.problems.append(f"it ends early, after {number} frames: {reason}")
 
+    def expected(self, selection: Selection = Selection()) -> int | None:  # noqa: B008
+        """See `Source`: as if all frames had the same length."""
+        if self._count == 0:
+            return None
+        first = max(selection.start, math.ceil(selection.begin * self.rate - 1e-6) + 1)
+        last, every = self._count, selection.every
+        if math.isfinite(selection.end):
+            last = min(last, math.floor(selection.end * self.rate + 1e-6) + 1)
+        return max(0, (last - 1) // every - (first - 2) // every)
+
     def sound(self, begin: float = 0.0) -> Generator[tuple[float, Any]]:
         """The frames of the sound, as PyAV has them, each with its time, as that of the images.
 
@@ -108,7 +119,7 @@ class VideoFile:
             base = float(reading.stream.time_base)
             yield from reading.sound((self._first or 0) * base, begin)
 
-    def _begun(self, begin: float) -> tuple[Reading, int, float | None]:
+    def _opened(self, begin: float) -> tuple[Reading, int, float | None]:
         """The file from its beginning, or from shortly before a time; how many frames precede it,
         and when the last of them is shown."""
         reading = Reading(self.path)

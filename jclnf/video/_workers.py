@@ -4,40 +4,43 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from jclnf.errors import JclnfError, VideoError, near_file
+from jclnf.files import find_model
+from jclnf.fitting import Model
 from jclnf.images import Found
 from jclnf.outputs import Origin, claim, make_folder
 from jclnf.runtime import enable_compilation_cache, share_device, use_device
 from jclnf.video import _source
-from jclnf.video._job import JobResult, load, process_video
+from jclnf.video._job import JobResult, OnStart, load, process_video
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, endings
 from jclnf.video._settings import Settings, source_digest
-from jclnf.video._source import Source
 
 
 def find_videos(paths: Iterable[str]) -> Found[str]:
     """The videos that paths name.
 
-    A folder stands for the videos in it or, if it has none, for the images in it as frames of one;
-    without what runs of jclnf have written there.
+    A folder stands for the videos in it and in the folders within; if there are none, for each
+    of these folders that holds images, as frames of a video. What runs of jclnf have written there
+    is left out.
     """
     found = Found[str]()
     for text in paths:
         path, named = Path(text), [text]
         if path.is_dir():
-            folder = found.look_through(path)
+            folder = found.look_through(path, deep=True)
             if folder is None:
                 continue
             if folder.videos:
                 named = [str(video) for video in folder.videos]
                 found.notes += folder.left_out("videos", ("images beside videos", folder.images))
             elif folder.images:
+                named = sorted({str(image.parent) for image in folder.images})
                 found.notes += folder.left_out("images")
             else:
                 found.problems.append(f"{path}: no videos and no images in this folder")
@@ -59,7 +62,7 @@ def process_videos(
     device: str | None = None,
     resume: bool = False,
     every: float = CHECKPOINT_SECONDS,
-    on_start: Callable[[Source, int], None] | None = None,
+    on_start: OnStart | None = None,
     on_frame: OnFrame | None = None,
 ) -> Iterator[JobResult]:
     """Make the results of several videos, and tell how each went as soon as it is done.
@@ -74,18 +77,28 @@ def process_videos(
         workers: videos that are done at the same time, each in a process of its own if more than
             one. On one GPU they share the memory that a single process would take.
         device: `cpu`, `gpu`, or the number of a GPU; as JAX has it if not given.
-        resume, every: as for `process_video`.
-        on_start, on_frame: as for `process_video`; with several workers they are called in each
-            worker's process, which pickles of them are sent to.
+        resume: go on with runs that were ended; those that are complete are left as they are.
+        every: seconds between checkpoints.
+        on_start, on_frame: called before the first frame and after each, see `OnStart` and
+            `OnFrame`; with several workers in each worker's process, which pickles of them are
+            sent to.
+
+    Yields:
+        A result for each video. What cannot be done of one is said there.
 
     Raises:
-        ModelFileError, ParamsError: there is no such model or device. Several workers say so in
-            each result.
+        ModelFileError, ParamsError: there is no such model or device; nothing is written then. Of
+            a device, or a damaged model, several workers say so in each result.
         OutputError: `out` cannot be written.
         VideoError: an overlay is asked for of a camera.
     """
     if settings.overlay and any(map(is_camera, paths)):
         raise VideoError("--overlay reads a video twice: it cannot be had of a camera")
+    model = None
+    if workers > 1 and len(paths) > 1:
+        find_model(settings.model or "default")
+    else:
+        model = _begin(settings, device)
     make_folder(out)
     wanted, others = endings(settings)
     stems = claim(
@@ -100,9 +113,16 @@ def process_videos(
     jobs = list(zip(paths, stems, strict=True))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a run says itself that there is no camera
     options = {"resume": resume, "every": every, "on_start": on_start, "on_frame": on_frame}
-    if workers > 1 and len(jobs) > 1:
+    if model is None:
         return _in_processes(settings, jobs, out, min(workers, len(jobs)), device, options)
-    return _in_turn(settings, jobs, out, device, options)
+    return _in_turn(settings, model, jobs, out, options)
+
+
+def _begin(settings: Settings, device: str | None) -> Model:
+    """Choose what computes, and load the model."""
+    if device is not None:
+        use_device(device)
+    return load(settings)
 
 
 def is_camera(path: str) -> bool:
@@ -128,14 +148,11 @@ def _origin(path: str) -> Origin:
 
 def _in_turn(
     settings: Settings,
+    model: Model,
     jobs: Iterable[tuple[str, str]],
     out: Path,
-    device: str | None,
     options: dict[str, Any],
 ) -> Iterator[JobResult]:
-    if device is not None:
-        use_device(device)
-    model = load(settings)
     for path, stem in jobs:
         if not is_camera(path):
             yield process_video(settings, model, path, out, stem, **options)
@@ -288,7 +305,7 @@ def _serve(
                 yield connection.recv()
 
     try:
-        for done in _in_turn(settings, jobs(), out, device, options):
+        for done in _in_turn(settings, _begin(settings, device), jobs(), out, options):
             connection.send(done)
     except JclnfError as error:  # of the model or the device
         for path, _ in jobs():

@@ -19,24 +19,24 @@ def hopper() -> np.ndarray:
 
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         data = np.frombuffer(file.read(), np.uint8)
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR)[0:400, 60:460]
-    return cv2.resize(picture, (200, 200), interpolation=cv2.INTER_AREA)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR)[0:400, 60:460]
+    return cv2.resize(image, (200, 200), interpolation=cv2.INTER_AREA)
 
 
 def frames(count: int) -> list[np.ndarray]:
     """The face moving to and fro before a grey background."""
     face, made = hopper(), []
     for k in range(count):
-        picture = np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
+        image = np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
         x = round(20 + 12 * np.sin(k / 4))
-        picture[:, x : x + 200] = face
-        made.append(picture)
+        image[:, x : x + 200] = face
+        made.append(image)
     return made
 
 
 def write_video(
     path: Path,
-    pictures: list[np.ndarray],
+    images: list[np.ndarray],
     rate: float = 25.0,
     *,
     times: list[float] | None = None,
@@ -63,7 +63,7 @@ def write_video(
             rate=Fraction(rate).limit_denominator(1001),
             options=options or {"qscale": "3", "flags": "qscale"},
         )
-        stream.height, stream.width = pictures[0].shape[:2]
+        stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pixels or ("yuvj420p" if jpeg and codec is None else "yuv420p")
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
@@ -77,8 +77,8 @@ def write_video(
             frame.sample_rate, frame.pts = 8000, 0
             out.mux(tone.encode(frame))
             out.mux(tone.encode(None))
-        for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="bgr24")
             frame.pts = number if times is None else round(1000 * times[number])
             frame.time_base = 1 / stream.codec_context.framerate if times is None else _MS
             out.mux(stream.encode(frame))
