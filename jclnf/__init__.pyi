@@ -1,3 +1,4 @@
+from . import action_units as action_units
 from . import annotations as annotations
 from . import detect as detect
 from . import draw as draw

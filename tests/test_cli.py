@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from support.action_unit_files import write_predictors
 from support.openface_files import random_model, write_model
 
 import jclnf
 import jclnf.cli._fit
 import jclnf.images
+from jclnf.action_units import describe_openface, load_action_units
 from jclnf.cli import main
 from jclnf.cli._commands import Fit
 from jclnf.fitting import FitStatus
@@ -825,3 +827,29 @@ def test_silent_stderr(capfd):
         os.write(2, b"noise")
     os.write(2, b"word")
     assert capfd.readouterr().err == "word"
+
+
+def test_action_units_are_in_both_tables(run, astronaut, box, tmp_path):
+    """Those of the fitted landmarks, by the predictors for photographs."""
+    folder = write_predictors(tmp_path / "AU_predictors")
+    cv2.imwrite("a.png", astronaut)
+    options = ("--box", *box, "--no-overlay", "--openface-csv", "--aus")
+    code, _, err = run("a.png", *options, "--au-models", folder, "--out", "full")
+    assert code == 0, err
+    (row,), (table,) = rows("full/landmarks.csv"), rows("full/a.csv")
+    predictors = load_action_units(folder, static=True)
+    described = describe_openface(predictors, astronaut, points(row))
+    expected = predictors.shown(predictors.predict(described.descriptor))
+    assert list(row)[-4:] == list(table)[-4:] == ["AU01_r", "AU12_r", "AU01_c", "AU12_c"]
+    # The table's landmarks are rounded.
+    np.testing.assert_allclose([float(row[n]) for n in list(row)[-4:]], expected, atol=0.02)
+    for name in list(row)[-4:]:
+        assert table[name] == f"{float(row[name]):.{1 if name.endswith('_c') else 2}f}"
+    code, _, err = run("a.png", *options, "--au-models", tmp_path / "nothing")
+    assert code == 2
+    assert "nothing: no such file" in err
+    code, _, err = run("a.png", "--au-models", folder)
+    assert (code, "--au-models is for --aus" in err) == (2, True)
+    code, _, err = run("a.png", *options, quick=())
+    assert code == 2
+    assert "action units need landmarks as OpenFace's detectors place them" in err

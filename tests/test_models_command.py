@@ -248,6 +248,25 @@ def test_a_folder_that_cannot_be_made(manifest, tmp_path) -> None:
         download(manifest, tmp_path / "file" / "folder")
 
 
+def test_predictors_of_action_units_are_found_beside_the_detectors(tmp_path) -> None:
+    """And in their own folder, in which two files have the names of others."""
+    units = {
+        "AU_predictors/pdm.txt": b"of action units\n",
+        "AU_predictors/svm/one.dat": b"predictor",
+    }
+    contents = {"main_a.txt": b"main\n", "pdms/pdm.txt": b"of detectors\n"} | units
+    manifest = manifest_of(contents)
+    build = tmp_path / "build"
+    pack("folder", {f"model/{n}": d for n, d in contents.items() if n not in units} | units, build)
+    for source in ("model", "."):
+        folder = tmp_path / f"from {source}"
+        assert not install_from(manifest, build / source, folder).missing
+        assert tree(folder) == contents
+    done = install_from(manifest, build / "AU_predictors", tmp_path / "alone")
+    assert tree(tmp_path / "alone") == units
+    assert done.missing == ["main_a.txt", "pdms/pdm.txt"]
+
+
 def pack(form: str, contents: dict[str, bytes], at: Path) -> Path:
     if form == "folder":
         for name, data in contents.items():
@@ -443,7 +462,8 @@ def test_the_manifest_is_right_and_openfaces_files_install(shared, jclnf_models,
     known = {file.path for file in read_manifest().files if file.sha256 is not None}
     assert set(tree(folder)) == known
     for name in known:
-        assert (folder / name).read_bytes() == (source / name).read_bytes()
+        place = source.parent if name.startswith("AU_predictors/") else source
+        assert (folder / name).read_bytes() == (place / name).read_bytes()
     assert "cen_patches_1.00_of.dat" in out
     code, out, _ = jclnf_models("info", "clnf_general")
     assert "inner, left_eye_28, right_eye_28" in out

@@ -31,6 +31,7 @@ ROOMS = [
     "fitting",
     "space",
     "openface",
+    "action_units",
     "files",
     "annotations",
     "detect",
@@ -114,7 +115,7 @@ NAMES = (
     "crop enable_compilation_cache fit fit_images fit_points load_model load_openface save_model "
     "track warm_up"
 )
-SPACES = "annotations detect draw errors evaluation images openface space train"
+SPACES = "action_units annotations detect draw errors evaluation images openface space train"
 
 
 def test_the_public_names():

@@ -177,9 +177,7 @@ def space(axes: Any) -> None:
     axes.text(
         *(at + [-110, 170]), "head: the shape model's\naxes and origin (at pose_T)", fontsize=8
     )
-    where = np.asarray(
-        jclnf.space.head_pose(fitted(place, (0.0, 0.0, 0.0)), CAMERA).translation
-    )
+    where = np.asarray(jclnf.space.head_pose(fitted(place, (0.0, 0.0, 0.0)), CAMERA).translation)
     axes.set_title(
         "Space, seen from beside, above and behind the camera:\n"
         "millimetres; x right, y down, z into the scene",

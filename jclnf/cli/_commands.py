@@ -16,6 +16,8 @@ from jclnf.video import (
     PrecisionOption,
     Settings,
     SpacesOption,
+    UnitModelsOption,
+    UnitsOption,
 )
 
 _SPACE = {"group": "in space, in millimetres; distances follow the focal length"}
@@ -23,6 +25,7 @@ _FACES = {"group": "which faces (default: all that are found)"}
 _WHICH = _FACES | {"exclusive": "which"}
 _OPENFACE = {"group": "OpenFace's models only"}
 _FIT = {"group": "the fit (default: as the model was trained)"}
+_UNITS = {"group": "action units"}
 
 QuietOption = Annotated[bool, "print errors only"]
 DeviceOption = Annotated[
@@ -74,7 +77,8 @@ class Fit:
                                are hollow
       DIR/<name>.csv           with --openface-csv: the image's faces as a table like those of
                                OpenFace's FaceLandmarkImg: gaze (with --parts), head pose and
-                               landmarks in space in millimetres, no action units
+                               landmarks in space in millimetres
+    With --aus, both tables have columns of action units.
     Of a folder, all images are taken, in folders within it too, and what is left out is named; what
     jclnf has written there is not. Results take the place of those of an earlier run when they are
     complete; until then they are beside them in hidden files, with which --resume goes on.
@@ -96,6 +100,7 @@ class Fit:
       jclnf fit patient.png --box 310 122 240 251
       jclnf fit crowd.jpg --detector mtcnn:OpenFace/model
       jclnf fit frames/ --boxes boxes.csv --starts 1 --no-overlay --quiet
+      jclnf fit photo.jpg --model clnf_general --parts --aus --openface-csv
     """
 
     paths: Annotated[tuple[str, ...], "an image, or a folder of images", {"metavar": "PATH"}]
@@ -121,6 +126,9 @@ class Fit:
     full_precision: Annotated[PrecisionOption, _SPACE] = False
     focal: Annotated[FocalOption, _SPACE] = None
     centre: Annotated[CentreOption, _SPACE] = None
+
+    aus: Annotated[UnitsOption, _UNITS] = False
+    au_models: Annotated[UnitModelsOption, _UNITS] = None
 
     one: Annotated[bool, "only the largest of each image", _WHICH] = False
     box: Annotated[
@@ -164,8 +172,10 @@ class Video:
                                a face_id. A column more, cut, is 1 in the first frame after a cut
                                and else 0 (empty with --every 4 and more, where no cuts are looked
                                for). --openface-csv fills the columns as OpenFace does, without cut.
-                               Gaze needs OpenFace's eye models (--model); action units are not
-                               computed: columns of what is not there are left out
+                               Gaze needs OpenFace's eye models (--model), action units --aus:
+                               columns of what is not there are left out. While a video is read,
+                               action units are as far as they can be told so far; in the end, all
+                               are judged by the whole video, shifted and smoothed, as OpenFace does
       DIR/NAME.png             confidence, pose and some landmarks over time
       DIR/NAME.json            settings, versions, model, camera, cuts, and what was wrong; written
                                last

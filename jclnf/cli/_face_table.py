@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ NUMBER_DECIMALS = 6
 """Decimals of scale, angles, likelihood and shape parameters, about what float32 holds."""
 
 
-def columns(n_landmarks: int, n_modes: int) -> list[str]:
-    """Return the names of the columns for a model of `n_landmarks` and `n_modes`."""
+def columns(n_landmarks: int, n_modes: int, units: Sequence[str] = ()) -> list[str]:
+    """Return the names of the columns for a model of `n_landmarks` and `n_modes`, and for action
+    units."""
     return [
         *("image", "face", "status", "likelihood", "confidence", "success"),
         *("box_x", "box_y", "box_w", "box_h"),
@@ -30,6 +31,7 @@ def columns(n_landmarks: int, n_modes: int) -> list[str]:
         *(f"x_{i}" for i in range(n_landmarks)),
         *(f"y_{i}" for i in range(n_landmarks)),
         *(f"p_{i}" for i in range(n_modes)),
+        *units,
     ]
 
 
@@ -46,10 +48,10 @@ class FaceTable:
     `likelihood`, `confidence` (empty if the model cannot tell), `success` (0 or 1); `box_x, box_y,
     box_w, box_h` the start box and `x_0 ..., y_0 ...` the landmarks, in pixels of the upright
     image, pixel centres at integers; the weak-perspective pose `scale` (pixels per millimetre),
-    `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels); `p_0 ...` the shape parameters.
-    A field is empty where nothing was measured: pose, landmarks and shape of a fit that was no
-    success, everything but `image`, `status` (`no_face`) and `success` of an image without a face.
-    UTF-8.
+    `weak_pitch, weak_yaw, weak_roll` (radians), `tx, ty` (pixels); `p_0 ...` the shape parameters;
+    action units, if they are asked for. A field is empty where nothing was measured: pose,
+    landmarks, shape and action units of a fit that was no success, everything but `image`,
+    `status` (`no_face`) and `success` of an image without a face. UTF-8.
 
     Use it as a context, which puts the file in place when it ends without an error; one without a
     face takes the place of no other.
@@ -62,7 +64,12 @@ class FaceTable:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], n_landmarks: int, n_modes: int, resume: str = ""
+        self,
+        path: str | os.PathLike[str],
+        n_landmarks: int,
+        n_modes: int,
+        resume: str = "",
+        units: Sequence[str] = (),
     ) -> None:
         """Hold the file's lock.
 
@@ -70,6 +77,7 @@ class FaceTable:
             path: the file.
             n_landmarks, n_modes: of the model.
             resume: how the run to go on with was left: "started" or "complete"; "" to begin anew.
+            units: names of the columns of action units.
 
         Raises:
             OutputError: the file that is to go on has other columns, or cannot be written.
@@ -79,7 +87,9 @@ class FaceTable:
         self.done: set[str] = set()
         self._n_landmarks = n_landmarks
         self._n_modes = n_modes
-        self._header = _line(columns(n_landmarks, n_modes))
+        self._columns = columns(n_landmarks, n_modes, units)
+        self._units = len(units)
+        self._header = _line(self._columns)
         self._resume = bool(resume)
         place = growing(self.path, resume=self._resume)
         self.beside = place != self.path
@@ -103,7 +113,7 @@ class FaceTable:
                     ended = line.endswith(b"\n")
                     yield line.decode(errors="surrogateescape")
 
-            names = columns(self._n_landmarks, self._n_modes)
+            names = self._columns
             shown = [names.index(name) for name in ("image", "status", "success")]
             for row in csv.reader(lines()):
                 if not ended or len(row) != len(names):
@@ -119,7 +129,9 @@ class FaceTable:
         self.failed = sum(success != "1" for _, (_, _, success) in rows)
         self.done = {image for _, (image, _, _) in rows}
 
-    def write(self, image: str, face: int, box: Any, result: Any) -> None:
+    def write(
+        self, image: str, face: int, box: Any, result: Any, units: np.ndarray | None = None
+    ) -> None:
         """Append one face and flush.
 
         Args:
@@ -127,6 +139,7 @@ class FaceTable:
             face: The face's number in the image.
             box: x, y, w, h of the start box in pixels of the image.
             result: Its `FitResult` in the frame of the image (see `FitResult.shifted`).
+            units: Its action units, if they could be told.
 
         Raises:
             ValueError: the result has another number of landmarks or modes than the table.
@@ -141,8 +154,9 @@ class FaceTable:
         pose, confidence = result.pose, result.confidence
         numbers = np.concatenate([np.reshape(pose.scale, 1), np.asarray(pose.rotation)])
         pixels = np.concatenate([np.asarray(pose.translation), landmarks.T.reshape(-1)])
+        units = np.full(self._units, np.nan) if units is None else units
         if not result.success:  # which are not the face's
-            numbers, pixels, shape = (array * np.nan for array in (numbers, pixels, shape))
+            numbers, pixels, shape, units = (a * np.nan for a in (numbers, pixels, shape, units))
         self._append(
             _line(
                 [
@@ -156,6 +170,7 @@ class FaceTable:
                     *(_text(v, NUMBER_DECIMALS) for v in numbers.tolist()),
                     *(_text(v, PIXEL_DECIMALS) for v in pixels.tolist()),
                     *(_text(v, NUMBER_DECIMALS) for v in shape.tolist()),
+                    *(_text(v, NUMBER_DECIMALS) for v in units.tolist()),
                 ]
             )
         )
@@ -165,7 +180,7 @@ class FaceTable:
     def write_without_face(self, image: str) -> None:
         """Append a row for an image in which there is no face: nothing but that."""
         known = {"image": image, "status": _NO_FACE, "success": "0"}
-        names = columns(self._n_landmarks, self._n_modes)
+        names = self._columns
         self._append(_line([known.get(name, "") for name in names]))
 
     def __enter__(self) -> "FaceTable":

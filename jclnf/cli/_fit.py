@@ -12,6 +12,12 @@ import numpy as np
 
 import jclnf
 from jclnf import draw
+from jclnf.action_units import (
+    ActionUnits,
+    check_detector,
+    describe_openface,
+    load_action_units,
+)
 from jclnf.annotations import BoxTable
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._commands import Fit
@@ -21,7 +27,8 @@ from jclnf.cli._fit_record import FitRecord
 from jclnf.cli._openface import ImageTables
 from jclnf.cli._settings import fit_params, start_jax
 from jclnf.detect import check_min_face, find_faces, make_detector
-from jclnf.errors import BoxError, JclnfError, OutputError, ParamsError
+from jclnf.errors import BoxError, ImageError, JclnfError, OutputError, ParamsError
+from jclnf.files import find_model
 from jclnf.fitting import Model
 from jclnf.images import ImageFile, read_image_file
 from jclnf.outputs import (
@@ -62,14 +69,21 @@ def run(options: Fit) -> int:
         if getattr(options, name) and not options.openface_csv:
             flag = name.replace("_", "-")
             raise CommandError(f"--{flag} is of the tables that --openface-csv writes")
+    if options.au_models is not None and not options.aus:
+        raise CommandError("--au-models is for --aus")
     Camera.assumed(640, 480, options.focal, options.centre)  # raises if there is no such camera
     boxes = _box_source(options)
     start_jax(options)
     model = jclnf.load_model(options.model, parts=options.parts, validator=options.validator)
     params = fit_params(options, model)
+    units = None
+    if options.aus:
+        check_detector(model)
+        file = find_model(options.model or "default")
+        units = load_action_units(options.au_models, static=True, model=file)
     make_folder(options.out)
     with locked(options.out / "landmarks.csv"):
-        complete = _fit_all(options, images, boxes, model, params)
+        complete = _fit_all(options, images, boxes, model, params, units)
     return OK if complete and not found.problems else INCOMPLETE
 
 
@@ -79,6 +93,7 @@ def _fit_all(
     boxes: Callable[[ImageFile], Any],
     model: Model,
     params: FitParams,
+    units: ActionUnits | None,
 ) -> bool:
     """Fit the faces of images; whether all of it could be done."""
     wanted = {_OVERLAY: options.overlay, _TABLE: options.openface_csv}
@@ -93,15 +108,15 @@ def _fit_all(
         inputs=[*images, *([] if options.boxes is None else [options.boxes])],
         anew=not options.resume,
     )
-    record = FitRecord(options, model)
-    table = FaceTable(
-        options.out / "landmarks.csv", model.pdm.n_landmarks, model.pdm.n_modes, record.left
-    )
+    record = FitRecord(options, model, units)
+    names = [] if units is None else units.columns
+    sizes = model.pdm.n_landmarks, model.pdm.n_modes
+    table = FaceTable(options.out / "landmarks.csv", *sizes, record.left, names)
     in_space = None
     if options.openface_csv or options.focal is not None or options.centre is not None:
         style = options.full_precision, options.csv_spaces
-        in_space = ImageTables(model, options.focal, options.centre, *style)
-    task = _Task(options, model, params, boxes, table, in_space)
+        in_space = ImageTables(model, options.focal, options.centre, *style, names)
+    task = _Task(options, model, params, boxes, table, in_space, units)
     results = [
         options.out / f"{stem}{ending}" for stem in stems for ending in wanted if wanted[ending]
     ]
@@ -174,6 +189,7 @@ class _Task:
     boxes: Callable[[ImageFile], Any]
     table: FaceTable
     in_space: ImageTables | None
+    action_units: ActionUnits | None
 
     def place(self, out: Path, ending: str) -> Path:
         """Where a result is written: beside its place as long as the table is."""
@@ -209,12 +225,14 @@ class _Task:
                 complain(f"{image}: face {face}: {e}")
                 done = False
                 continue
-            self.table.write(str(image), face, box, result)
+            units = self.units(file.colour, result)
+            self.table.write(str(image), face, box, result, units)
             done = done and bool(result.success)
             drawn.append((face, box, result))
             head = None
             if self.in_space is not None:
-                measured.append((face, result, self.in_space.measure(result, file.grey)))
+                numbers = self.in_space.measure(result, file.grey)
+                measured.append((face, result, numbers, units))
                 head = measured[-1][2].head
             self.say(f"{image}: face {face}: {describe(result, head)}")
         if self.options.openface_csv and (tables := self.in_space):
@@ -241,6 +259,16 @@ class _Task:
             raise CommandError(str(e)) from e
         except jax.errors.JaxRuntimeError as e:  # too little memory, mostly
             raise JclnfError(f"JAX could not run the fit: {str(e).splitlines()[0]}") from e
+
+    def units(self, image: np.ndarray, result: Any) -> np.ndarray | None:
+        """The action units of a face, if they can be told."""
+        if (model := self.action_units) is None:
+            return None
+        try:
+            described = describe_openface(model, image, result.landmarks)
+        except ImageError:  # the fit failed badly
+            return None
+        return np.asarray(model.shown(model.predict(described.descriptor)))
 
 
 def describe(result: Any, head: Any = None) -> str:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import jclnf
+from jclnf.action_units import ActionUnits
 from jclnf.cli._commands import Fit
 from jclnf.errors import OutputError
 from jclnf.fitting import Model
@@ -13,7 +14,7 @@ from jclnf.outputs import abandon, by_option, check_same, growing, settle, write
 from jclnf.runtime import device_report
 from jclnf.video import model_digest, source_digest
 
-_NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device")
+_NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device", "au_models")
 """Options that results do not depend on, or that name a file whose contents are compared."""
 
 
@@ -24,7 +25,7 @@ class FitRecord:
         left: how a run was left that is to go on: "started", "complete", or "" to begin anew.
     """
 
-    def __init__(self, options: Fit, model: Model) -> None:
+    def __init__(self, options: Fit, model: Model, units: ActionUnits | None = None) -> None:
         """Read what an earlier run has left, if the options say that it is to go on.
 
         Raises:
@@ -37,6 +38,8 @@ class FitRecord:
             "the device": device_report()["platform"],
             "the version of jclnf": jclnf.__version__,
         }
+        if units is not None:
+            self._depends["the predictors of action units"] = model_digest(units)
         if options.boxes is not None:
             self._depends["the boxes"] = source_digest(options.boxes)
         self._about = {"model": model.name, "device": device_report(), "depends": self._depends}

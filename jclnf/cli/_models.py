@@ -12,6 +12,7 @@ from jclnf.cli._commands import Info, Install, List
 from jclnf.errors import JclnfError
 from jclnf.files import bundled_models, find_model
 from jclnf.fitting import Model
+from jclnf.images import names
 from jclnf.openface import (
     Installed,
     Manifest,
@@ -82,7 +83,7 @@ def _report(done: Installed) -> None:
     there = f", {len(done.there_already)} were there already" if done.there_already else ""
     print(f"{len(done.copied)} files installed in {printable(str(done.folder))}{there}.")
     if done.missing:
-        print(f"Not to be had there: {', '.join(done.missing)}.")
+        print(f"Not to be had there: {names(done.missing)}.")
     if done.unverified:
         print(
             f"Read, but not compared with the originals, whose hashes we do not know: "

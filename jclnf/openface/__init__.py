@@ -1,5 +1,11 @@
 """All that is OpenFace 2.2's: readers of its model files, its rules, and its table of results."""
 
+from jclnf.openface._action_units import (
+    ActionUnitArrays,
+    Predictor,
+    find_action_units,
+    read_action_units,
+)
 from jclnf.openface._csv import FaceMeasurements, OpenFaceTable, measure_faces
 from jclnf.openface._early_termination import EarlyTermination
 from jclnf.openface._install import (
@@ -21,16 +27,19 @@ __all__ = [
     "INPUT_SIDES",
     "LAYERS",
     "ROTATIONS",
+    "ActionUnitArrays",
     "EarlyTermination",
     "FaceMeasurements",
     "Installed",
     "LayerArrays",
     "Manifest",
     "OpenFaceTable",
+    "Predictor",
     "Progress",
     "Validator",
     "View",
     "download",
+    "find_action_units",
     "install_from",
     "installed_mains",
     "load_openface",
@@ -40,6 +49,7 @@ __all__ = [
     "named_files",
     "offers",
     "pooled_side",
+    "read_action_units",
     "read_manifest",
     "read_mtcnn",
 ]

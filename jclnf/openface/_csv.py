@@ -3,15 +3,16 @@
 `frame, face_id, timestamp, confidence, success` for videos, `face, confidence` for images; then
 gaze and the eyes' landmarks (if there are), head pose (`pose_T` in millimetres, `pose_R` in
 radians), landmarks in pixels and in space, and the parameters of the fit. `p_0 ...` are parameters
-of the model's own shape modes: comparable between files of one model only. Action units (`AU...`)
-are not computed, so their columns are left out. Videos may have a column more, `cut`, which
-OpenFace has not.
+of the model's own shape modes: comparable between files of one model only. Last come action units,
+where there are: intensities (`AU01_r`, 0 to 5) and presences (`AU01_c`, 0 or 1). Videos may have a
+column more, `cut`, which OpenFace has not.
 
 What was not measured is an empty cell, as pandas and pyarrow read a missing value, or 0 where
 the table is to be OpenFace's in that as well.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -113,6 +114,7 @@ class OpenFaceTable:
         video: of a video's frames, or of an image's faces.
         cut: a column `cut` after `success`: 1 in the first frame after a cut, else 0.
         gaze: whether there are columns of gaze and eyes.
+        action_units: names of the columns of action units.
         full_precision: all digits of the numbers instead of OpenFace's decimals.
         zeros: what was not measured is 0, as OpenFace has it, instead of an empty cell.
         spaces: a space after each comma, so that all names but the first begin with one, as
@@ -126,6 +128,7 @@ class OpenFaceTable:
         *,
         video: bool,
         gaze: bool,
+        action_units: Sequence[str] = (),
         cut: bool = False,
         full_precision: bool = False,
         zeros: bool = False,
@@ -133,6 +136,9 @@ class OpenFaceTable:
     ) -> None:
         first = (*(VIDEO if video else IMAGE), *([CUT] if cut else []))
         columns = [*first, *_columns(n_landmarks, n_modes, gaze)]
+        # OpenFace's program for videos writes them a second time, with other decimals.
+        whole = "%.2f" if video else "%.1f"
+        columns += [(name, whole if name.endswith("_c") else "%.2f") for name in action_units]
         # Frames and faces are counted, and time has no more digits than its unit.
         kept = {"frame", "face_id", "face", "success", "cut"}
         if full_precision:
@@ -146,8 +152,15 @@ class OpenFaceTable:
         self.first = len(first)
         """How many columns come before the measurements."""
         self._gaze = gaze
+        self.units = len(action_units)
+        """How many columns there are of action units, the last ones."""
 
-    def row(self, first: tuple[int | float | None, ...], face: FaceMeasurements | None) -> str:
+    def row(
+        self,
+        first: tuple[int | float | None, ...],
+        face: FaceMeasurements | None,
+        units: np.ndarray | None = None,
+    ) -> str:
         """A face as a line of the table.
 
         Args:
@@ -155,11 +168,13 @@ class OpenFaceTable:
                 success (0 or 1), and cut where there is such a column; or face and confidence.
                 None is what there is not.
             face: its numbers; None if nothing was measured.
+            units: those of its action units; None if nothing was measured.
         """
         if face is None:
-            numbers = [self._missing] * (len(self.columns) - self.first)
+            numbers = [self._missing] * (len(self.columns) - self.first - self.units)
         else:
             numbers = self.values(face)
+        numbers += [self._missing] * self.units if units is None else units.tolist()
         return self.line([*(self._missing if one is None else one for one in first), *numbers])
 
     def line(self, values: list[int | float]) -> str:
@@ -169,8 +184,17 @@ class OpenFaceTable:
         pairs = zip(self._formats, values, strict=True)
         return self.separator.join(f % v if math.isfinite(v) else "" for f, v in pairs) + "\n"
 
+    def with_units(self, line: str, units: np.ndarray) -> str:
+        """A line of the table with these action units in place of its own; where it has none it
+        stays without."""
+        cells = line.rstrip("\n").split(self.separator)
+        pairs = zip(self._formats[-self.units :], units.tolist(), strict=True)
+        if cells[-1]:
+            cells[-self.units :] = [fmt % value for fmt, value in pairs]
+        return self.separator.join(cells) + "\n"
+
     def values(self, face: FaceMeasurements) -> list[float]:
-        """The numbers of a face in the order of their columns."""
+        """The numbers of a face, but for action units, in the order of their columns."""
         parts: list[Any] = []
         if self._gaze:
             eyes = face.gaze

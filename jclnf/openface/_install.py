@@ -31,6 +31,10 @@ from jclnf.outputs import replacing
 MODELS_DIR = "OPENFACE_MODELS_DIR"
 """Environment variable: the folder that holds a folder of models for each OpenFace version."""
 
+ACTION_UNITS_FOLDER = "AU_predictors"
+"""What OpenFace calls the folder of its predictors of action units; it is beside that of the
+landmark detectors, and is installed within it."""
+
 MAX_BYTES = 2**30
 """Largest file that is installed where the manifest does not know the size."""
 
@@ -377,11 +381,14 @@ def _pour(stream: Any, out: IO[bytes], file: ManifestFile, progress: Progress, h
 
 @contextmanager
 def _opened(source: Path) -> Iterator[dict[str, Callable[[], Any]]]:
-    """Functions that open each regular file below a folder or in an archive, by its path there."""
+    """Functions that open each regular file below a folder or in an archive, by its path there,
+    from the folder's own name on; OpenFace's predictors of action units also from beside it."""
     if source.is_dir():
+        source = source.absolute()
         yield {
-            path.relative_to(source).as_posix(): partial(open, path, "rb")
-            for path in _files_below(source)
+            path.relative_to(source.parent).as_posix(): partial(open, path, "rb")
+            for folder in dict.fromkeys((source, source.parent / ACTION_UNITS_FOLDER))
+            for path in _files_below(folder)
         }
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:

@@ -12,6 +12,8 @@ from ._settings import ModelOption as ModelOption
 from ._settings import PrecisionOption as PrecisionOption
 from ._settings import Settings as Settings
 from ._settings import SpacesOption as SpacesOption
+from ._settings import UnitModelsOption as UnitModelsOption
+from ._settings import UnitsOption as UnitsOption
 from ._settings import model_digest as model_digest
 from ._settings import source_digest as source_digest
 from ._source import Camera as Camera

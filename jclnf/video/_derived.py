@@ -54,7 +54,7 @@ def one_euro(text: str) -> OneEuro:
 
 def write_smoothed(table: Path, out: Path, smoothing: str, form: OpenFaceTable) -> None:
     """The table with all measurements smoothed, each face on its own; what was not seen is as it
-    was, and a face that is seen again begins anew.
+    was, and a face that is seen again begins anew. Action units stay as they are.
 
     Args:
         table: the table.
@@ -71,8 +71,9 @@ def write_smoothed(table: Path, out: Path, smoothing: str, form: OpenFaceTable) 
             face = filters.setdefault(row[1], one_euro(smoothing))
             if row[4] == "1":
                 values = [number(cell) for cell in row]
-                smooth = face.step(values[2], np.array(values[kept:]))
-                smoothed = form.line([*values[:kept], *smooth.tolist()])
+                units = len(values) - form.units
+                smooth = face.step(values[2], np.array(values[kept:units]))
+                smoothed = form.line([*values[:kept], *smooth.tolist(), *values[units:]])
                 cells = smoothed.rstrip("\n").split(form.separator)[kept:]
                 row = [*row[:kept], *cells]
             else:
@@ -119,6 +120,7 @@ PLOTTED = (
     ("gaze, degrees", ("gaze_angle_x", "gaze_angle_y")),
     ("nose tip, px", ("x_30", "y_30")),
     ("mouth, px", ("mouth opening",)),
+    ("action units", ("AU04_r", "AU12_r", "AU45_r")),
 )
 """Panels of the plot, with the columns that they show."""
 

@@ -245,6 +245,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         **getattr(source, "properties", {}),
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
+        **({} if run.units is None else {"action_units": run.units.people.model.name}),
         "settings": asdict(settings),
         "device": device_report(),
         "versions": {

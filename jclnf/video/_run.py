@@ -14,9 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import jclnf
+from jclnf.action_units import FrameUnits, People, check_detector, load_action_units
 from jclnf.annotations import FrameBoxTable, pts_text
 from jclnf.detect import make_detector
 from jclnf.errors import BoxError, VideoError
+from jclnf.files import find_model
 from jclnf.fitting import Model
 from jclnf.openface import OpenFaceTable, measure_faces
 from jclnf.outputs import abandon, discard, growing, settle, write_bytes, write_png
@@ -27,14 +29,19 @@ from jclnf.video._aligned import aligned_face
 from jclnf.video._checkpoint import Checkpoint
 from jclnf.video._fitters import IndependentFitter, TrackingFitter
 from jclnf.video._settings import CHUNK, Settings, model_digest, source_digest
+from jclnf.video._source import Camera as CameraSource
 from jclnf.video._source import Frame, Prefetcher, Selection, Source
+from jclnf.video._units import UnitsFile
 
 CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
 
 
-FORMAT = 5
+FORMAT = 6
 """Of checkpoints: those of another one are refused."""
+
+_PEOPLE = "people."
+"""How the names begin, in checkpoints, of what is known of persons."""
 
 _DERIVED = {
     ".json": "",
@@ -101,11 +108,23 @@ class Run:
         # Beyond that a head may turn as far as another face looks different.
         self._seeks_cuts = settings.every <= 3
         gaze = {part.name for part in model.parts} >= set(EYES)
+        self.units: UnitsFile | None = None
+        if settings.aus:
+            check_detector(model)
+            predictors = load_action_units(
+                settings.au_models,
+                static=settings.au_static,
+                model=find_model(settings.model or "default"),
+            )
+            single = settings.one and not settings.independent
+            live = isinstance(source, CameraSource)
+            self.units = UnitsFile(out, stem, People(predictors, single=single, live=live))
         self.table = OpenFaceTable(
             model.pdm.n_landmarks,
             model.pdm.n_modes,
             video=True,
             gaze=gaze,
+            action_units=self.units.people.model.columns if self.units else (),
             cut=not settings.openface_csv,
             full_precision=settings.full_precision,
             zeros=settings.openface_csv,
@@ -119,6 +138,8 @@ class Run:
             "the device": device_report()["platform"],
             "the version of jclnf": [jclnf.__version__, FORMAT, CHUNK],
         }
+        if self.units is not None:
+            depends["the predictors of action units"] = model_digest(self.units.people.model)
         for what, file in (("the video", path), ("the boxes", settings.boxes)):
             if file is not None:
                 depends[what] = source_digest(Path(file))
@@ -186,13 +207,18 @@ class Run:
             OutputError: as `Checkpoint.load`.
             OSError: the results cannot be written.
         """
-        first, begin, offset = 1, 0.0, 0
+        first, begin, offset, ended = 1, 0.0, 0, False
+        units_offset = 0
         saved = self.checkpoint.load() if resume else None
         if saved is not None:
             arrays, numbers = saved
             first, begin, offset = numbers["frame"], numbers["time"], numbers["offset"]
             self.counts = Counts(**numbers["counts"])
-            self._fitter.restore(arrays)
+            ended, units_offset = numbers["ended"], numbers["units"]
+            own = {name for name in arrays if name.startswith(_PEOPLE)}
+            self._fitter.restore({n: array for n, array in arrays.items() if n not in own})
+            if self.units is not None:
+                self.units.people.restore({n.removeprefix(_PEOPLE): arrays[n] for n in own})
         else:
             self.checkpoint.remove()
         if on_start is not None:
@@ -206,7 +232,11 @@ class Run:
             self._aligned.mkdir(exist_ok=True)
         self.beside = table != self.path
         self._last = Frame(first - 1, begin, None)
+        if self.units is not None:
+            self.units.open(units_offset)
         with table.open("r+b" if table.exists() else "wb") as file:
+            # A table whose action units may be the final ones already is as long as it is.
+            offset = file.seek(0, os.SEEK_END) if ended else offset
             file.truncate(offset)
             file.seek(offset)
             if offset == 0:
@@ -221,7 +251,7 @@ class Run:
                     if time.monotonic() - last >= every:
                         self._save(file)
                         last = time.monotonic()
-            self._save(file)
+            self._save(file, ended=True)
         if self.counts.frames == 0 and self.settings.begin > 0:
             self.withdraw()
             if not self.beside:
@@ -230,6 +260,8 @@ class Run:
                     with contextlib.suppress(OSError):  # there are earlier ones, or none are asked
                         folder.rmdir()
             raise VideoError(f"--from {self.settings.begin:g} lies beyond its end")
+        if self.units is not None:
+            self.units.finish(table, self.table)
         return self.counts
 
     def unused_boxes(self) -> list[int]:
@@ -241,6 +273,8 @@ class Run:
     def withdraw(self) -> None:
         """Leave what was there before the run, and nothing beside it."""
         self.checkpoint.remove()
+        if self.units is not None:
+            self.units.remove()
         for path in self._grown.values():
             abandon(path)
 
@@ -268,7 +302,7 @@ class Run:
         end = math.inf if settings.end is None else settings.end
         return Selection(first, max(begin, settings.begin), end, settings.every)
 
-    def _save(self, file: BinaryIO) -> None:
+    def _save(self, file: BinaryIO, *, ended: bool = False) -> None:
         file.flush()
         os.fsync(file.fileno())
         numbers = {
@@ -276,8 +310,12 @@ class Run:
             "time": self._last.time,
             "offset": file.tell(),
             "counts": vars(self.counts),
+            "ended": ended,
+            "units": 0 if self.units is None else self.units.sync(),
         }
-        self.checkpoint.save(self._fitter.state(), numbers)
+        people = {} if self.units is None else self.units.people.state()
+        arrays = {f"{_PEOPLE}{name}": array for name, array in people.items()}
+        self.checkpoint.save(self._fitter.state() | arrays, numbers)
 
     def _do_chunk(
         self, chunk: Iterator[Frame], file: BinaryIO, on_frame: OnFrame | None
@@ -286,10 +324,12 @@ class Run:
         run was ended."""
         frames: list[Frame] = []
         found: list[list[TrackedFace]] = []
+        told: list[dict[int, FrameUnits]] = []
         cuts: list[int | None] = []
         going = True
         for frame, faces in self._fitter.fit_frames(chunk):
             self._write_images(frame, faces)
+            told.append({} if self.units is None else self.units.people.step(frame.image, faces))
             going = on_frame is None or on_frame(frame, faces)
             # A chunk of large images would fill the memory.
             frames.append(dataclasses.replace(frame, image=None))
@@ -307,7 +347,8 @@ class Run:
         as_openface, single = self.settings.openface_csv, self.settings.one
         # OpenFace's program for several faces writes nothing of a frame without one.
         empty_rows = self.settings.empty_rows and (single or not as_openface)
-        for frame, faces, cut in zip(frames, found, cuts, strict=True):
+        rows: list[tuple[int, FrameUnits | None]] = []
+        for frame, faces, units, cut in zip(frames, found, told, cuts, strict=True):
             mark = () if as_openface else (cut,)
             for face in faces:
                 confidence = face.confidence
@@ -318,17 +359,23 @@ class Run:
                 numbers = next(measured)
                 # The numbers of a fit that failed are not those of the face.
                 shown = numbers if face.success or as_openface else None
-                lines.append(self.table.row(start, shown))
+                row = face.id, units.get(face.id)
+                rows.append(row)
+                lines.append(self.table.row(start, shown, _shown(row, shown is not None)))
                 self.counts.rows_with_success += face.success
             if not faces:
                 self.counts.frames_without_face += 1
                 if empty_rows:
                     nobody = (frame.number, 0 if single else None, frame.time, None, 0, *mark)
-                    lines.append(self.table.row(nobody, None))
+                    row = (0, units[0]) if units else (-1, None)
+                    rows.append(row)
+                    lines.append(self.table.row(nobody, None, _shown(row, as_openface)))
         self.counts.frames += len(frames)
         self.counts.rows += len(lines)
         file.write("".join(lines).encode())
         file.flush()
+        if self.units is not None:
+            self.units.append(rows)
         return frames[-1], going
 
     def _write_images(self, frame: Frame, faces: list[TrackedFace]) -> None:
@@ -346,6 +393,12 @@ class Run:
                 mean = np.asarray(self.model.pdm.mean)
                 image = aligned_face(frame.image, landmarks, mean, self.settings.aligned)
                 write_png(self._aligned / f"{name}.png", image, **one_of_many)
+
+
+def _shown(row: tuple[int, FrameUnits | None], wanted: bool) -> np.ndarray | None:
+    """The action units of a row of the table, if it is to have any."""
+    _, units = row
+    return units.shown if wanted and units is not None else None
 
 
 def _chunks(frames: Iterable[Frame]) -> Iterator[Iterator[Frame]]:

@@ -51,12 +51,24 @@ ArithmeticOption = Annotated[
     "openface follows OpenFace's numerical short cuts (default: as the model has it, which is "
     "exact unless it says otherwise)",
 ]
+UnitsOption = Annotated[
+    bool,
+    "action units by OpenFace's predictors, for OpenFace's landmark detectors (--model): "
+    "intensities AU01_r ... from 0 to 5, presences AU01_c ... 0 or 1",
+]
+UnitModelsOption = Annotated[
+    str | None,
+    "OpenFace's folder AU_predictors (default: looked for beside --model, then where OpenFace's "
+    "models are installed)",
+    {"metavar": "DIR"},
+]
 IterationsOption = Annotated[int | None, "of each pass at each scale"]
 
 _FACES = {"group": "which faces (default: all that are found)"}
 _WHICH, _FOUND = _FACES | {"exclusive": "which"}, _FACES | {"exclusive": "found"}
 _TIME = {"group": "time and camera"}
 _RESULTS = {"group": "results"}
+_UNITS = {"group": "action units"}
 _FIT = {"group": "the fit (default: as the model was trained)"}
 
 
@@ -105,6 +117,13 @@ class Settings:
     ] = None
     focal: Annotated[FocalOption, _TIME] = None
     centre: Annotated[CentreOption, _TIME] = None
+    aus: Annotated[UnitsOption, _UNITS] = False
+    au_static: Annotated[
+        bool,
+        "the predictors for photographs, which know nothing of a person's other frames",
+        _UNITS,
+    ] = False
+    au_models: Annotated[UnitModelsOption, _UNITS] = None
     empty_rows: Annotated[bool, "rows for frames in which there is no face", _RESULTS] = True
     openface_csv: Annotated[
         bool,
@@ -145,6 +164,9 @@ class Settings:
             raise ParamsError(f"faces: at least 1, not {self.faces}")
         if self.aligned and not 8 <= self.aligned <= 4096:
             raise ParamsError(f"aligned: a side of 8 to 4096 pixels, not {self.aligned}")
+        for name in ("au_static", "au_models"):
+            if getattr(self, name) and not self.aus:
+                raise ParamsError(f"{name}: there are no action units without aus")
         if self.end is not None and self.end < self.begin:
             raise ParamsError(f"from {self.begin:g} to {self.end:g} seconds there is no frame")
         if self.smooth is not None:
@@ -160,7 +182,7 @@ class Settings:
         """What a result depends on, by option; files that options name go by contents."""
         from jclnf.outputs import by_option
 
-        return by_option(self, leave_out=("model", "boxes"))
+        return by_option(self, leave_out=("model", "boxes", "au_models"))
 
 
 def source_digest(path: str | os.PathLike[str]) -> str:

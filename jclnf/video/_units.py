@@ -1,0 +1,98 @@
+"""What is kept of each row's action units until the video has ended, and the final ones.
+
+It is in a hidden file beside the table, a record for each of its rows, which only grows: memory
+does not.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from jclnf.action_units import FrameUnits, People, finish
+from jclnf.openface import OpenFaceTable
+from jclnf.outputs import discard, replacing
+
+NOBODY = -1
+"""The number of no face."""
+
+
+class UnitsFile:
+    """The file, and with it the action units of a table.
+
+    Args:
+        out, stem: where the results go, and the first part of their names.
+        people: who there is.
+    """
+
+    def __init__(self, out: Path, stem: str, people: People) -> None:
+        self.people = people
+        self.path = out / f".{stem}.units"
+        self._final = out / f".{stem}.final.csv"
+        outputs = len(people.model.columns)
+        self._record = np.dtype([("face", "<i8"), ("kind", "<i8"), ("kept", "<f8", (outputs,))])
+        self._file: BinaryIO | None = None
+
+    def open(self, offset: int) -> None:
+        """Begin, or go on with what was there up to an offset."""
+        self._file = self.path.open("r+b" if offset else "wb")
+        self._file.truncate(offset)
+        self._file.seek(offset)
+
+    def append(self, rows: Iterable[tuple[int, FrameUnits | None]]) -> None:
+        """Keep what is known of rows of the table, each with the number of its face."""
+        assert self._file is not None
+        rows = list(rows)
+        records = np.zeros(len(rows), self._record)
+        for record, (face, units) in zip(records, rows, strict=True):
+            record["face"] = NOBODY if units is None else face
+            if units is not None:
+                record["kind"], record["kept"] = units.kind, units.kept
+        self._file.write(records.tobytes())
+
+    def sync(self) -> int:
+        """Wait until all of it is on the disk; how long the file is."""
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def finish(self, table: Path, form: OpenFaceTable) -> None:
+        """Put the final action units into the table; doing it again changes nothing.
+
+        Args:
+            table: the file.
+            form: how it is written.
+        """
+        assert self._file is not None
+        self._file.close()
+        self._file = None
+        records = np.fromfile(self.path, self._record)
+        for face in np.unique(records["face"]):
+            if face != NOBODY:
+                own = records["face"] == face
+                of_median = self.people.of_median(int(face))
+                kept, kinds = records["kept"][own], records["kind"][own]
+                records["kept"][own] = finish(self.people.model, kept, kinds, of_median)
+        # Not beside the table as other outputs are, since the table may be beside its place.
+        with (
+            replacing(self._final, lock=False) as part,
+            table.open(newline="") as old,
+            part.open("w", newline="") as new,
+        ):
+            new.write(old.readline())
+            for line, record in zip(old, records, strict=True):
+                known = record["face"] != NOBODY
+                new.write(form.with_units(line, record["kept"]) if known else line)
+        self._final.replace(table)
+
+    def remove(self) -> None:
+        """Remove the file, and what a killed process has left."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self.path.unlink(missing_ok=True)
+        self._final.unlink(missing_ok=True)
+        discard(self._final)
