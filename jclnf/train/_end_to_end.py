@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jclnf.experts import CCNF
@@ -48,9 +49,6 @@ def train_end_to_end(
     """
     parametrisation = Parametrisation(model, LEARNED, relative=False)
 
-    def objective(learned: Any, batch: Batch) -> tuple[Array, None]:
-        return fit_losses(parametrisation.model(learned), batch).mean(), None
-
     first = parametrisation.free()
     optimiser = optax.chain(
         optax.zero_nans(),
@@ -59,7 +57,7 @@ def train_end_to_end(
     )
     found = train(
         first,
-        objective,
+        Partial(_objective, parametrisation),
         optimiser,
         examples,
         config,
@@ -67,6 +65,10 @@ def train_end_to_end(
         validate=lambda learned, _: validate(parametrisation.model(learned)),
     )
     return parametrisation.model(found.learned)
+
+
+def _objective(parametrisation: Parametrisation, learned: Any, batch: Batch) -> tuple[Array, None]:
+    return fit_losses(parametrisation.model(learned), batch).mean(), None
 
 
 def averaged(models: Sequence[Model]) -> Model:
