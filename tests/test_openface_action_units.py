@@ -169,6 +169,7 @@ ENTRY = "AUPredictor list_dynamic.txt\nPDM pdm.txt\nTriangulation tris.txt\n"
         ("tris", "2\n3\n4\n0 1 2 3", "truncated"),
         ("tris", "1\n3\n4\n0 1 68", "is no landmark from 0 to 67"),
         ("tris", "1\n3\n4\n0 1 1.5", "is no landmark"),
+        ("tris", "1\n3\n4\n0 1 3e38", "is no landmark"),
         ("tris", "1\n3\n6\n0 1 2", "element type"),
         ("tris", "1\n3\n4\n0 1 2 3", "more follows"),
         ("tris", "2000000000\n3\n4\n0 1 2", "truncated"),

@@ -1,6 +1,7 @@
 """`jclnf video --aus`: a table's action units, and that a run that was killed ends in the same."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -10,15 +11,15 @@ from support.openface_files import random_model, write_model
 from support.videos import frames, write_video
 
 import jclnf
-from jclnf.action_units import Person, describe_openface, finish, load_action_units
+from jclnf.action_units import People, Person, describe_openface, finish, load_action_units
 from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
 from jclnf.video import Settings, open_source
 from jclnf.video._job import process_video
 from jclnf.video._run import Run
-from jclnf.video._units import UnitsFile
+from jclnf.video._units import KeptUnits, UnitsFile
 
-COUNT = 70
+COUNT = 40
 COLUMNS = ["AU01_r", "AU12_r", "AU01_c", "AU12_c"]
 
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory):
 def clip(tmp_path_factory):
     """A face that is there from the fourth frame on, and gone for a while in between."""
     made = frames(COUNT)
-    for k in (0, 1, 2, *range(45, 50)):
+    for k in (0, 1, 2, *range(20, 25)):
         made[k][:] = 90
     return str(write_video(tmp_path_factory.mktemp("clip") / "face.avi", made))
 
@@ -97,9 +98,7 @@ def test_as_openface_fills_it_frames_without_a_face_have_action_units_too(
     settings, model, clip, whole, tmp_path
 ):
     """Averages over frames reach into those where the face was not seen."""
-    from dataclasses import replace
-
-    asked = replace(settings, openface_csv=True)
+    asked = dataclasses.replace(settings, openface_csv=True)
     assert not process_video(asked, model, clip, tmp_path, "face").problems
     rows, before = table_of(tmp_path / "face.csv"), table_of(whole / "face.csv")
     for row, other in zip(rows, before, strict=True):
@@ -110,6 +109,15 @@ def test_as_openface_fills_it_frames_without_a_face_have_action_units_too(
     intensities = np.array([[float(row[name]) for name in COLUMNS[:2]] for row in rows])
     assert intensities[2].any(), "next to the first frame with a face"
     assert not intensities[:2].any()
+
+
+def test_frames_without_a_row_count_all_the_same(settings, model, clip, whole, tmp_path):
+    asked = dataclasses.replace(settings, empty_rows=False)
+    assert not process_video(asked, model, clip, tmp_path, "face").problems
+    rows = {row["frame"]: row for row in table_of(tmp_path / "face.csv")}
+    before = table_of(whole / "face.csv")
+    assert len(rows) < len(before)
+    assert all(rows.get(row["frame"], row) == row for row in before)
 
 
 def undisturbed(path):
@@ -126,7 +134,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         raise KeyboardInterrupt
 
     def on_frame(frame, _):
-        if moment == "frame" and frame.number == 66:
+        if moment == "frame" and frame.number == 36:
             killed()
         return True
 
@@ -153,14 +161,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 def test_what_is_kept_of_rows_that_were_lost_is_left_out(folder, tmp_path):
     """Rows after the last checkpoint come again."""
     predictors = load_action_units(folder)
-    from jclnf.action_units import People
-
-    people = People(predictors)
+    people, nothing = People(predictors), KeptUnits(0, None, has_row=True)
     file = UnitsFile(tmp_path, "a", people)
     file.open(0)
-    file.append([(-1, None)] * 3)
+    file.append([nothing] * 3)
     offset = file.sync()
-    file.append([(-1, None)] * 5)
+    file.append([nothing] * 5)
     file.sync()
     again = UnitsFile(tmp_path, "a", people)
     again.open(offset)

@@ -2,19 +2,20 @@
 
 That OpenFace's arithmetic is OpenFace's, stage by stage and for whole clips, tests show
 (`tests/test_action_units.py`). Needs `openface/` of the development data, with its predictors and
-recordings of action units. Prints tables.
+recordings of action units.
 """
 
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import OPENFACE, command_line
+from experiments.common import OPENFACE, command_line, table, write_results
 from jclnf.action_units import (
     ActionUnits,
     Person,
@@ -23,6 +24,7 @@ from jclnf.action_units import (
     load_action_units,
 )
 
+HERE = Path(__file__).resolve().parent
 RECORDED = OPENFACE / "au"
 BATCH = 32
 SIDE = 400
@@ -100,19 +102,20 @@ def costs(model: ActionUnits) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print all of it."""
+    """Measure, and write the results."""
     command_line(str(__doc__)).parse_args()
     static = load_action_units(OPENFACE / "AU_predictors", static=True)
-    print("| exact arithmetic, from OpenFace's | median | largest |\n|---|---|---|")
-    for name, differences in exact_differences(static).items():
-        if name.endswith("_r"):
-            print(f"| {name} | {np.median(differences):.3f} | {differences.max():.3f} |")
-    for pixels in (0.001, 0.01, 0.1):
-        moved = sensitivity(static, pixels)
-        print(f"| landmarks off by {pixels} px | {np.median(moved):.3f} | {moved.max():.3f} |")
-    print("\n| ms a face | |\n|---|---|")
-    for name, cost in costs(load_action_units(OPENFACE / "AU_predictors")).items():
-        print(f"| {name} | {cost:.2f} |")
+    apart = {n: d for n, d in exact_differences(static).items() if n.endswith("_r")}
+    moved = {pixels: sensitivity(static, pixels) for pixels in (0.001, 0.01, 0.1)}
+    cost = costs(load_action_units(OPENFACE / "AU_predictors"))
+    rows = [[name, f"{np.median(d):.3f}", f"{d.max():.3f}"] for name, d in apart.items()]
+    exact = table(["exact arithmetic, from OpenFace's", "median", "largest"], rows)
+    rows = [[f"{px} px", f"{np.median(d):.3f}", f"{d.max():.3f}"] for px, d in moved.items()]
+    off = table(["landmarks off by", "median", "largest"], rows)
+    rows = [[name, f"{number:.2f}"] for name, number in cost.items()]
+    body = "\n\n".join([exact, off, table(["ms a face", "quickest"], rows)])
+    numbers = {"exact": apart, "moved": moved, "ms": cost}
+    write_results(HERE, "Action units: raw intensities, and cost", body, numbers)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import numpy as np
 
 import jclnf
 from experiments.common import OPENFACE, command_line, environment, table, write_results
+from jclnf.openface import read_action_units
+from jclnf.openface._action_units import read_predictor
 from jclnf.openface._ccnf import read_ccnf_scale
 from jclnf.openface._cen import read_cen_scale
 from jclnf.openface._model import read_openface
@@ -86,6 +88,23 @@ def kinds(folder: Path) -> Iterator[Kind]:
     yield Kind("validator", validator, lambda path: make_validator(read_validator(path, 68)), 700)
     rule = model / "early_term_cen_of.txt"
     yield Kind("early termination", rule, read_early_termination, 500)
+    units = OPENFACE / "AU_predictors"
+    predictors = folder / "AU_predictors"
+    predictors.mkdir()
+    for path in units.iterdir():
+        if path.suffix == ".txt":
+            (predictors / path.name).write_bytes(path.read_bytes())
+        else:
+            (predictors / path.name).symlink_to(path)
+
+    def load_units(path: Path) -> Any:
+        del path
+        return read_action_units(predictors / "main_dynamic_svms.txt")
+
+    yield Kind("predictors of action units", predictors / "AU_all_best.txt", load_units, 300)
+    yield Kind("triangles", predictors / "tris_68_full.txt", load_units, 300)
+    one = units / "svr_combined" / "AU_1_dynamic_intensity_comb.dat"
+    yield Kind("predictor", one, lambda path: read_predictor(path, "AU01", 4702), 1000)
     yield Kind("jclnf", native, jclnf.load_model, 1000)
 
 

@@ -1,7 +1,8 @@
 """What a face is described by, as a pure function of image and landmarks: `exact` arithmetic.
 
 Where OpenFace rounds (positions to 1/32 px, the aligned face to whole grey levels) nothing is
-rounded here. The descriptor is continuous in image and landmarks but where
+rounded here, which moves an intensity by some hundredths. The descriptor is continuous in image and
+landmarks but where
 
 - a pixel comes under the mask, or leaves it: its grey level is then 0, or not;
 - a gradient passes from one of 18 orientations to the next: its vote changes bins;

@@ -5,6 +5,7 @@ the field's covariance. Source: Baltrusaitis, Robinson, Morency, "Constrained Lo
 for robust facial landmark detection in the wild" (ICCVW 2013), section 3.1, equations 2-8.
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -129,19 +130,10 @@ class CCNF(AreaExperts):
         for scale, window in enumerate(windows):
             scales_of.setdefault(window, []).append(scale)
         scales_of.pop(0, None)
+        derived = _derived(self, tuple((window, tuple(scales_of[window])) for window in scales_of))
         return PreparedCCNF(
-            weights=_flatten(self.weights * self.norm_weight[..., None, None]),
+            **derived,
             bias=self.bias,
-            gain=gains(self.alpha),
-            covariances={
-                window: jnp.stack(
-                    [
-                        covariance(self.alpha[k], self.beta[k], self._components_at(window, k))
-                        for k in scales
-                    ]
-                )
-                for window, scales in scales_of.items()
-            },
             centres=self.centres,
             visible=self.visible,
             confidence=self.confidence,
@@ -210,6 +202,23 @@ class PreparedCCNF(AreaExperts):
                 "call prepare on the model as it was loaded"
             )
         return self
+
+
+@partial(jax.jit, static_argnums=1)
+def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) -> dict[str, Any]:
+    """The fields of `PreparedCCNF` that are not those of `CCNF`, for scales by their windows."""
+
+    def at_scale(window: int, k: int) -> Float[Array, "v n ..."]:
+        components = experts._components_at(window, k)
+        return covariance(experts.alpha[k], experts.beta[k], components)
+
+    return {
+        "weights": _flatten(experts.weights * experts.norm_weight[..., None, None]),
+        "gain": gains(experts.alpha),
+        "covariances": {
+            window: jnp.stack([at_scale(window, k) for k in scales]) for window, scales in scales_of
+        },
+    }
 
 
 def ccnf_responses(

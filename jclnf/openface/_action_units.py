@@ -239,7 +239,7 @@ def _read_triangles(entry: Entry) -> np.ndarray:
     reader.end()
     if not 1 <= len(values) <= _MAX_TRIANGLES:
         raise reader.error(f"has {len(values)} triangles, not 1 to {_MAX_TRIANGLES}")
-    triangles = values.astype(np.int32)
-    if (triangles != values).any() or not ((values >= 0) & (values < LANDMARKS)).all():
+    whole = values == np.rint(values)
+    if not (whole & (values >= 0) & (values < LANDMARKS)).all():
         raise reader.error(f"a corner of a triangle is no landmark from 0 to {LANDMARKS - 1}")
-    return triangles
+    return values.astype(np.int32)

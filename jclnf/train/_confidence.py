@@ -98,11 +98,6 @@ def train_evidence(
     standard = (fits.given - mean) / deviation
     right = np.concatenate(_right(fits), axis=1)
 
-    def objective(learned: Confidence, batch: Batch) -> tuple[Array, None]:
-        logits = jax.vmap(learned.evidence)(batch["given"])
-        losses = optax.sigmoid_binary_cross_entropy(logits, batch["right"])
-        return losses[:, 0].mean() + losses[:, 1:].mean(), None
-
     inputs, outputs = standard.shape[1], right.shape[1]
     weights = np.random.default_rng(config.seed).standard_normal((inputs, HIDDEN), np.float32)
     untrained = Confidence(
@@ -116,11 +111,17 @@ def train_evidence(
     optimiser = optax.adamw(schedule, weight_decay=_DECAY, mask=_is_matrix)
     progress = Progress("confidence", quiet=quiet)
     examples = _Noisy(standard, right)
-    learned = train(untrained, objective, optimiser, examples, config, progress).learned
+    learned = train(untrained, _objective, optimiser, examples, config, progress).learned
     # A fit's characteristics come as they are: the first layer standardises them.
     hidden = learned.hidden / deviation[:, None]
     bias = learned.hidden_bias - mean @ hidden
     return dataclasses.replace(learned, hidden=hidden, hidden_bias=bias)
+
+
+def _objective(learned: Confidence, batch: Batch) -> tuple[Array, None]:
+    logits = jax.vmap(learned.evidence)(batch["given"])
+    losses = optax.sigmoid_binary_cross_entropy(logits, batch["right"])
+    return losses[:, 0].mean() + losses[:, 1:].mean(), None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jclnf.experts import CCNF
@@ -50,9 +51,6 @@ def train_end_to_end(
     """
     parametrisation = Parametrisation(model, LEARNED, relative=False)
 
-    def objective(learned: Any, batch: Batch) -> tuple[Array, None]:
-        return fit_losses(parametrisation.model(learned), batch).mean(), None
-
     first = parametrisation.free()
     optimiser = optax.chain(
         optax.zero_nans(),
@@ -61,7 +59,7 @@ def train_end_to_end(
     )
     found = train(
         first,
-        objective,
+        Partial(_objective, parametrisation),
         optimiser,
         examples,
         config,
@@ -70,6 +68,10 @@ def train_end_to_end(
         patience=patience,
     )
     return parametrisation.model(found.learned if patience is None else found.best)
+
+
+def _objective(parametrisation: Parametrisation, learned: Any, batch: Batch) -> tuple[Array, None]:
+    return fit_losses(parametrisation.model(learned), batch).mean(), None
 
 
 def averaged(models: Sequence[Model]) -> Model:

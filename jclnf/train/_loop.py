@@ -25,7 +25,10 @@ _MEMORY = 0.98
 """Part of the running averages that a step keeps."""
 
 Objective = Callable[[Any, Batch], tuple[Array, Any]]
-"""From what is learned and a batch: the loss, and what running averages are to be kept of."""
+"""From what is learned and a batch: the loss, and what running averages are to be kept of.
+
+The arrays of a `jax.tree_util.Partial` are inputs of the compiled step: trainings that differ in
+nothing else share it."""
 History = list[dict[str, int | float]]
 """`epoch`, mean `loss` and `validation` figure of each epoch; the first, 0, is before training."""
 
@@ -154,7 +157,9 @@ def train(
         if epoch >= config.epochs or (
             patience is not None and epoch - best_epoch(history) >= patience
         ):
-            return Trained(state.learned, state.averages, state.best, history)
+            # Tied to no device, as what is loaded: fits with it need no programs of their own.
+            free = jax.tree.map(jnp.asarray, jax.device_get(state))
+            return Trained(free.learned, free.averages, free.best, history)
         losses = []
         meter = Meter(
             f"{progress.name}, epoch {epoch + 1} of {config.epochs}",
@@ -190,27 +195,12 @@ class _Step:
     ) -> None:
         devices = jax.local_devices()
         count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-        mesh = jax.make_mesh((count,), ("examples",), devices=devices[:count])
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._split = NamedSharding(mesh, PartitionSpec("examples"))
+        self._mesh = jax.make_mesh((count,), ("examples",), devices=devices[:count])
+        self._everywhere = NamedSharding(self._mesh, PartitionSpec())
+        self._split = NamedSharding(self._mesh, PartitionSpec("examples"))
         self.first = SingleDeviceSharding(devices[0])
-
-        def on_one_device(learned: Any, batch: Batch) -> Any:
-            (value, seen), gradient = jax.value_and_grad(objective, has_aux=True)(learned, batch)
-            return jax.tree.map(lambda array: array[None], (value, seen, gradient))
-
-        # Each device returns its own gradients, and the first adds them up. As a collective of the
-        # program itself that can stop for ever on a CPU: the devices share one pool of threads,
-        # and one that waits for another holds a thread which the other may need.
-        self._gradients = jax.jit(
-            jax.shard_map(
-                on_one_device,
-                mesh=mesh,
-                in_specs=(PartitionSpec(), PartitionSpec("examples")),
-                out_specs=PartitionSpec("examples"),
-                check_vma=False,
-            )
-        )
+        arrays, static = eqx.partition(objective, eqx.is_array)
+        self._objective = eqx.combine(jax.device_put(arrays, self._everywhere), static)
 
         def move(state: _State, gradients: Any) -> tuple[_State, Array]:
             value, seen, gradient = jax.tree.map(lambda array: array.mean(0), gradients)
@@ -225,9 +215,34 @@ class _Step:
 
     def __call__(self, state: _State, batch: Example) -> tuple[_State, Array]:
         learned = jax.device_put(state.learned, self._everywhere)
-        gradients = self._gradients(learned, jax.device_put(batch, self._split))
+        batch = jax.device_put(batch, self._split)
+        gradients = _gradients(self._objective, learned, batch, self._mesh)
         moved: tuple[_State, Array] = self._move(state, jax.device_put(gradients, self.first))
         return moved
+
+
+@eqx.filter_jit
+def _gradients(objective: Objective, learned: Any, batch: Batch, mesh: Any) -> Any:
+    """Loss, what averages are kept of, and gradients of each device's share of a batch.
+
+    The first device adds them up. As a collective of the program itself that can stop for ever on a
+    CPU: the devices share one pool of threads, and one that waits for another holds a thread which
+    the other may need.
+    """
+    arrays, static = eqx.partition((objective, learned), eqx.is_array)
+
+    def on_one_device(arrays: Any, batch: Batch) -> Any:
+        objective, learned = eqx.combine(arrays, static)
+        (value, seen), gradient = jax.value_and_grad(objective, has_aux=True)(learned, batch)
+        return jax.tree.map(lambda array: array[None], (value, seen, gradient))
+
+    return jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("examples")),
+        out_specs=PartitionSpec("examples"),
+        check_vma=False,
+    )(arrays, batch)
 
 
 def batches(

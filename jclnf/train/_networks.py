@@ -5,12 +5,15 @@ Convolutions are normalised over the batch (Ioffe and Szegedy, ICML 2015) while 
 """
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jclnf.experts import Layer, Shapes, convolve, initial_weights, normalised, plain_layer
@@ -26,7 +29,7 @@ Averages = dict[str, tuple[Array, Array]]
 Unfolded = tuple[Weights, Averages]
 Network = Callable[[Array, Layer], Array]
 Loss = Callable[[Array, Batch], Array]
-"""Loss of a network's output for an example."""
+"""Loss of a network's output for an example; a `jax.tree_util.Partial`, see `Objective`."""
 
 DECAY = 1e-2
 """Weight decay of the kernels (AdamW)."""
@@ -83,16 +86,6 @@ def train_network(
         config, progress: as for `train`.
     """
 
-    def objective(weights: Weights, batch: Batch) -> tuple[Array, Averages]:
-        seen: Averages = {}
-        output = network(network_input(batch["image"]), _normalised_layer(weights, seen, last))
-        return jax.vmap(loss)(output, batch).mean(), seen
-
-    @jax.jit
-    def losses(weights: Weights, batch: Batch) -> Array:
-        output = network(network_input(batch["image"]), plain_layer(weights))
-        return jax.vmap(loss)(output, batch)
-
     watched = one_of_each(held_out)
     optimiser = optax.chain(
         optax.clip_by_global_norm(2.0),
@@ -101,15 +94,32 @@ def train_network(
     weights, averages = start_from or _untrained(shapes, last, config.seed)
     trained = train(
         weights,
-        objective,
+        Partial(_objective, loss, network, tuple(last)),
         optimiser,
         examples,
         config,
         progress,
         averages=averages,
-        validate=lambda *found: float(map_chunks(losses, folded(*found), watched).mean()),
+        validate=lambda *found: float(
+            map_chunks(partial(_losses, network), (loss, folded(*found)), watched).mean()
+        ),
     )
     return trained.learned, trained.averages
+
+
+def _objective(
+    loss: Loss, network: Network, last: Collection[str], weights: Weights, batch: Batch
+) -> tuple[Array, Averages]:
+    seen: Averages = {}
+    output = network(network_input(batch["image"]), _normalised_layer(weights, seen, last))
+    return jax.vmap(loss)(output, batch).mean(), seen
+
+
+@eqx.filter_jit
+def _losses(network: Network, trained: tuple[Loss, Weights], batch: Batch) -> Array:
+    loss, weights = trained
+    output = network(network_input(batch["image"]), plain_layer(weights))
+    return jax.vmap(loss)(output, batch)
 
 
 def network_input(images: Array) -> Float[Array, "b h w 1"]:
@@ -134,28 +144,28 @@ def map_loss(width: float) -> Loss:
     Args:
         width: standard deviation of the Gaussians in cells. Landmarks outside their map count 0.
     """
+    return Partial(_map_loss, width)
 
-    def loss(maps: Float[Array, "g g n"], example: Batch) -> Float[Array, ""]:
-        grid = maps.shape[0]
-        points = example["points"]
-        cells = jnp.arange(grid, dtype=points.dtype)
-        target = jnp.exp(-((cells - points[..., None]) ** 2) / (2 * width**2))
-        along_x, along_y = jnp.moveaxis(target / target.sum(-1, keepdims=True), 1, 0)
-        expected = jnp.einsum("yxn,nx,ny->n", maps, along_x, along_y)
-        total = jax.nn.logsumexp(maps, axis=(0, 1))
-        inside = ((points > 0) & (points < grid - 1)).all(-1)
-        return jnp.where(inside, total - expected, 0.0).mean()
 
-    return loss
+def _map_loss(width: Any, maps: Float[Array, "g g n"], example: Batch) -> Float[Array, ""]:
+    grid = maps.shape[0]
+    points = example["points"]
+    cells = jnp.arange(grid, dtype=points.dtype)
+    target = jnp.exp(-((cells - points[..., None]) ** 2) / (2 * width**2))
+    along_x, along_y = jnp.moveaxis(target / target.sum(-1, keepdims=True), 1, 0)
+    expected = jnp.einsum("yxn,nx,ny->n", maps, along_x, along_y)
+    total = jax.nn.logsumexp(maps, axis=(0, 1))
+    inside = ((points > 0) & (points < grid - 1)).all(-1)
+    return jnp.where(inside, total - expected, 0.0).mean()
 
 
 def start_loss(pdm: PDM) -> Loss:
     """Distance of the landmarks from the truth, in hundredths of the box's mean side."""
+    return Partial(_start_loss, pdm)
 
-    def loss(code: Float[Array, " out"], example: Batch) -> Float[Array, ""]:
-        pose, shape = decode_start(pdm, example["box"], code)
-        apart = project(pdm, pose, shape) - example["points"]
-        distance = jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-2).mean()
-        return 100 * distance / example["box"][2:].mean() + 0.02 * jnp.mean(code[6:] ** 2)
 
-    return loss
+def _start_loss(pdm: PDM, code: Float[Array, " out"], example: Batch) -> Float[Array, ""]:
+    pose, shape = decode_start(pdm, example["box"], code)
+    apart = project(pdm, pose, shape) - example["points"]
+    distance = jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-2).mean()
+    return 100 * distance / example["box"][2:].mean() + 0.02 * jnp.mean(code[6:] ** 2)

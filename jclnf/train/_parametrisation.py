@@ -42,7 +42,7 @@ Bounds = Mapping[str, tuple[float, float]]
 Schedule = Callable[[Any], Any]
 
 
-class Parametrisation:
+class Parametrisation(eqx.Module):
     """Chosen leaves of a model and its default settings, and what they are learned as.
 
     A positive leaf is learned as its logarithm (where it is 0 it stays so), one with bounds as the
@@ -60,6 +60,12 @@ class Parametrisation:
         ParamsError: a name that nothing has, a value outside its bounds, or experts that were
             prepared.
     """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    """Of the chosen leaves."""
+    _bounds: tuple[tuple[str, float, float], ...] = eqx.field(static=True)
+    _relative: bool = eqx.field(static=True)
+    _tree: dict[str, Any]
 
     def __init__(
         self,
@@ -95,20 +101,20 @@ class Parametrisation:
             if not low < high or (values <= low).any() or (values >= high).any():
                 raise ParamsError(f"{name} begins outside its bounds {low:g} to {high:g}")
         self.names = tuple(names)
-        self._bounds = dict(bounds)
-        self._values = {name: known[name] for name in names}
+        self._bounds = tuple((name, *limits) for name, limits in bounds.items())
         self._relative = relative
 
     def free(self) -> dict[str, Array]:
         """The chosen leaves as numbers without bounds, by their names."""
-        return {name: self._free(name, values) for name, values in self._values.items()}
+        known = _leaves(self._tree)
+        return {name: self._free(name, known[name]) for name in self.names}
 
     def model(self, free: Mapping[str, Any]) -> Model:
         """The model with its chosen leaves as these numbers say."""
 
         def one(path: Any, leaf: Any) -> Any:
             name = _name(path)
-            return self._bound(name, free[name]) if name in self._values else leaf
+            return self._bound(name, leaf, free[name]) if name in self.names else leaf
 
         tree = jax.tree_util.tree_map_with_path(one, self._tree)
         changed: Model = dataclasses.replace(tree["model"], defaults=tree["params"])
@@ -119,27 +125,28 @@ class Parametrisation:
         steps."""
         faster = optax.adam(lambda step: _FASTER * rate(step))
         labels = {
-            name: "faster" if name in self._bounds or _positive(name) else "plain"
-            for name in learned
+            name: "faster" if self._limits(name) or _positive(name) else "plain" for name in learned
         }
         return optax.partition({"faster": faster, "plain": optax.adam(rate)}, labels)
 
     def _free(self, name: str, values: Array) -> Array:
-        if name in self._bounds:
-            low, high = self._bounds[name]
+        if limits := self._limits(name):
+            low, high = limits
             return jax.scipy.special.logit((values - low) / (high - low))
         if _positive(name):
             return jnp.log(jnp.where(values > 0, values, 1.0))
         return values / self._size(values)
 
-    def _bound(self, name: str, free: Any) -> Array:
-        values = self._values[name]
-        if name in self._bounds:
-            low, high = self._bounds[name]
+    def _bound(self, name: str, values: Array, free: Any) -> Array:
+        if limits := self._limits(name):
+            low, high = limits
             return low + (high - low) * jax.nn.sigmoid(free)
         if _positive(name):
             return jnp.where(values > 0, jnp.exp(free), values)
         return free * self._size(values)
+
+    def _limits(self, name: str) -> tuple[float, float] | None:
+        return next(((low, high) for known, low, high in self._bounds if known == name), None)
 
     def _size(self, values: Array) -> Any:
         """Root mean square, 1 for zeros."""

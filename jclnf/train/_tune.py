@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 from jaxtyping import Array
 
 from jclnf.errors import AnnotationError, TrainingError
@@ -109,7 +109,6 @@ def tune(
     if params is not None:
         model = dataclasses.replace(model, defaults=params)
     parametrisation = Parametrisation(model, what, bounds)
-    moves_start = any(name.startswith("model.start.") for name in parametrisation.names)
     data = _Crops.of(model, images, boxes, landmarks)
     if isinstance(validation, (int, float)):
         if not 0 < validation < 1:
@@ -127,12 +126,6 @@ def tune(
     if offset:
         learned["offset"] = jnp.zeros_like(model.pdm.mean[:, :2])
 
-    def losses(learned: Any, batch: Batch) -> Array:
-        changed = parametrisation.model(learned)
-        return fit_losses(changed, batch, learned.get("offset", 0.0), moves_start=moves_start)
-
-    jitted = jax.jit(losses)
-
     def report(history: History) -> None:
         if on_epoch is not None:
             last = history[-1]
@@ -141,12 +134,14 @@ def tune(
     optimiser = parametrisation.optimiser(learned, config.schedule(len(data)))
     trained = train(
         learned,
-        lambda learned, batch: (losses(learned, batch).mean(), None),
+        Partial(_objective, parametrisation),
         optax.chain(optax.zero_nans(), optimiser),
         data,
         config,
         Progress("tuning", checkpoint, report, quiet),
-        validate=lambda learned, _: float(map_chunks(jitted, learned, held_out).mean()),
+        validate=lambda learned, _: float(
+            map_chunks(_losses, (parametrisation, learned), held_out).mean()
+        ),
         patience=patience,
     )
     return TuneResult(
@@ -155,6 +150,18 @@ def tune(
         trained.history,
         best_epoch(trained.history),
     )
+
+
+def _objective(parametrisation: Parametrisation, learned: Any, batch: Batch) -> tuple[Array, None]:
+    return _losses((parametrisation, learned), batch).mean(), None
+
+
+@eqx.filter_jit
+def _losses(tuned: tuple[Parametrisation, Any], batch: Batch) -> Array:
+    parametrisation, learned = tuned
+    moves_start = any(name.startswith("model.start.") for name in parametrisation.names)
+    model, offset = parametrisation.model(learned), learned.get("offset", 0.0)
+    return fit_losses(model, batch, offset, moves_start=moves_start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,20 +212,22 @@ class _Crops:
 def _with_rotations(model: Model, data: _Crops, rotations: Any) -> _Crops:
     """The faces, each with the rotation that its likeliest fit started from."""
     rotations = jnp.asarray(rotations, model.pdm.mean.dtype)
-
-    @eqx.filter_jit
-    def likeliest(model: Model, faces: Batch) -> Array:
-        params = model.defaults
-
-        def one(face: Batch) -> Array:
-            def likelihood(rotation: Array) -> Array:
-                pose = pose_from_box(model.pdm, face["box"], rotation)
-                shape = model.pdm.mean_shape()
-                return likelihood_of(fit_from(model, face["image"], pose, shape, params))
-
-            return rotations[jnp.argmax(map_faces(likelihood, rotations))]
-
-        return map_faces(one, faces)
-
-    found = map_chunks(likeliest, model.prepare(model.defaults), data)
+    found = map_chunks(_likeliest, (model.prepare(model.defaults), rotations), data)
     return _Crops(data.arrays | {"rotation": np.asarray(found)})
+
+
+@eqx.filter_jit
+def _likeliest(starts: tuple[Model, Array], faces: Batch) -> Array:
+    """Of each face the rotation that its likeliest fit started from."""
+    model, rotations = starts
+
+    def one(face: Batch) -> Array:
+        def likelihood(rotation: Array) -> Array:
+            pose = pose_from_box(model.pdm, face["box"], rotation)
+            shape = model.pdm.mean_shape()
+            return likelihood_of(fit_from(model, face["image"], pose, shape, model.defaults))
+
+        return rotations[jnp.argmax(map_faces(likelihood, rotations))]
+
+    likeliest: Array = map_faces(one, faces)
+    return likeliest

@@ -14,6 +14,8 @@ from jclnf.train._end_to_end import EYE_DISTANCE
 from jclnf.train._examples import Batch, Example, Examples, stacked
 
 T = TypeVar("T")
+SMALL_CHUNKS = (4, 16)
+"""Sizes of chunks that hold all examples there are."""
 
 
 def map_chunks(
@@ -25,14 +27,16 @@ def map_chunks(
         function: from `tree` and stacked examples to arrays with a leading axis for them; jitted.
         tree: a model, say: it is put on all of JAX's devices, which take chunks in turn.
         examples: are taken as they are needed, so that they need not be in memory all at once.
-        size: of a chunk. The last one is filled up, so that nothing is compiled for its size.
+        size: of a chunk. The last one is filled up, to one of a few sizes if it is the only one, so
+            that little is compiled for its size.
     """
     devices = jax.local_devices()
     trees = [jax.device_put(tree, device) for device in devices]
     found: list[tuple[int, T]] = []
     source = iter(examples)
     while chunk := list(islice(source, size)):
-        filled = padded(chunk, size) if found else chunk
+        sizes = (size,) if found else (*SMALL_CHUNKS, size)
+        filled = padded(chunk, next(n for n in sizes if n >= len(chunk)))
         at = len(found) % len(devices)
         results = function(trees[at], jax.device_put(stacked(filled), devices[at]))
         found.append((len(chunk), results))

@@ -31,7 +31,7 @@ from jclnf.video._fitters import IndependentFitter, TrackingFitter
 from jclnf.video._settings import CHUNK, Settings, model_digest, source_digest
 from jclnf.video._source import Camera as CameraSource
 from jclnf.video._source import Frame, Prefetcher, Selection, Source
-from jclnf.video._units import UnitsFile
+from jclnf.video._units import KeptUnits, UnitsFile
 
 CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
@@ -347,7 +347,7 @@ class Run:
         as_openface, single = self.settings.openface_csv, self.settings.one
         # OpenFace's program for several faces writes nothing of a frame without one.
         empty_rows = self.settings.empty_rows and (single or not as_openface)
-        rows: list[tuple[int, FrameUnits | None]] = []
+        kept: list[KeptUnits] = []
         for frame, faces, units, cut in zip(frames, found, told, cuts, strict=True):
             mark = () if as_openface else (cut,)
             for face in faces:
@@ -359,23 +359,22 @@ class Run:
                 numbers = next(measured)
                 # The numbers of a fit that failed are not those of the face.
                 shown = numbers if face.success or as_openface else None
-                row = face.id, units.get(face.id)
-                rows.append(row)
-                lines.append(self.table.row(start, shown, _shown(row, shown is not None)))
+                kept.append(KeptUnits(face.id, units.get(face.id), has_row=True))
+                lines.append(self.table.row(start, shown, kept[-1].shown(shown is not None)))
                 self.counts.rows_with_success += face.success
             if not faces:
                 self.counts.frames_without_face += 1
+                # A single person is judged by all frames, whether or not they have rows.
+                kept.append(KeptUnits(0, units.get(0), has_row=empty_rows))
                 if empty_rows:
                     nobody = (frame.number, 0 if single else None, frame.time, None, 0, *mark)
-                    row = (0, units[0]) if units else (-1, None)
-                    rows.append(row)
-                    lines.append(self.table.row(nobody, None, _shown(row, as_openface)))
+                    lines.append(self.table.row(nobody, None, kept[-1].shown(as_openface)))
         self.counts.frames += len(frames)
         self.counts.rows += len(lines)
         file.write("".join(lines).encode())
         file.flush()
         if self.units is not None:
-            self.units.append(rows)
+            self.units.append(kept)
         return frames[-1], going
 
     def _write_images(self, frame: Frame, faces: list[TrackedFace]) -> None:
@@ -393,12 +392,6 @@ class Run:
                 mean = np.asarray(self.model.pdm.mean)
                 image = aligned_face(frame.image, landmarks, mean, self.settings.aligned)
                 write_png(self._aligned / f"{name}.png", image, **one_of_many)
-
-
-def _shown(row: tuple[int, FrameUnits | None], wanted: bool) -> np.ndarray | None:
-    """The action units of a row of the table, if it is to have any."""
-    _, units = row
-    return units.shown if wanted and units is not None else None
 
 
 def _chunks(frames: Iterable[Frame]) -> Iterator[Iterator[Frame]]:

@@ -1,13 +1,13 @@
-"""What is kept of each row's action units until the video has ended, and the final ones.
+"""What is kept of action units until a video has ended, and the final ones.
 
-It is in a hidden file beside the table, a record for each of its rows, which only grows: memory
-does not.
+It is in a hidden file beside the table, a record for each face in each frame, which only grows:
+memory does not.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,19 @@ from jclnf.outputs import discard, replacing
 
 NOBODY = -1
 """The number of no face."""
+
+
+class KeptUnits(NamedTuple):
+    """What is known of a face in a frame, or of a frame without one."""
+
+    face: int
+    units: FrameUnits | None
+    has_row: bool
+    """Whether the table has a row of it."""
+
+    def shown(self, wanted: bool) -> np.ndarray | None:
+        """The action units to show for the time being, if there are to be any."""
+        return self.units.shown if wanted and self.units is not None else None
 
 
 class UnitsFile:
@@ -32,7 +45,8 @@ class UnitsFile:
         self.path = out / f".{stem}.units"
         self._final = out / f".{stem}.final.csv"
         outputs = len(people.model.columns)
-        self._record = np.dtype([("face", "<i8"), ("kind", "<i8"), ("kept", "<f8", (outputs,))])
+        numbers = [(name, "<i8") for name in ("face", "kind", "row")]
+        self._record = np.dtype([*numbers, ("kept", "<f8", (outputs,))])
         self._file: BinaryIO | None = None
 
     def open(self, offset: int) -> None:
@@ -41,15 +55,15 @@ class UnitsFile:
         self._file.truncate(offset)
         self._file.seek(offset)
 
-    def append(self, rows: Iterable[tuple[int, FrameUnits | None]]) -> None:
-        """Keep what is known of rows of the table, each with the number of its face."""
+    def append(self, kept: Sequence[KeptUnits]) -> None:
+        """Keep what is known of the next faces, in the order of the table's rows."""
         assert self._file is not None
-        rows = list(rows)
-        records = np.zeros(len(rows), self._record)
-        for record, (face, units) in zip(records, rows, strict=True):
-            record["face"] = NOBODY if units is None else face
-            if units is not None:
-                record["kind"], record["kept"] = units.kind, units.kept
+        records = np.zeros(len(kept), self._record)
+        for record, one in zip(records, kept, strict=True):
+            record["face"], record["row"] = NOBODY, one.has_row
+            if one.units is not None:
+                record["face"], record["kind"] = one.face, one.units.kind
+                record["kept"] = one.units.kept
         self._file.write(records.tobytes())
 
     def sync(self) -> int:
@@ -83,7 +97,7 @@ class UnitsFile:
             part.open("w", newline="") as new,
         ):
             new.write(old.readline())
-            for line, record in zip(old, records, strict=True):
+            for line, record in zip(old, records[records["row"] == 1], strict=True):
                 known = record["face"] != NOBODY
                 new.write(form.with_units(line, record["kept"]) if known else line)
         self._final.replace(table)

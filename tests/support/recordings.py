@@ -54,6 +54,18 @@ def faces(openface: Path, names: Iterable[str] | None = None, images: str = "ima
     ]
 
 
+LARGE = (640, 640)
+"""Height and width that hold all images of large faces."""
+
+
+def filled(image: np.ndarray, size: tuple[int, int]) -> jax.Array:
+    """An image filled up with zeros to a size, so that a fit is compiled once; not cropped, since
+    it is a JAX array."""
+    canvas = np.zeros(size, np.float32)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return jnp.asarray(canvas)
+
+
 def on_canvas(cases: list[Face], size: tuple[int, int] | None = None) -> list[Face]:
     """The faces in images of one size (height, width; the largest there is), filled up with zeros:
     so a fit is compiled once. A crop would move a face away from the origin, where positions are
@@ -176,8 +188,9 @@ def check_fits(
     params = model.defaults.replace(arithmetic="openface")
     recorded, errors = recording(openface, name), []
     for prefix, face in starts:
-        (case,) = on_canvas(faces(openface, [face]), (512, 512))
-        fit = jclnf.fit(model, case.image, case.box, params, init=rotation_of(prefix))
+        (case,) = faces(openface, [face])
+        image = filled(case.image, (512, 512))
+        fit = jclnf.fit(model, image, case.box, params, init=rotation_of(prefix))
         distance = np.asarray(fit.landmarks) - landmarks_of(recorded, prefix)
         errors.append(np.linalg.norm(distance, axis=1).max())
     assert np.median(errors) <= median

@@ -1,8 +1,10 @@
 """A model whose fit is known beforehand: experts that look for what an image really shows."""
 
+import functools
 from typing import NamedTuple
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -63,8 +65,15 @@ class Planted(NamedTuple):
 def planted(*, seed: int = 2, views: int = 2, size: int = 240) -> Planted:
     """A textured image, and experts that match it around the landmarks of one pose and shape.
 
-    The second view never applies, has other weights, and does not show landmark 0.
+    The second view never applies, has other weights, and does not show landmark 0. It is the same
+    one in all modules, and so is what fits prepare of its model.
     """
+    return _planted(seed, views, size, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _planted(seed: int, views: int, size: int, precise: bool) -> Planted:
+    del precise
     rng = np.random.default_rng(seed)
     pdm = random_pdm(seed=seed)
     n = pdm.n_landmarks
