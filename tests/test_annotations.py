@@ -179,7 +179,7 @@ def test_files_of_a_folder_that_are_left_out_are_named(tmp_path, landmarks):
     (line,) = notes
     assert line == (
         f"{tmp_path}: 3 left out (no images or .pts files: notes.txt; "
-        "no .pts file beside them: b.jpg, c.png)"
+        "no .pts file beside them: b.jpg, d/c.png)"
     )
 
 

@@ -1,5 +1,7 @@
 """Tracking: a face that moves over frames, the loop over frames, states, and the reference."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,11 +127,15 @@ def test_settings_of_openface(shared):
     assert params.detection.rotations.shape == (11, 3)
 
 
-def test_a_model_of_one_scale_keeps_it():
+def test_networks_of_the_whole_face_keep_their_windows():
+    """A face that is followed is looked at once, which is all that a model of one scale does."""
     model = jclnf.load_model()
     params = TrackParams.of(model)
-    assert params.tracking.windows == params.detection.windows
+    assert params.detection.windows == model.defaults.windows == (31, 31)
+    assert params.tracking.windows == (0, 31)
     assert params.detection.rotations is None  # it has a learned start
+    one = dataclasses.replace(model, defaults=model.defaults.replace(windows=(0, 31)))
+    assert TrackParams.of(one).tracking.windows == (0, 31)
 
 
 def test_settings_that_do_not_agree_are_refused(case):

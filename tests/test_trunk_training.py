@@ -25,7 +25,7 @@ from experiments.training.trunk.faces import held_out
 from experiments.training.trunk.fine import EYE, REGIONS, refined
 from experiments.training.trunk.frame import Frame, Similarity, cut, mean_shape, nearest_similarity
 from experiments.training.trunk.locate import Trained, in_views
-from experiments.training.trunk.loss import map_loss, opening_error, positions
+from experiments.training.trunk.loss import SHARE, map_loss, opening_error, positions
 from experiments.training.trunk.network import (
     TINY,
     Network,
@@ -209,7 +209,7 @@ def test_positions_and_loss_are_those_of_whole_maps(rng, split):
     target = target * np.exp(-((y - points[..., 1, None, None]) ** 2) / 2)
     target /= target.sum((2, 3), keepdims=True)
     cross = -np.einsum("bnyx,byxn->bn", target, np.log(share))
-    each = np.linalg.norm(mean - points, axis=-1) + 0.1 * cross
+    each = np.linalg.norm(mean - points, axis=-1) + SHARE * cross
     at = jnp.asarray(points, jnp.float32), jnp.asarray(weights, jnp.float32)
     np.testing.assert_allclose(map_loss(output, *at, split), (weights * each).sum() / 6, rtol=1e-5)
 

@@ -37,6 +37,8 @@ from jclnf.video._checkpoint import Checkpoint
 from jclnf.video._derived import rows_of
 from jclnf.video._source import Frame
 
+MODES = 40
+"""Of the bundled model."""
 COUNT = 40
 
 
@@ -65,7 +67,7 @@ class TestTable:
         assert [int(row["frame"]) for row in rows] == list(range(1, COUNT + 1))
         assert {row["face_id"] for row in rows} == {"0"}
         assert {row["success"] for row in rows} == {"1"}
-        assert list(rows[0]) == OpenFaceTable(68, 34, video=True, gaze=False, cut=True).columns
+        assert list(rows[0]) == OpenFaceTable(68, MODES, video=True, gaze=False, cut=True).columns
         tracker = jclnf.Tracker(jclnf.load_model(), detector=jclnf.detect.HaarDetector())
         capture = cv2.VideoCapture(str(clip))
         for row in rows[:5]:
@@ -108,7 +110,7 @@ class TestTable:
         assert pandas.read_csv(tmp_path / "two.csv")["cut"].isna().all()
         assert main([*command, "--openface-csv", "--to", "0"]) == 0
         names = list(pandas.read_csv(tmp_path / "two.csv"))
-        assert names == OpenFaceTable(68, 34, video=True, gaze=False).columns
+        assert names == OpenFaceTable(68, MODES, video=True, gaze=False).columns
 
 
 class TestWhatIsMadeOfIt:

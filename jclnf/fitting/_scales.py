@@ -69,7 +69,8 @@ def fit_from(
     landmarks = project(model.pdm, state.pose, state.shape)
     freed = landmarks
     if state.beyond is not None:
-        freed += jnp.expand_dims(jnp.asarray(params.freedom), -1) * state.beyond
+        parts = jnp.broadcast_to(jnp.asarray(params.freedom), landmarks.shape[:1])
+        freed += parts[:, None] * state.beyond
     return FitResult(
         landmarks=freed,
         landmarks3d=shape3d(model.pdm, state.shape) @ state.pose.matrix.T,

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.errors import ImageError, ParamsError
+from jclnf.experts import WholeFaceExperts
 from jclnf.fitting import (
     FitResult,
     Model,
@@ -57,10 +58,18 @@ class TrackParams(eqx.Module):
     def of(model: Model) -> "TrackParams":
         """The model's own settings.
 
-        A face that was seen in the frame before is fitted without the model's coarsest scale, and
-        without any finer than the third, if that leaves a scale.
+        A face that was seen in the frame before is fitted without the model's coarsest scale, if
+        that leaves one; with experts for each landmark also without any finer than the third, and
+        in smaller windows.
         """
-        return _with_small_windows(model.defaults)
+        if not isinstance(model.experts, WholeFaceExperts):
+            return _with_small_windows(model.defaults)
+        # Their windows cost little, and must hold whatever a network may find.
+        finer = (0, *model.defaults.windows[1:])
+        tracking = model.defaults.replace(rotations=None)
+        return TrackParams(
+            model.defaults, tracking.replace(windows=finer) if any(finer) else tracking
+        )
 
     @staticmethod
     def openface(model: Model, *, arithmetic: str | Arithmetic = "openface") -> "TrackParams":
