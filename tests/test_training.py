@@ -334,7 +334,7 @@ def test_fine_tuning_keeps_what_is_better_on_faces_held_out(tmp_path, faces, sma
     assert "stays as it was" in said[-1]
     found = tuned(spoiled, dataclasses.replace(model, readout=None), "better")
     watched = one_of_each(BoxExamples.of_fits(held_out))
-    assert fit_errors(found, watched).mean() < 0.8 * fit_errors(spoiled, watched).mean()
+    assert fit_errors(found, watched).mean() < 0.9 * fit_errors(spoiled, watched).mean()
 
 
 def write_data(folder, faces: Faces):
