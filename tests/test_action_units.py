@@ -455,6 +455,12 @@ def test_stages_are_the_recorded_ones(shared, recorded, name):
         np.testing.assert_allclose(described.geometry[-34:], stages["params_local"][i], atol=3e-4)
         found = geometry(model.pdm, stages["params_local"][i])
         np.testing.assert_allclose(found, stages["geom"][i], atol=1e-12)
+        if name == "stages_images":
+            shown = model.shown(model.predict(described.descriptor))
+            at = [list(stages["reg_final_names"]).index(one) for one in model.intensities]
+            np.testing.assert_allclose(shown[: len(at)], stages["reg_final"][i, at], atol=1e-4)
+            classes = [list(stages["svm_class_names"]).index(one) for one in model.presences]
+            np.testing.assert_array_equal(shown[len(at) :], stages["svm_class"][i, classes])
 
 
 VIDEOS = ["dyn_default", "dyn_failclip", "dyn_changeLighting", "dyn_short5"]

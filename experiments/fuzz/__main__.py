@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from experiments.common import OPENFACE, command_line, environment, table, write_results
+from experiments.common import OPENFACE, command_line, table, write_results
 from jclnf.errors import JclnfError
 
 HERE = Path(__file__).resolve().parent
@@ -38,6 +38,7 @@ SECONDS = 10.0
 BYTES = 2**30
 EXTREMES = (-1, 0, 1, 255, 65535, 2**31 - 1, -(2**31), 0x7F800000)
 WORDS = (b"-1", b"0", b"1e999", b"nan", b"inf", b"-inf", b"9" * 40, b"1e-320", b"x", b"", b"\xff")
+OUTCOMES = ("read", "refused", "FAILED")
 NUMBER = re.compile(rb"-?\d+\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -358,20 +359,28 @@ def main() -> None:
     if options.serve:
         serve(options.serve, options.first, options.count, options.folder)
         return
-    numbers: dict[str, Any] = {}
-    rows, said = [], []
+    kinds: dict[str, Any] = json.loads((HERE / "results.json").read_text())["kinds"]
     for name in options.kinds:
         with tempfile.TemporaryDirectory() as folder:
             tally, longest, failures = feed(name, options.count, Path(folder))
-        counts = [tally[key] for key in ("read", "refused", "FAILED")]
-        rows.append([name, options.count, *counts, f"{longest:.2f} s"])
-        print(rows[-1], *failures[:20], sep="\n  ", flush=True)
-        said += failures
-        numbers[name] = {"counts": dict(tally), "slowest": longest, "failures": failures}
+        kinds[name] = {
+            "counts": {key: tally[key] for key in OUTCOMES},
+            "slowest": longest,
+            "failures": failures,
+        }
+        report(kinds)
+
+
+def report(kinds: dict[str, Any]) -> None:
+    """Write the results: of each kind those of its last run."""
+    rows, said = [], []
+    for name, found in kinds.items():
+        counts = [found["counts"][key] for key in OUTCOMES]
+        rows.append([name, sum(counts), *counts, f"{found['slowest']:.2f} s"])
+        said += found["failures"]
     header = ["file", "damaged", "read", "refused in one line", "failed", "slowest"]
     body = table(header, rows) + "".join(f"\n- {failure}" for failure in said[:50])
-    if set(options.kinds) == set(KINDS):
-        write_results(HERE, "Damaged files of every kind", body, numbers | environment())
+    write_results(HERE, "Damaged files of every kind", body, {"kinds": kinds})
 
 
 if __name__ == "__main__":
