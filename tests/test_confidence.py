@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import cv2
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +63,11 @@ def plain(face, box):
     return jclnf.fit(face.model, face.image, box)
 
 
+postprocess_compiled = eqx.filter_jit(postprocess)
+
+
 def finished(face, model, plain):
-    return postprocess(model, face.image, plain, model.defaults)
+    return postprocess_compiled(model, face.image, plain, model.defaults)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.recordings import openface_model
+from support.recordings import LARGE, filled, openface_model
 
 import jclnf
 from jclnf import PDM, Pose
@@ -245,11 +245,11 @@ def test_a_photograph_has_openfaces_table(shared):
     model = openface_model(openface, "general")
     params = jclnf.FitParams.openface(model)
     image = read_image_file(openface / "samples" / "sample5.jpg")
-    crop = jclnf.crop(image.grey, (204.982, 131.999, 291.226, 286.433))
-    fit = jax.device_get(jclnf.fit(model, crop.image, crop.box, params))
+    box = (204.982, 131.999, 291.226, 286.433)
+    fit = jax.device_get(jclnf.fit(model, filled(image.grey, LARGE), box, params))
     height, width = image.grey.shape
     camera = Camera.assumed(width, height)
-    (one,) = measure_faces([fit.shifted(crop.offset)], camera, batch=1)
+    (one,) = measure_faces([fit], camera, batch=1)
     table = OpenFaceTable(68, 34, video=False, gaze=True, spaces=True)
     header, (theirs,) = read_golden(openface / "golden_csv" / "sample5.clnf_general.csv", 1)
     assert table.header == header

@@ -54,7 +54,7 @@ SMALL = PipelineConfig(
     start=TrainConfig(2, batch_size=8),
     coarse=TrainConfig(2, batch_size=8),
     fine=TrainConfig(1, batch_size=8),
-    fit=TrainConfig(2, batch_size=8, learning_rate=1e-3),
+    fit=TrainConfig(2, batch_size=16, learning_rate=1e-3),  # as fine-tuning has it
     fits=2,
 )
 
@@ -307,7 +307,7 @@ def test_from_faces_to_a_model_and_further(tmp_path, faces, small):
         jclnf.fit(loaded, image, box).landmarks, jclnf.fit(trained, image, box).landmarks
     )
 
-    config = TrainConfig(3, batch_size=8, learning_rate=1e-3)
+    config = TrainConfig(3, batch_size=16, learning_rate=1e-3)
     tuned = fine_tune(
         loaded, faces, drawn(4, seed=9), MIRROR_68, tmp_path / "t", config, quiet=True
     )
