@@ -65,11 +65,7 @@ class TrackParams(eqx.Module):
         if not isinstance(model.experts, WholeFaceExperts):
             return _with_small_windows(model.defaults)
         # Their windows cost little, and must hold whatever a network may find.
-        finer = (0, *model.defaults.windows[1:])
-        tracking = model.defaults.replace(rotations=None)
-        return TrackParams(
-            model.defaults, tracking.replace(windows=finer) if any(finer) else tracking
-        )
+        return _with_windows(model.defaults, (0, *model.defaults.windows[1:]))
 
     @staticmethod
     def openface(model: Model, *, arithmetic: str | Arithmetic = "openface") -> "TrackParams":
@@ -83,9 +79,13 @@ def _with_small_windows(detection: FitParams) -> TrackParams:
         min(narrow, window)
         for narrow, window in zip(TRACKING_WINDOWS, detection.windows, strict=False)
     )
-    small += (0,) * (len(detection.windows) - len(small))
+    return _with_windows(detection, small + (0,) * (len(detection.windows) - len(small)))
+
+
+def _with_windows(detection: FitParams, windows: tuple[int, ...]) -> TrackParams:
+    """Tracking in these windows, or in those of detection where they leave no scale."""
     tracking = detection.replace(rotations=None)
-    return TrackParams(detection, tracking.replace(windows=small) if any(small) else tracking)
+    return TrackParams(detection, tracking.replace(windows=windows) if any(windows) else tracking)
 
 
 class TrackState(eqx.Module):
