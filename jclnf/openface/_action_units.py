@@ -16,7 +16,7 @@ from jclnf.errors import ModelFileError, near_file
 from jclnf.openface._binary import FLOAT32_MAX, BinaryReader, read_bytes
 from jclnf.openface._install import ACTION_UNITS_FOLDER, models_folder
 from jclnf.openface._pdm import PDMArrays, read_pdm
-from jclnf.openface._text import MAX_LIST_BYTES, Entry, TextReader, read_list, read_text
+from jclnf.openface._text import MAX_LIST_BYTES, Entry, TextReader, read_each, read_list, read_text
 
 LANDMARKS = 68
 APPEARANCE = 12 * 12 * 31
@@ -120,14 +120,7 @@ def read_action_units(path: str | os.PathLike[str]) -> ActionUnitArrays:
             the others; the message names the file and the byte or line.
     """
     path = Path(path)
-    named: dict[str, Entry] = {}
-    for entry in read_list(path, _KEYWORDS, missing="no such file"):
-        if entry.keyword in named:
-            raise ModelFileError(path, f"line {entry.line}: a second {entry.keyword}")
-        named[entry.keyword] = entry
-    for keyword in _KEYWORDS:
-        if keyword not in named:
-            raise ModelFileError(path, f"names no {keyword}; OpenFace's {_ENTRIES[False]} does")
+    named = read_each(path, _KEYWORDS, remedy=f"; OpenFace's {_ENTRIES[False]} does")
     pdm = read_pdm(named["PDM"].path, missing=named["PDM"].missing)
     if len(pdm.mean) != LANDMARKS:
         problem = f"has {len(pdm.mean)} landmarks, the predictors are about {LANDMARKS}"

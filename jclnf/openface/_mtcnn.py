@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jclnf.errors import ModelFileError
 from jclnf.openface._binary import BinaryReader, read_bytes
 from jclnf.openface._install import models_folder
 from jclnf.openface._layers import MAX_BYTES, MAX_LAYERS, read_convolution, read_dense, read_floats
-from jclnf.openface._text import read_list
+from jclnf.openface._text import read_each
 
 LIST_FILE = "MTCNN_detector.txt"
 FOLDER = "mtcnn_detector"
@@ -73,14 +72,7 @@ def read_mtcnn(path: str | os.PathLike[str] | None = None) -> MtcnnArrays:
         )
     else:
         path, missing = _list_file(Path(path)), _MISSING
-    entries = {}
-    for entry in read_list(path, tuple(INPUT_SIDES), missing=missing):
-        if entry.keyword in entries:
-            raise ModelFileError(path, f"line {entry.line}: a second {entry.keyword}")
-        entries[entry.keyword] = entry
-    for name in INPUT_SIDES:
-        if name not in entries:
-            raise ModelFileError(path, f"names no {name}")
+    entries = read_each(path, tuple(INPUT_SIDES), missing=missing)
     return MtcnnArrays(
         *(
             read_network(entries[name].path, name, missing=entries[name].missing)

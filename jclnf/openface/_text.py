@@ -102,6 +102,29 @@ def read_list(
     return entries
 
 
+def read_each(
+    path: Path, keywords: Collection[str], *, missing: str = "no such file", remedy: str = ""
+) -> dict[str, Entry]:
+    """The entries of a list of files that must hold each keyword once, by their keywords.
+
+    Args:
+        path, keywords, missing: as for `read_list`.
+        remedy: what to add if a keyword is not there.
+
+    Raises:
+        ModelFileError: the errors of `read_list`, a keyword twice, or one that is not there.
+    """
+    entries: dict[str, Entry] = {}
+    for entry in read_list(path, keywords, missing=missing):
+        if entry.keyword in entries:
+            raise ModelFileError(path, f"line {entry.line}: a second {entry.keyword}")
+        entries[entry.keyword] = entry
+    for keyword in keywords:
+        if keyword not in entries:
+            raise ModelFileError(path, f"names no {keyword}{remedy}")
+    return entries
+
+
 class TextReader:
     """A position among the numbers of a text file, moved on by reading one after the other.
 
