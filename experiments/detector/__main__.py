@@ -17,13 +17,16 @@ from experiments.training.trunk.__main__ import ALLOCATION, THREADS
 CROPS = 1024
 """Of the held-out images, to measure on after each epoch."""
 
+TURN, RATE = 0.025, 1.5e-3
+"""Largest steps, of a kernel as a part of its norm and of Adam."""
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train it; goes on where it was stopped")
     train.add_argument("--run-dir", type=Path, required=True, help="checkpoints, labels, weights")
-    train.add_argument("--epochs", type=int, default=40)
+    train.add_argument("--epochs", type=int, default=22)
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--every", type=int, default=1, help="epochs from report to report")
@@ -95,7 +98,7 @@ def train(args: Any) -> None:
             print(line, file=log)
         print(line, flush=True)
 
-    schedule = Schedule(args.epochs, args.batch, seed=args.seed)
+    schedule = Schedule(args.epochs, args.batch, turn=TURN, rate=RATE, seed=args.seed)
     checkpoint = folder / "checkpoint.npz"
     network, every = Network(), args.every
     found = run(

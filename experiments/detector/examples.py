@@ -75,7 +75,7 @@ class Examples:
                     source = self.sources[index]
                 else:
                     source = self.sources[rng.integers(len(self.sources))]
-                elsewhere = chance > (0.9 if first else 0.8)
+                elsewhere = chance > (0.82 if first else 0.78)
                 labels += self._place(image, source, (x0, y0, x1, y1), size, rng, elsewhere)
         for label in labels:
             if label[4] == FACE and rng.random() < 0.16:
@@ -114,6 +114,7 @@ class Examples:
             low, high = picture.points.min(0), picture.points.max(0)
             middle, zoom = (low + high) / 2, size / float(np.sqrt(np.prod(high - low)))
             if elsewhere:
+                zoom = float(np.exp(rng.uniform(np.log(zoom / 2), np.log(max(zoom, 1.0)))))
                 middle = np.array([rng.uniform(0, w), rng.uniform(0, h)])
         degrees = rng.normal(0, 12) if rng.random() < 0.65 else rng.uniform(-68, 68)
         stretch = float(np.exp(rng.normal(0, 0.06)))

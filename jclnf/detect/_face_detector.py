@@ -1,8 +1,8 @@
 """The detector that comes with jclnf: one look of a small network, learned with jclnf's own boxes.
 
 The network (`jclnf.detect._network`) knows faces of about 10 to 250 pixels. An image is reduced so
-that the smallest face that is wanted has `SMALLEST` pixels, and looked at again at a quarter of
-that for the largest ones. Images are padded to a few sizes, as a program is compiled for each.
+that the smallest face that is wanted has `SMALLEST` pixels, and looked at again at a fifth of that
+for the largest ones. Images are padded to a few sizes, as a program is compiled for each.
 """
 
 import functools
@@ -146,10 +146,11 @@ def _seen(
 def _reductions(longer: int, least: float) -> list[float]:
     """By which factors an image of a longer side is reduced, so that faces from `least` pixels to
     the largest are of sizes that the network knows."""
-    side = longer * min(1.0, SMALLEST / least)
-    sides = [max(side, min(longer, _SIDES[0]))]
+    side = max(longer * min(1.0, SMALLEST / least), min(longer, _SIDES[0]))
+    # A little smaller is better than padded to the next size.
+    sides = [next((s for s in _SIDES if s < side <= 1.03 * s), side)]
     while sides[-1] > _LARGEST:
-        sides.append(max(sides[-1] / 4, _SIDES[0]))
+        sides.append(max(sides[-1] / 5, _SIDES[0]))
     return [longer / each for each in sides]
 
 
