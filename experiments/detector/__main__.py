@@ -77,7 +77,7 @@ def train(args: Any) -> None:
     photographs, frames = (read("train", source) for source in ("photographs", "faces"))
     held = {source: read("held out", source) for source in ("photographs", "faces")}
     nothing = np.zeros((0, 4))
-    empty = [*textures(), *drawn(80, args.seed)]
+    empty = [*textures(), *drawn(160, args.seed)]
     # Photographs, of more people and with corrected landmarks, twice.
     sources = [Source.of(picture) for picture in [*photographs, *frames]]
     sources += sources[: len(photographs)]

@@ -58,7 +58,7 @@ class Examples:
     def __call__(self, index: int, rng: np.random.Generator) -> Example:
         """A crop `(SIDE, SIDE)` uint8 that shows a source, and labels `(LABELS, FIELDS)`."""
         image = np.full((SIDE, SIDE), rng.integers(256), np.uint8)
-        if rng.random() < 0.06:
+        if rng.random() < 0.1:
             self._place(image, self._any_empty(rng), (0, 0, SIDE, SIDE), 60.0, rng)
             return Example(worsened(image, rng), np.zeros((LABELS, FIELDS)))
         count, _, least, most = MOSAICS[rng.choice(4, p=[share for _, share, _, _ in MOSAICS])]

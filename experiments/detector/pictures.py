@@ -151,11 +151,12 @@ def _drawing(rng: np.random.Generator) -> np.ndarray:
     image = np.full((h, w), rng.integers(0, 256), np.uint8)
     kind = rng.integers(5)
     if kind == 0:  # text
-        size, ink = rng.uniform(0.3, 2.0), int(rng.integers(0, 256))
+        size, ink = float(np.exp(rng.uniform(-1.2, 1.8))), int(rng.integers(0, 256))
+        thick = max(1, round(size * rng.uniform(0.5, 6)))
         font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_COMPLEX, 7, 4]))
-        for y in range(20, h, int(22 * size) + 4):
+        for y in range(20, h + 20, int(30 * size) + 4):
             letters = "".join(chr(c) for c in rng.integers(33, 127, 80))
-            cv2.putText(image, letters, (int(rng.integers(-40, 10)), y), font, size, ink, 1)
+            cv2.putText(image, letters, (int(rng.integers(-40, 10)), y), font, size, ink, thick)
     elif kind == 1:  # shapes
         for _ in range(rng.integers(5, 60)):
             centre, ink = rng.integers(0, (w, h)).tolist(), int(rng.integers(0, 256))

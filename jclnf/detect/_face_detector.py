@@ -1,8 +1,9 @@
 """The detector that comes with jclnf: one look of a small network, learned with jclnf's own boxes.
 
 The network (`jclnf.detect._network`) knows faces of about 10 to 250 pixels. An image is reduced so
-that the smallest face that is wanted has `SMALLEST` pixels, and looked at again at a fifth of that
-for the largest ones. Images are padded to a few sizes, as a program is compiled for each.
+that the smallest face that is wanted has `SMALLEST` pixels; larger faces, whose surroundings it
+does not see as a whole, are looked for in a copy of a third of that, and so on. Images are padded
+to a few sizes, as a program is compiled for each.
 """
 
 import functools
@@ -19,21 +20,29 @@ from jclnf.experts import check_weights, plain_layer
 from jclnf.files import bundled_file
 from jclnf.runtime import check_process
 
-MIN_SCORE = 0.5
+MIN_SCORE = 0.65
 """Score from which a detection is a face; see experiments/detector."""
-SMALLEST = 640 / 36
+SMALLEST = 16.0
 """Side in pixels to which the smallest face is reduced."""
 
-_SIDES = (128, 192, 256, 320, 448, 640, 896, 1280)
+_SIDES = (128, 192, 256, 320, 448, 576, 768, 1024, 1280)
 """Longer sides of the images that the network looks at; larger ones are cut into tiles."""
 _SHARES = (0.5, 0.5625, 0.75, 1.0)
 """Shorter sides of these, as parts of the longer one."""
-_LARGEST = 256
-"""Longer side of a copy from which on the network sees the largest faces in it."""
+_STEP = 3.0
+"""By how much each copy is smaller than the one before, down to a longer side of `_LAST`."""
+_LAST = 256
+_LARGEST = 150.0
+"""Side in pixels of the largest faces of a copy that has a smaller one."""
+_AGAIN = 40.0
+"""Side in pixels from which faces are looked for in the smaller ones: somewhat less than a `_STEP`
+of the largest, so that none is lost between."""
 _OVERLAP = 256
 """Of tiles, in pixels."""
 _SAME = 0.4
 """Overlap of boxes above which they are one face."""
+_AGREE = 0.6
+"""Overlap with the likeliest box of a face above which others are averaged with it."""
 
 
 class FaceDetector:
@@ -95,12 +104,17 @@ class FaceDetector:
         shape = images.shape[1:]
         least = smallest_face(shape, check_min_face(min_face), self.min_face)
         found: list[list[np.ndarray]] = [[] for _ in images]
-        for factor in _reductions(max(shape), least):
+        reductions = _reductions(max(shape), least)
+        for level, factor in enumerate(reductions):
+            smallest = _AGAIN if level > 0 else 0.0
+            largest = _LARGEST if level + 1 < len(reductions) else np.inf
             copies, (down, across) = _reduced(images, factor)
             for (top, left), canvas in _tiles(copies):
                 answers = np.asarray(_seen(_weights(), canvas), np.float64)
                 for of_image, answer in zip(found, answers, strict=True):
-                    boxes = answer[answer[:, 4] >= self.min_score]
+                    sides = answer[:, 2:4].max(axis=1)
+                    right = (sides >= smallest) & (sides <= largest)
+                    boxes = answer[right & (answer[:, 4] >= self.min_score)]
                     boxes[:, :2] += (left, top)
                     # Pixel centres are at integers, so a reduced image's are half a pixel in.
                     boxes[:, :2] = (boxes[:, :2] + 0.5) * (across, down) - 0.5
@@ -149,8 +163,8 @@ def _reductions(longer: int, least: float) -> list[float]:
     side = max(longer * min(1.0, SMALLEST / least), min(longer, _SIDES[0]))
     # A little smaller is better than padded to the next size.
     sides = [next((s for s in _SIDES if s < side <= 1.03 * s), side)]
-    while sides[-1] > _LARGEST:
-        sides.append(max(sides[-1] / 5, _SIDES[0]))
+    while sides[-1] > _LAST:
+        sides.append(max(sides[-1] / _STEP, _SIDES[0]))
     return [longer / each for each in sides]
 
 
@@ -214,6 +228,18 @@ def _distinct(
     found = found[keep & (found[:, 2:4].max(axis=1, initial=0) >= least)]
     if len(found):
         boxes, scores = found[:, :4].tolist(), found[:, 4].tolist()
-        found = found[list(cv2.dnn.NMSBoxes(boxes, scores, 0.0, _SAME))]
+        best = found[list(cv2.dnn.NMSBoxes(boxes, scores, 0.0, _SAME))]
+        found = np.array([_agreed(one, found) for one in best])
     found = largest_first(found)
     return found[:, :4], found[:, 4]
+
+
+def _agreed(best: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The likeliest detection `(5,)` of a face with the mean box of those that agree with it, by
+    the squares of their scores."""
+    low = np.maximum(best[:2], found[:, :2])
+    high = np.minimum(best[:2] + best[2:4], found[:, :2] + found[:, 2:4])
+    common = np.prod(np.maximum(high - low, 0.0), axis=1)
+    whole = np.prod(best[2:4]) + np.prod(found[:, 2:4], axis=1) - common
+    weights = np.where(common > _AGREE * whole, found[:, 4] ** 2, 0.0)
+    return np.array([*(weights @ found[:, :4] / weights.sum()), best[4]])
