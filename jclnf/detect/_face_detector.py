@@ -20,7 +20,7 @@ from jclnf.experts import check_weights, plain_layer
 from jclnf.files import bundled_file
 from jclnf.runtime import check_process
 
-MIN_SCORE = 0.65
+MIN_SCORE = 0.7
 """Score from which a detection is a face; see experiments/detector."""
 SMALLEST = 16.0
 """Side in pixels to which the smallest face is reduced."""
