@@ -41,8 +41,6 @@ _OVERLAP = 256
 """Of tiles, in pixels."""
 _SAME = 0.4
 """Overlap of boxes above which they are one face."""
-_AGREE = 0.6
-"""Overlap with the likeliest box of a face above which others are averaged with it."""
 
 
 class FaceDetector:
@@ -228,18 +226,6 @@ def _distinct(
     found = found[keep & (found[:, 2:4].max(axis=1, initial=0) >= least)]
     if len(found):
         boxes, scores = found[:, :4].tolist(), found[:, 4].tolist()
-        best = found[list(cv2.dnn.NMSBoxes(boxes, scores, 0.0, _SAME))]
-        found = np.array([_agreed(one, found) for one in best])
+        found = found[list(cv2.dnn.NMSBoxes(boxes, scores, 0.0, _SAME))]
     found = largest_first(found)
     return found[:, :4], found[:, 4]
-
-
-def _agreed(best: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """The likeliest detection `(5,)` of a face with the mean box of those that agree with it, by
-    the squares of their scores."""
-    low = np.maximum(best[:2], found[:, :2])
-    high = np.minimum(best[:2] + best[2:4], found[:, :2] + found[:, 2:4])
-    common = np.prod(np.maximum(high - low, 0.0), axis=1)
-    whole = np.prod(best[2:4]) + np.prod(found[:, 2:4], axis=1) - common
-    weights = np.where(common > _AGREE * whole, found[:, 4] ** 2, 0.0)
-    return np.array([*(weights @ found[:, :4] / weights.sum()), best[4]])
