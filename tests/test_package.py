@@ -124,6 +124,7 @@ def test_the_public_names():
     assert set(jclnf.__all__) - {"__version__"} == expected
     assert all(hasattr(jclnf, name) for name in expected)
     paths = [REPOSITORY / "README.md", *(REPOSITORY / "tests").glob("test_*.py")]
+    paths += (REPOSITORY / "docs").glob("*.md")
     text = "".join(path.read_text() for path in paths)
     used = set(re.findall(r"\bjclnf\.(\w+)", text))
     for names in re.findall(r"from jclnf import ([\w, ]+)", text):
