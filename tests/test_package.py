@@ -183,7 +183,10 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_package_and_the_models_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {path.relative_to(REPOSITORY).as_posix() for path in PACKAGE.rglob("*.*")}
-    models = {f"jclnf/models/{path.name}" for path in (REPOSITORY / "models").iterdir()}
+    folder = REPOSITORY / "models"
+    models = {
+        f"jclnf/models/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()
+    }
     assert names == {name for name in package if "__pycache__" not in name} | models
 
 
