@@ -22,15 +22,21 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.errors import ModelFileError, check_fields
-from jclnf.experts._base import WholeFaceExperts
+from jclnf.experts._base import GaussianResponses, WholeFaceExperts
 from jclnf.experts._layers import Layer, Shapes, check_weights, doubled, plain_layer
-from jclnf.geometry import apply_similarity, invert_similarity, sample_square
+from jclnf.geometry import (
+    apply_similarity,
+    invert_similarity,
+    sample_square,
+    similarity_between,
+    similarity_matrix,
+)
 from jclnf.params import Arithmetic
 
 LEAST_VARIANCE = 1.0
 """Added to the variance of a crop's grey levels that it is divided by the root of."""
 LEAST_SPREAD = 0.5
-"""Variance in square pixels added to a response: narrower ones would fall between the pixels."""
+"""Variance in square reference pixels added to a response, so that none is a single point."""
 LEAST_RESOLUTION = 0.25
 """How much less than its network's resolution a face in an image may have."""
 
@@ -106,6 +112,11 @@ class Moments(NamedTuple):
 
     def moved(self, by: Float[Array, "2"]) -> "Moments":
         return Moments(self.mean + by[None], self.covariance)
+
+    def turned(self, by: Float[Array, "2"]) -> "Moments":
+        """About the origin, and sized."""
+        turn = similarity_matrix(by)
+        return Moments(self.mean @ turn.T, turn @ self.covariance @ turn.T)
 
     def replaced(self, index: np.ndarray, other: "Moments") -> "Moments":
         """With those of some landmarks from another."""
@@ -250,60 +261,47 @@ class PyramidExperts(WholeFaceExperts):
         window: int,
         *,
         arithmetic: Arithmetic,
-    ) -> Float[Array, "n k k"]:
+    ) -> GaussianResponses:
         """See `PatchExperts.respond`."""
-        del view, arithmetic
+        del view, window, arithmetic
         scaling = jnp.asarray(self.scalings, landmarks.dtype)[scale]
         from_mm = scaling * to_image
         centroid = landmarks.mean(0)
         middle = jnp.asarray(self.middle, landmarks.dtype)
 
-        # Places are in millimetres of the reference frame, from the landmarks' centroid.
-        def crop(network: MapNetwork, centre: Float[Array, "2"]) -> Float[Array, "side side"]:
-            return network.crop(image, centroid + apply_similarity(from_mm, centre), from_mm)
+        at = apply_similarity(invert_similarity(from_mm), landmarks - centroid[None])
 
-        coarse = self.face.moments(self.face.maps(crop(self.face, middle)[None])[0])
+        # Places are in millimetres of the reference frame, from the landmarks' centroid.
+        def crop(
+            network: MapNetwork, centre: Float[Array, "2"], turn: Float[Array, "2"]
+        ) -> Float[Array, "side side"]:
+            where = centroid + apply_similarity(from_mm, centre)
+            return network.crop(image, where, apply_similarity(from_mm, turn))
+
+        upright = jnp.array([1.0, 0.0], landmarks.dtype)
+        coarse = self.face.moments(self.face.maps(crop(self.face, middle, upright)[None])[0])
         coarse = coarse.moved(middle)
 
         def refine() -> Moments:
             found = coarse
+            # Regions are seen in the frame of what the whole face's network found.
+            turn = similarity_between(at, coarse.mean, least_squares=True)
             for region in self.regions:
                 sides = [np.array(side) for side in (region.landmarks, region.mirrored) if side]
                 centres = [coarse.mean[index].mean(0) for index in sides]
-                crops = jnp.stack([crop(region, centre) for centre in centres])
+                crops = jnp.stack([crop(region, centre, turn) for centre in centres])
                 # The second one is seen in the mirror, and so are its maps.
                 maps = region.maps(jnp.concatenate([crops[:1], crops[1:, :, ::-1]]))
                 maps = jnp.concatenate([maps[:1], maps[1:, :, :, ::-1]])
                 for index, centre, seen in zip(sides, centres, maps, strict=True):
-                    found = found.replaced(index, region.moments(seen).moved(centre))
+                    finer = region.moments(seen).turned(turn).moved(centre)
+                    found = found.replaced(index, finer)
             return found
 
         found = coarse
         if self.regions and any(self.refined):
             found = lax.cond(jnp.asarray(self.refined)[scale], refine, lambda: coarse)
-        at = apply_similarity(invert_similarity(from_mm), landmarks - centroid[None])
-        covariance = scaling**2 * found.covariance
-        return gaussian_responses(scaling * (found.mean - at), covariance, window)
-
-
-def gaussian_responses(
-    offsets: Float[Array, "n 2"], covariance: Float[Array, "n 2 2"], window: int
-) -> Float[Array, "n k k"]:
-    """Gaussians in windows, each normalised within its window.
-
-    Args:
-        offsets: (x, y) of their means from the windows' centres, pixels.
-        covariance: in square pixels; `LEAST_SPREAD` is added to both variances.
-        window: side `k` of a window.
-    """
-    reach = jnp.arange(window, dtype=offsets.dtype) - (window - 1) / 2
-    x, y = (reach[None] - offsets[:, k, None] for k in (0, 1))
-    xx, yy = (covariance[:, k, k] + LEAST_SPREAD for k in (0, 1))
-    xy = covariance[:, 0, 1]
-    area = xx * yy - xy**2
-    along_x, along_y = (
-        square[:, None] * part**2 / area[:, None] for square, part in ((yy, x), (xx, y))
-    )
-    both = (xy / area)[:, None, None] * y[:, :, None] * x[:, None]
-    logits = both - (along_x[:, None] + along_y[:, :, None]) / 2
-    return jax.nn.softmax(logits, axis=(1, 2))
+        spread = LEAST_SPREAD * jnp.eye(2, dtype=landmarks.dtype)[None]
+        return GaussianResponses(
+            scaling * (found.mean - at), scaling**2 * found.covariance + spread
+        )
