@@ -61,19 +61,14 @@ def fit_from(
         settled=jnp.array(False),
         too_small=jnp.array(False),
         measured=_nothing_measured(model.pdm) if params.uncertainty else None,
-        beyond=None if params.freedom is None else jnp.zeros_like(model.pdm.mean[:, :2]),
     )
     if params.derivatives == "implicit":
-        state, trace = _with_implicit_derivatives(model, image, params, start)
+        state, trace, maps = _with_implicit_derivatives(model, image, params, start)
     else:
-        state, trace = _fit_scales(model, image, params, start, _used(params))
+        state, trace, maps = _fit_scales(model, image, params, start, _used(params))
     landmarks = project(model.pdm, state.pose, state.shape)
-    freed = landmarks
-    if state.beyond is not None:
-        parts = jnp.broadcast_to(jnp.asarray(params.freedom), landmarks.shape[:1])
-        freed += parts[:, None] * state.beyond
     return FitResult(
-        landmarks=freed,
+        landmarks=_freed(maps, params, state, landmarks),
         landmarks3d=shape3d(model.pdm, state.shape) @ state.pose.matrix.T,
         pose=state.pose,
         shape=state.shape,
@@ -103,8 +98,6 @@ class _State(NamedTuple):
     settled: Bool[Array, ""]
     too_small: Bool[Array, ""]
     measured: "_Measured | None"
-    beyond: Float[Array, "n 2"] | None
-    """Mean shifts, image pixels, from where the last scale ended; None if nobody asks for them."""
 
 
 class _Measured(NamedTuple):
@@ -164,40 +157,41 @@ def _fit_scales(
     params: FitParams,
     state: _State,
     scales: list[int],
-) -> tuple[_State, dict[str, Array]]:
-    """The given scales, one after the other."""
+) -> tuple[_State, dict[str, Array], _Maps]:
+    """The given scales, one after the other; and the maps of the last."""
     traces = []
     for window, group in itertools.groupby(scales, key=params.windows.__getitem__):
 
         def one_scale(
             state: _State, scale: Int[Array, ""], window: int = window
-        ) -> tuple[_State, dict[str, Array]]:
+        ) -> tuple[_State, tuple[dict[str, Array], _Maps]]:
             return _fit_scale(model, image, params, state, scale, window)
 
         if params.derivatives == "rematerialised":
             one_scale = jax.checkpoint(one_scale)
         alike = jnp.array(list(group))
         if len(alike) > 1:
-            state, trace = lax.scan(one_scale, state, alike)
+            state, (trace, maps) = lax.scan(one_scale, state, alike)
+            maps = jax.tree.map(lambda array: array[-1], maps)
         else:
             # Without a loop: XLA's convolutions are ten times slower in one, backwards.
-            state, trace = one_scale(state, alike[0])
+            state, (trace, maps) = one_scale(state, alike[0])
             trace = jax.tree.map(lambda array: array[None], trace)
         traces.append(trace)
-    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces), maps
 
 
 def _with_implicit_derivatives(
     model: Model, image: Real[Array, "h w"], params: FitParams, start: _State
-) -> tuple[_State, dict[str, Array]]:
+) -> tuple[_State, dict[str, Array], _Maps]:
     """All scales without derivatives, and then those of the point where the last one ended."""
     *earlier, last = _used(params)
     held, pixels, settings, before = lax.stop_gradient((model, image, params, start))
     traces = []
     if earlier:
-        before, trace = _fit_scales(held, pixels, settings, before, earlier)
+        before, trace, _ = _fit_scales(held, pixels, settings, before, earlier)
         traces.append(trace)
-    after, trace = _fit_scales(held, pixels, settings, before, [last])
+    after, trace, _ = _fit_scales(held, pixels, settings, before, [last])
     traces.append(trace)
     scale, window = jnp.array(last), params.windows[last]
     view = held.experts.nearest_view(scale, before.pose.rotation)
@@ -224,10 +218,9 @@ def _with_implicit_derivatives(
         shape=shape,
         likelihood=implicit.with_derivative(after.likelihood, likelihood),
         landmark_likelihood=implicit.with_derivative(after.landmark_likelihood, each),
-        beyond=_beyond(maps, params, scale, project(model.pdm, pose, shape)),
     )
     trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
-    return _select(after.too_small, after, moved), trace
+    return _select(after.too_small, after, moved), trace, maps
 
 
 def _fit_scale(
@@ -237,7 +230,7 @@ def _fit_scale(
     state: _State,
     scale: Int[Array, ""],
     window: int,
-) -> tuple[_State, dict[str, Array]]:
+) -> tuple[_State, tuple[dict[str, Array], _Maps]]:
     """Responses at one scale, then the rigid and the non-rigid pass over them."""
     view = model.experts.nearest_view(scale, state.pose.rotation)
     maps = response_maps(model, image, params, state.pose, state.shape, scale, view, window)
@@ -263,7 +256,6 @@ def _fit_scale(
         measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
         if params.uncertainty
         else None,
-        beyond=_beyond(maps, params, scale, carry.landmarks),
     )
     middle = meanshift.centre(maps.responses)
     trace = {name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid} | {
@@ -273,7 +265,7 @@ def _fit_scale(
     }
     # A face that became too small at an earlier scale stays as it was then.
     kept = _select(state.too_small, state, after)
-    return kept, _select(state.too_small, jax.tree.map(jnp.zeros_like, trace), trace)
+    return kept, (_select(state.too_small, jax.tree.map(jnp.zeros_like, trace), trace), maps)
 
 
 def response_maps(
@@ -380,13 +372,19 @@ def _shifts(
     return jnp.where(maps.visible[:, None], shifts, 0.0), offsets
 
 
-def _beyond(
-    maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
-) -> Float[Array, "n 2"] | None:
-    """The mean shifts from some landmarks, in image pixels."""
+def _freed(
+    maps: _Maps, params: FitParams, state: _State, landmarks: Float[Array, "n 2"]
+) -> Float[Array, "n 2"]:
+    """Landmarks moved by the part `params.freedom` of their mean shifts in the last scale's maps;
+    those of a face that is too small stay, as it may have ended at an earlier scale."""
     if params.freedom is None:
-        return None
-    return apply_similarity(maps.to_image, _shifts(maps, params, scale, landmarks)[0])
+        return landmarks
+    last = jnp.array(_used(params)[-1])
+    # A kernel that is read from a table has no slope.
+    exact = params.replace(arithmetic=EXACT)
+    shifts = apply_similarity(maps.to_image, _shifts(maps, exact, last, landmarks)[0])
+    parts = jnp.broadcast_to(jnp.asarray(params.freedom), landmarks.shape[:1])
+    return landmarks + jnp.where(state.too_small, 0.0, parts[:, None] * shifts)
 
 
 def _likelihoods(
