@@ -113,6 +113,11 @@ class Moments(NamedTuple):
     def moved(self, by: Float[Array, "2"]) -> "Moments":
         return Moments(self.mean + by[None], self.covariance)
 
+    def mirrored(self) -> "Moments":
+        """With x the other way round."""
+        flip = jnp.array([-1.0, 1.0], self.mean.dtype)
+        return Moments(self.mean * flip, self.covariance * flip * flip[:, None])
+
     def turned(self, by: Float[Array, "2"]) -> "Moments":
         """About the origin, and sized."""
         turn = similarity_matrix(by)
@@ -188,28 +193,29 @@ class MapNetwork(eqx.Module):
         """
         return sample_square(image, centre, from_mm * (self.extent / self.side), self.side)
 
-    def maps(self, crops: Float[Array, "b side side"]) -> Float[Array, "b n g g"]:
-        """Logits of each landmark's place, `[., ., y, x]`."""
+    def maps(self, crops: Float[Array, "b side side"]) -> Float[Array, "b h w s s n"]:
+        """Logits of each landmark's place, as the network gives them: in each of its cells, rows
+        and columns of the map's."""
         centred = crops - crops.mean((1, 2), keepdims=True)
         power = jnp.mean(centred**2, (1, 2), keepdims=True)
         x = (centred * lax.rsqrt(power + LEAST_VARIANCE))[..., None]
         names = [name.removesuffix(".bias") for name in self.kernels if name.endswith(".bias")]
         output = map_network(x, plain_layer(self.kernels), names)
         b, h, w, _ = output.shape
-        s = self.split
-        parts = output.reshape(b, h, w, s, s, len(self.landmarks)).transpose(0, 5, 1, 3, 2, 4)
-        return parts.reshape(b, len(self.landmarks), s * h, s * w)
+        return output.reshape(b, h, w, self.split, self.split, len(self.landmarks))
 
-    def moments(self, maps: Float[Array, "n g g"]) -> Moments:
+    def moments(self, maps: Float[Array, "h w s s n"]) -> Moments:
         """Mean and covariance of the maps' softmaxes, from the centre of the crop."""
-        share = jax.nn.softmax(maps, axis=(1, 2))
+        share = jnp.exp(maps - lax.stop_gradient(maps.max((0, 1, 2, 3))))
+        total = share.sum((0, 1, 2, 3))
         cells = self.cell * (jnp.arange(self.grid, dtype=maps.dtype) - (self.grid - 1) / 2)
-        across, down = share.sum(1), share.sum(2)
-        mean = jnp.stack([across @ cells, down @ cells], axis=1)
+        places = cells.reshape(-1, self.split)
+        across, down = share.sum((0, 2)) / total, share.sum((1, 3)) / total
+        mean = jnp.einsum("ps,kpsn->nk", places, jnp.stack([across, down]))
         # Centred before they are squared: far from the crop's centre little would be left.
-        x, y = (cells[None] - mean[:, k, None] for k in (0, 1))
-        xx, yy = jnp.sum(across * x**2, 1), jnp.sum(down * y**2, 1)
-        xy = jnp.einsum("nyx,ny,nx->n", share, y, x)
+        x, y = (places[..., None] - mean[:, k] for k in (0, 1))
+        xx, yy = jnp.sum(across * x**2, (0, 1)), jnp.sum(down * y**2, (0, 1))
+        xy = jnp.sum(y * jnp.sum(share * x[None, :, None], (1, 3)), (0, 1)) / total
         return Moments(mean, jnp.stack([xx, xy, xy, yy], axis=1).reshape(-1, 2, 2))
 
 
@@ -290,12 +296,12 @@ class PyramidExperts(WholeFaceExperts):
                 sides = [np.array(side) for side in (region.landmarks, region.mirrored) if side]
                 centres = [coarse.mean[index].mean(0) for index in sides]
                 crops = jnp.stack([crop(region, centre, turn) for centre in centres])
-                # The second one is seen in the mirror, and so are its maps.
+                # The second one is seen in the mirror.
                 maps = region.maps(jnp.concatenate([crops[:1], crops[1:, :, ::-1]]))
-                maps = jnp.concatenate([maps[:1], maps[1:, :, :, ::-1]])
-                for index, centre, seen in zip(sides, centres, maps, strict=True):
-                    finer = region.moments(seen).turned(turn).moved(centre)
-                    found = found.replaced(index, finer)
+                finer = [region.moments(each) for each in maps]
+                finer[1:] = [each.mirrored() for each in finer[1:]]
+                for index, centre, each in zip(sides, centres, finer, strict=True):
+                    found = found.replaced(index, each.turned(turn).moved(centre))
             return found
 
         found = coarse

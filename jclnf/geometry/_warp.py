@@ -57,9 +57,7 @@ def sample_areas(
     else:
         x, fx = _split(x0[:, None, None] + a * u - b * v)
         y, fy = _split(y0[:, None, None] + b * u + a * v)
-    height, width = image.shape
-    pixels = jnp.asarray(image, centres.dtype).reshape(-1)
-    return _bilinear(pixels, x, y, fx, fy, 0, (height, width))
+    return _bilinear(jnp.asarray(image, centres.dtype), x, y, fx, fy)
 
 
 def sample_square(
@@ -81,7 +79,8 @@ def sample_square(
         to_image: similarity `(a, b)` from pixels of the square to the image's.
         size: side of the square in its own pixels.
     """
-    levels, first, heights, widths = _reductions(jnp.asarray(image, centre.dtype))
+    image = jnp.asarray(image, centre.dtype)
+    packed, first, heights, widths = _reductions(image)
     a, b = to_image
     steps = jnp.arange(size, dtype=centre.dtype) - (size - 1) / 2
     u, v = steps[None], steps[:, None]
@@ -91,24 +90,31 @@ def sample_square(
     level = 0.5 * jnp.log2(jnp.where(squared > 1, squared, 1.0))
     level = jnp.minimum(level, len(first) - 1.0)
     low = jnp.floor(lax.stop_gradient(level)).astype(jnp.int32)
-
-    def read(level: Int[Array, ""]) -> Float[Array, "size size"]:
-        pixel = jnp.exp2(level.astype(x.dtype))
-        at_x, fx = _split((x - (pixel - 1) / 2) / pixel)
-        at_y, fy = _split((y - (pixel - 1) / 2) / pixel)
-        extent = heights[level], widths[level]
-        return _bilinear(levels, at_x, at_y, fx, fy, first[level], extent)
-
     high = jnp.minimum(low + 1, len(first) - 1)
-    lower = read(low)
-    return lower + (level - low.astype(level.dtype)) * (read(high) - lower)
+
+    def at(level: Int[Array, ""]) -> tuple[Array, Array, Array, Array]:
+        pixel = jnp.exp2(level.astype(x.dtype))
+        (at_x, fx), (at_y, fy) = (_split((p - (pixel - 1) / 2) / pixel) for p in (x, y))
+        return at_x, at_y, fx, fy
+
+    def reduced(level: Int[Array, ""]) -> Float[Array, "size size"]:
+        return _bilinear(packed, *at(level), first[level], (heights[level], widths[level]))
+
+    unreduced = _bilinear(image, *at(jnp.zeros_like(low)))
+    if len(first) == 1:
+        return unreduced
+    lower = jnp.where(low == 0, unreduced, reduced(low))
+    return lower + (level - low.astype(level.dtype)) * (reduced(high) - lower)
 
 
 def _reductions(
     image: Float[Array, "h w"],
-) -> tuple[Float[Array, " pixels"], Int[Array, " l"], Int[Array, " l"], Int[Array, " l"]]:
-    """The pixels of an image and of its reductions, each half as large as the one before, row by
-    row; and of each of these levels the index of its first pixel, its height and its width."""
+) -> tuple[Float[Array, "rows columns"], Int[Array, " l"], Int[Array, " l"], Int[Array, " l"]]:
+    """The reductions of an image, each half as large as the one before, one below the other; and of
+    each level, the image itself being the first, first row, height and width.
+
+    The image is not packed with them: of a large one that copy would be most of the work.
+    """
     levels = [image]
     while min(levels[-1].shape) >= 2 * _SMALLEST_LEVEL:
         above = levels[-1]
@@ -116,9 +122,12 @@ def _reductions(
         quarters = [above[y::2, x::2] for y in (0, 1) for x in (0, 1)]
         levels.append(sum(quarters[1:], quarters[0]) / 4)
     heights, widths = zip(*(level.shape for level in levels), strict=True)
-    first = np.cumsum([0, *(level.size for level in levels[:-1])])
+    reduced = levels[1:] or [image[:1, :1]]  # of which nothing is read
+    first = np.cumsum([0, 0, *heights[1:-1]])[: len(levels)]
+    columns = reduced[0].shape[1]
+    padded = [jnp.pad(level, ((0, 0), (0, columns - level.shape[1]))) for level in reduced]
     rows = [jnp.asarray(numbers, jnp.int32) for numbers in (first, heights, widths)]
-    return jnp.concatenate([level.reshape(-1) for level in levels]), rows[0], rows[1], rows[2]
+    return jnp.concatenate(padded), rows[0], rows[1], rows[2]
 
 
 def _split(
@@ -151,22 +160,21 @@ def _fixed_point_positions(
 
 
 def _bilinear(
-    pixels: Float[Array, " pixels"],
+    image: Float[Array, "h w"],
     x: Int[Array, "*p"],
     y: Int[Array, "*p"],
     fx: Float[Array, "*p"],
     fy: Float[Array, "*p"],
-    first: Any,
-    extent: tuple[Any, Any],
+    first: Any = 0,
+    extent: tuple[Any, Any] | None = None,
 ) -> Float[Array, "*p"]:
-    """Bilinear reading of the image of height and width `extent` whose rows begin at index `first`
-    of the pixels."""
-    height, width = extent
+    """Bilinear reading of an image, or of the one of size `extent` that begins at row `first`."""
+    height, width = image.shape if extent is None else extent
 
     def pixel(y: Int[Array, "*p"], x: Int[Array, "*p"]) -> Float[Array, "*p"]:
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        index = first + jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
-        return jnp.where(inside, pixels.at[index].get(mode="promise_in_bounds"), 0.0)
+        index = first + jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)
+        return jnp.where(inside, image.at[index].get(mode="promise_in_bounds"), 0.0)
 
     top = pixel(y, x) * (1 - fx) + pixel(y, x + 1) * fx
     bottom = pixel(y + 1, x) * (1 - fx) + pixel(y + 1, x + 1) * fx
