@@ -7,6 +7,7 @@ from support.synthetic import laplacian
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts import CCNF
 from jclnf.experts._ccnf import mirror_basis
+from jclnf.geometry import inverses
 
 WINDOWS = (7, 5)
 SHAPE = (2, 2, 3)  # scales, views, landmarks
@@ -173,3 +174,15 @@ def test_prepared_experts_refuse_other_windows(arrays):
         prepared.prepare((7, 7))
     with pytest.raises(ParamsError, match="3 windows for 2 scales"):
         CCNF.create(**arrays).prepare((7, 5, 5))
+
+
+@pytest.mark.parametrize("side", [1, 6, 25])
+def test_inverses_of_many_matrices(rng, side):
+    """In blocks: one, a whole one, several of which the last is filled up."""
+    factors = rng.standard_normal((3, 2, side, 2 * side))
+    diagonals = np.geomspace(1, 1e3, 3)[:, None, None, None] * np.eye(side)
+    matrices = factors @ factors.swapaxes(-1, -2) + diagonals
+    found = inverses(jnp.asarray(matrices, jnp.float32))
+    expected = np.linalg.inv(matrices)
+    largest = np.abs(expected).max(axis=(-2, -1), keepdims=True)
+    np.testing.assert_allclose(found / largest, expected / largest, atol=1e-5)

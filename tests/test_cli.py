@@ -354,7 +354,7 @@ def test_a_detector_of_the_users_own(run, astronaut, monkeypatch):
     ("arguments", "message"),
     [
         (("--model", "missing.txt"), "missing.txt"),
-        (("--detector", "eyes"), "'eyes' is no detector; there are haar"),
+        (("--detector", "eyes"), "'eyes' is no detector; there are jclnf"),
         (("--detector", "mtcnn:lost"), "lost"),
         (("--model", "a.png"), "a.png"),
         (("--iterations", "0"), "iterations"),

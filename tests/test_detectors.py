@@ -12,7 +12,15 @@ import pytest
 
 import jclnf
 from jclnf.cli._commands import Fit
-from jclnf.detect import Detector, HaarDetector, YuNetDetector, find_faces, make_detector
+from jclnf.detect import (
+    Detector,
+    FaceDetector,
+    HaarDetector,
+    YuNetDetector,
+    default_name,
+    find_faces,
+    make_detector,
+)
 from jclnf.errors import DetectorError, ImageError, JclnfError, ModelFileError
 from jclnf.images import ImageFile
 from jclnf.video import Settings
@@ -113,10 +121,12 @@ def test_what_is_no_image(image):
         find_faces(Recorder(), image)
 
 
-def test_the_default_is_haar():
-    assert isinstance(jclnf.detect.default(), HaarDetector)
+def test_the_default_is_jclnfs_own():
+    assert isinstance(jclnf.detect.default(), FaceDetector)
+    assert isinstance(make_detector("haar"), HaarDetector)
     for options in (Settings(), Fit(paths=("photo.png",))):
-        assert type(make_detector(options.detector)) is type(jclnf.detect.default())
+        assert options.detector is None
+        assert default_name(options.model) == "jclnf"
 
 
 @pytest.fixture
@@ -151,7 +161,7 @@ def test_a_users_own():
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ("nothing", "'nothing' is no detector; there are haar .* module:function"),
+        ("nothing", "'nothing' is no detector; there are jclnf .* module:function"),
         ("", "'' is no detector"),
         ("haar:cascade.xml", "is no detector"),
         ("yunet", "is no detector; there are .* yunet:FILE.onnx"),

@@ -124,6 +124,7 @@ def test_the_public_names():
     assert set(jclnf.__all__) - {"__version__"} == expected
     assert all(hasattr(jclnf, name) for name in expected)
     paths = [REPOSITORY / "README.md", *(REPOSITORY / "tests").glob("test_*.py")]
+    paths += (REPOSITORY / "docs").glob("*.md")
     text = "".join(path.read_text() for path in paths)
     used = set(re.findall(r"\bjclnf\.(\w+)", text))
     for names in re.findall(r"from jclnf import ([\w, ]+)", text):
@@ -182,7 +183,10 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_package_and_the_models_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {path.relative_to(REPOSITORY).as_posix() for path in PACKAGE.rglob("*.*")}
-    models = {f"jclnf/models/{path.name}" for path in (REPOSITORY / "models").iterdir()}
+    folder = REPOSITORY / "models"
+    models = {
+        f"jclnf/models/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()
+    }
     assert names == {name for name in package if "__pycache__" not in name} | models
 
 

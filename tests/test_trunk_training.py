@@ -25,7 +25,14 @@ from experiments.training.trunk.faces import held_out
 from experiments.training.trunk.fine import EYE, REGIONS, refined
 from experiments.training.trunk.frame import Frame, Similarity, cut, mean_shape, nearest_similarity
 from experiments.training.trunk.locate import Trained, in_views
-from experiments.training.trunk.loss import SHARE, map_loss, opening_error, positions
+from experiments.training.trunk.loss import (
+    SHARE,
+    in_cells,
+    in_pixels,
+    map_loss,
+    opening_error,
+    positions,
+)
 from experiments.training.trunk.network import (
     TINY,
     Network,
@@ -36,7 +43,7 @@ from experiments.training.trunk.network import (
     normalising_layer,
     seen_as,
 )
-from experiments.training.trunk.train import Schedule, in_cells, in_pixels, train
+from experiments.training.trunk.train import Schedule, train
 from jclnf.geometry import apply_similarity
 from jclnf.params import EXACT
 from jclnf.train._faces import MIRROR_68
@@ -167,7 +174,7 @@ def test_gradients_of_the_normalisation_are_those_of_its_formula(rng):
 
 def test_a_folded_network_is_the_normalised_one(rng):
     """With the batch's own means and variances folded in, on the same batch."""
-    weights = initial_weights(SMALL, jax.random.key(1))
+    weights = initial_weights(SMALL.shapes, jax.random.key(1))
     weights = {
         name: array + 0.2 * jax.random.normal(jax.random.key(i), array.shape)
         for i, (name, array) in enumerate(weights.items())
@@ -418,7 +425,7 @@ def test_an_assembled_model_sees_what_its_networks_were_trained_on(rng):
     eye = mouth._replace(landmarks=6)
 
     def trained(network, frame, seed):
-        weights = folded(initial_weights(network, jax.random.key(seed)), {})
+        weights = folded(initial_weights(network.shapes, jax.random.key(seed)), {})
         weights["maps.kernel"] *= 100.0
         return Trained(network, weights, frame)
 

@@ -68,7 +68,7 @@ class TestTable:
         assert {row["face_id"] for row in rows} == {"0"}
         assert {row["success"] for row in rows} == {"1"}
         assert list(rows[0]) == OpenFaceTable(68, MODES, video=True, gaze=False, cut=True).columns
-        tracker = jclnf.Tracker(jclnf.load_model(), detector=jclnf.detect.HaarDetector())
+        tracker = jclnf.Tracker(jclnf.load_model(), detector=jclnf.detect.default())
         capture = cv2.VideoCapture(str(clip))
         for row in rows[:5]:
             (face,) = tracker.step(capture.read()[1])
@@ -119,6 +119,7 @@ class TestWhatIsMadeOfIt:
         assert (data["frames"], data["rows"], data["rows_with_success"]) == (COUNT, COUNT, COUNT)
         assert data["size"] == list(SIZE)
         assert data["source"] == str(clip)
+        assert data["settings"]["detector"] == "jclnf"
         assert data["problems"] == []
         assert data["camera"] == jclnf.space.Camera.assumed(*SIZE).numbers
         assert not (whole / "face.checkpoint").exists()

@@ -142,7 +142,7 @@ class Fit:
         "a file with the columns image, x, y, w, h and one row a face",
         _WHICH | {"metavar": "CSV"},
     ] = None
-    detector: Annotated[DetectorOption, _FACES] = "haar"
+    detector: Annotated[DetectorOption, _FACES] = None
     min_face: Annotated[MinFaceOption, _FACES] = None
 
     parts: Annotated[bool, "refine the fit with models of the inner face and eyes", _OPENFACE] = (

@@ -1,9 +1,9 @@
 """`jclnf fit`: landmarks of every face in images."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from jclnf.cli._files import find_images
 from jclnf.cli._fit_record import FitRecord
 from jclnf.cli._openface import ImageTables
 from jclnf.cli._settings import fit_params, start_jax
-from jclnf.detect import check_min_face, find_faces, make_detector
+from jclnf.detect import check_min_face, default_name, find_faces, make_detector
 from jclnf.errors import BoxError, ImageError, JclnfError, OutputError, ParamsError
 from jclnf.files import find_model
 from jclnf.fitting import Model
@@ -72,6 +72,9 @@ def run(options: Fit) -> int:
     if options.au_models is not None and not options.aus:
         raise CommandError("--au-models is for --aus")
     Camera.assumed(640, 480, options.focal, options.centre)  # raises if there is no such camera
+    if options.detector is None and options.box is None and options.boxes is None:
+        name = default_name(options.model, openface=options.openface_csv)
+        options = dataclasses.replace(options, detector=name)
     boxes = _box_source(options)
     start_jax(options)
     model = jclnf.load_model(options.model, parts=options.parts, validator=options.validator)
@@ -165,7 +168,7 @@ def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
             raise BoxError(f"no box for it in {options.boxes}")
 
         return listed
-    detector = make_detector(options.detector)
+    detector = make_detector(options.detector or "jclnf")
 
     def detected(file: ImageFile) -> Any:
         found = find_faces(detector, file, min_face=options.min_face)
@@ -179,7 +182,7 @@ def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     return detected
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Task:
     """The work on each image."""
 

@@ -119,7 +119,7 @@ def check_boxes(returned: Any, detector: str) -> np.ndarray:
 
 
 def largest_first(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes `(k, 4)` in the order of their areas."""
+    """Return boxes `(k, 4)` in the order of their areas, or rows that begin with one."""
     return boxes[np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable")]
 
 

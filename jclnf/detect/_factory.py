@@ -6,25 +6,49 @@ import sys
 
 from jclnf.detect._base import Detector
 from jclnf.errors import DetectorError, did_you_mean
+from jclnf.files import DEFAULT_MODEL, find_model
+from jclnf.openface import find_mtcnn
 
 DETECTORS = (
-    "haar (OpenCV's cascades), mtcnn or mtcnn:PATH (OpenFace's networks), "
+    "jclnf (its own network), haar (OpenCV's cascades), mtcnn or mtcnn:PATH (OpenFace's networks), "
     "yunet:FILE.onnx (OpenCV's network), or module:function (your own)"
 )
 """The names that there are, in words."""
 
 
 def default() -> Detector:
-    """The detector that everything in jclnf uses unless told otherwise: `HaarDetector()`."""
+    """The detector that everything in jclnf uses unless told otherwise: `FaceDetector()`."""
     return make_detector()
 
 
-def make_detector(spec: str = "haar") -> Detector:
+def default_name(model: str | None = None, *, openface: bool = False) -> str:
+    """The name, as `make_detector` takes it, of the detector that the commands use if none is
+    named.
+
+    With OpenFace's landmark detectors, and for tables like OpenFace's, it is the face detector that
+    OpenFace's programs use, where that is installed or lies beside the model; else jclnf's own.
+
+    Args:
+        model: As `load_model` takes it.
+        openface: Whether a table like OpenFace's is to be written.
+
+    Raises:
+        ModelFileError: there is no model of that name.
+    """
+    file = find_model(model or DEFAULT_MODEL)
+    where = find_mtcnn(file) if openface or file.suffix != ".safetensors" else None
+    if where is None:
+        return "jclnf"
+    return f"mtcnn:{where}" if where else "mtcnn"
+
+
+def make_detector(spec: str = "jclnf") -> Detector:
     """Make the detector that `spec` names.
 
     Args:
         spec: One of
 
+            - `jclnf`: its own network, see `FaceDetector`;
             - `haar`: OpenCV's cascades, see `HaarDetector`;
             - `mtcnn`: OpenFace's networks where they are installed; `mtcnn:PATH`: those of
               OpenFace's model folder, its `mtcnn_detector` folder or list file, see
@@ -38,6 +62,10 @@ def make_detector(spec: str = "haar") -> Detector:
         JclnfError: what the detector needs is missing or damaged.
     """
     kind, colon, rest = spec.partition(":")
+    if kind == "jclnf" and not colon:
+        from jclnf.detect._face_detector import FaceDetector
+
+        return FaceDetector()
     if kind == "haar" and not colon:
         from jclnf.detect._haar import HaarDetector
 
@@ -51,7 +79,7 @@ def make_detector(spec: str = "haar") -> Detector:
 
         return YuNetDetector(rest)
     if kind in ("haar", "mtcnn", "yunet", "boxes") or not (kind and rest):
-        near = did_you_mean(kind, ("haar", "mtcnn", "yunet"))
+        near = did_you_mean(kind, ("jclnf", "haar", "mtcnn", "yunet"))
         raise DetectorError(f"{spec!r} is no detector; there are {DETECTORS}{near}")
     return _own(spec, kind, rest)
 

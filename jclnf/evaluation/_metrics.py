@@ -185,7 +185,8 @@ def face_errors(predicted: Any, truth: Any) -> dict[str, np.ndarray]:
     """Each face's errors by the names in `MEASURES`, `(b,)` in %.
 
     Args:
-        predicted, truth: as for `point_errors`; a face with any NaN was not fitted.
+        predicted: as for `point_errors`; a face with any NaN was not fitted.
+        truth: as for `point_errors`.
     """
     found, wanted = _whole_faces(predicted), _faces(truth)
     box = box_size(wanted)

@@ -74,7 +74,7 @@ def initial_weights(shapes: Shapes, key: Any, last: Collection[str] = ()) -> dic
 
 
 def check_weights(
-    weights: Mapping[str, Array], shapes: Shapes, stacked: tuple[int, ...] = ()
+    weights: Mapping[str, Any], shapes: Shapes, stacked: tuple[int, ...] = ()
 ) -> str | None:
     """The fault in the arrays of a network, or None; `stacked` are leading axes of all."""
     for name, (side, inputs, outputs) in shapes.items():

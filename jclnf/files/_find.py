@@ -40,7 +40,22 @@ def find_model(name: str | os.PathLike[str]) -> Path:
 
 def bundled_models() -> list[Path]:
     """The files of the models that come with jclnf."""
+    return sorted(path for folder in _bundled_folders() for path in folder.glob("*.safetensors"))
+
+
+def bundled_file(name: str) -> Path:
+    """Another file that comes with jclnf, of a name in the folder of its models.
+
+    Raises:
+        ModelFileError: it is missing.
+    """
+    for folder in _bundled_folders():
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelFileError(name, "belongs to jclnf, and is missing; install jclnf again")
+
+
+def _bundled_folders() -> tuple[Path, Path]:
     package = Path(__file__).resolve().parents[1]
     # In a wheel the folder lies inside the package, in a checkout beside it.
-    folders = (package / "models", package.parent / "models")
-    return sorted(path for folder in folders for path in folder.glob("*.safetensors"))
+    return package / "models", package.parent / "models"

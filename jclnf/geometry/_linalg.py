@@ -39,28 +39,48 @@ def inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
     return _inverse(matrix)
 
 
+BLOCK = 6
+"""Side of the blocks that `inverses` eliminates at a time."""
+
+
 @jax.custom_jvp
 def inverses(matrices: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
     """Inverses of many small positive definite matrices, all at once by Gauss-Jordan elimination.
 
-    On two cores 1,904 matrices of side 36 take 0.06 s, one Cholesky factor after the other 1.5 s.
+    Blocks of rows and columns are eliminated together, so that nearly all of it is products of
+    matrices.
     """
     size = matrices.shape[-1]
+    if size <= BLOCK:
+        return _eliminated(matrices, 1, lambda pivot: 1 / pivot)
+    padding = -size % BLOCK
+    whole = jnp.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, padding)] * 2)
+    filling = jnp.diag(jnp.arange(size + padding) >= size)
+    whole = _eliminated(jnp.where(filling, 1.0, whole), BLOCK, inverses)
+    return whole[..., :size, :size]
 
-    def eliminate(k: Int[Array, ""] | int, a: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
-        here = jnp.arange(size) == k
-        in_row = jnp.broadcast_to(here[:, None], a.shape)
-        in_column = jnp.broadcast_to(here[None], a.shape)
-        row = lax.dynamic_index_in_dim(a, k, -2, keepdims=True)
-        column = lax.dynamic_index_in_dim(a, k, -1, keepdims=True)
-        pivot = lax.dynamic_index_in_dim(row, k, -1, keepdims=True)
-        return jnp.select(
-            [in_row & in_column, in_row, in_column],
-            [1 / pivot, row / pivot, -column / pivot],
-            a - column * row / pivot,
-        )
 
-    return lax.fori_loop(0, size, eliminate, matrices)
+def _eliminated(
+    matrices: Float[Array, "*n d d"], side: int, invert: Callable[[Array], Array]
+) -> Float[Array, "*n d d"]:
+    """The inverses, `side` rows and columns at a time; `invert` does so for blocks of that side."""
+
+    def eliminate(i: Int[Array, ""] | int, a: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
+        at = i * side
+        rows = lax.dynamic_slice_in_dim(a, at, side, -2)
+        columns = lax.dynamic_slice_in_dim(a, at, side, -1)
+        pivot = invert(lax.dynamic_slice_in_dim(rows, at, side, -1))
+        rows = _product(pivot, rows)
+        a = a - _product(columns, rows)
+        a = lax.dynamic_update_slice_in_dim(a, -_product(columns, pivot), at, -1)
+        rows = lax.dynamic_update_slice_in_dim(rows, pivot, at, -1)
+        return lax.dynamic_update_slice_in_dim(a, rows, at, -2)
+
+    return lax.fori_loop(0, matrices.shape[-1] // side, eliminate, matrices)
+
+
+def _product(a: Float[Array, "*n i j"], b: Float[Array, "*n j k"]) -> Float[Array, "*n i k"]:
+    return a * b if a.shape[-1] == 1 else jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 @inverses.defjvp

@@ -19,7 +19,7 @@ from jclnf.openface._install import (
     read_manifest,
 )
 from jclnf.openface._model import FRONTAL, ROTATIONS, load_openface, main_file, named_files, offers
-from jclnf.openface._mtcnn import INPUT_SIDES, LayerArrays, pooled_side, read_mtcnn
+from jclnf.openface._mtcnn import INPUT_SIDES, LayerArrays, find_mtcnn, pooled_side, read_mtcnn
 from jclnf.openface._validator import LAYERS, Validator, View
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "View",
     "download",
     "find_action_units",
+    "find_mtcnn",
     "install_from",
     "installed_mains",
     "load_openface",

@@ -110,7 +110,8 @@ class OpenFaceTable:
     """Header and rows of a table, as text; the file is somebody else's.
 
     Args:
-        n_landmarks, n_modes: of the model.
+        n_landmarks: of the model.
+        n_modes: of the model.
         video: of a video's frames, or of an image's faces.
         cut: a column `cut` after `success`: 1 in the first frame after a cut, else 0.
         gaze: whether there are columns of gaze and eyes.

@@ -50,6 +50,20 @@ class MtcnnArrays(NamedTuple):
     onet: Network
 
 
+def find_mtcnn(model: Path) -> str | None:
+    """Where OpenFace's MTCNN is, as `read_mtcnn` takes it: "" if it is installed; None if it is not
+    there.
+
+    Args:
+        model: main file or folder of a landmark detector, or any other file, beside which it is
+            looked for first.
+    """
+    folder = model if model.is_dir() else model.parent
+    if (folder / FOLDER / LIST_FILE).is_file() and folder != models_folder():
+        return str(folder / FOLDER)
+    return "" if (models_folder() / FOLDER / LIST_FILE).is_file() else None
+
+
 def read_mtcnn(path: str | os.PathLike[str] | None = None) -> MtcnnArrays:
     """Read the networks of OpenFace's MTCNN.
 

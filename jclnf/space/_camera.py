@@ -52,7 +52,8 @@ class Camera(eqx.Module):
         changes the rotation of a head near the middle of the image.
 
         Args:
-            width, height: size of the images in pixels.
+            width: of the images, in pixels.
+            height: of the images, in pixels.
             focal: focal length in pixels, or those along x and y, if they are known.
             centre: x and y of the optical axis in pixels, if it is known.
         """

@@ -44,7 +44,8 @@ def train_end_to_end(
     Args:
         model: where to begin; its learned start stays as it is.
         examples: with `image`, `box` and `points`, see `BoxExamples.of_fits`.
-        config, progress: as for `train`.
+        config: how long and how fast.
+        progress: where the training is kept and shown.
         validate: of the model so far, a figure for the history.
         patience: end after so many epochs without a smaller figure, and return the model that had
             the smallest one. The last one if not given.
@@ -122,7 +123,8 @@ def distance(
     face's size, so that any scheme of landmarks will do).
 
     Args:
-        landmarks, truth: pixels; a landmark whose truth is NaN does not count.
+        landmarks: pixels.
+        truth: pixels; a landmark whose truth is NaN does not count.
         offset: `(n, 2)` in face sizes, added to the landmarks.
     """
     known = jnp.isfinite(truth).all(-1, keepdims=True)

@@ -167,9 +167,13 @@ def fine_tune(
 
     Args:
         model: with experts that see the whole face.
+        faces: what to learn from.
         held_out: faces of other people, by which it is chosen what is kept.
+        mirror: `(n,)` index of each landmark's mirror image.
+        folder: where the training is kept, see `RunDirectory`.
         config: how long at most, and how fast; `fine_tune_config` if not given.
-        faces, mirror, folder, quiet, log: as for `train_model`.
+        quiet: no progress bars.
+        log: called with a line on each thing that has been done.
 
     Raises:
         TrainingError: as `train_model`, or the model is of another kind.

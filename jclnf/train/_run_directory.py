@@ -20,7 +20,8 @@ class RunDirectory:
 
     Args:
         folder: where; made if it is not there. A folder of another training is refused.
-        config, faces: what is trained on what.
+        config: what is trained.
+        faces: what it is trained on.
         quiet: no progress bars.
     """
 

@@ -117,7 +117,7 @@ def process_video(
             done.problems += [*(f"{path}: {problem}" for problem in found), *failed]
             if isinstance(source, ImageFolder):
                 _write_image_names(source, out / f"{stem}_images.csv")
-            description = describe(settings, model, run, source) | {
+            description = describe(model, run, source) | {
                 # Without it the run is not complete, and goes on where it is resumed.
                 **({} if failed else {"depends": run.checkpoint.depends}),
                 **asdict(counts),
@@ -231,7 +231,7 @@ def _complete(path: Path, metadata: dict[str, Any], run: Run) -> bool:
     return True
 
 
-def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict[str, Any]:
+def describe(model: Model, run: Run, source: Source) -> dict[str, Any]:
     """Everything that a result can be understood and made again by, for its metadata."""
     import av
     import cv2
@@ -246,7 +246,7 @@ def describe(settings: Settings, model: Model, run: Run, source: Source) -> dict
         "camera": run.camera.numbers,
         "model": {"name": model.name, "digest": model_digest(model)},
         **({} if run.units is None else {"action_units": run.units.people.model.name}),
-        "settings": asdict(settings),
+        "settings": asdict(run.settings),
         "device": device_report(),
         "versions": {
             "jclnf": jclnf.__version__,

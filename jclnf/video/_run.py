@@ -16,7 +16,7 @@ import numpy as np
 import jclnf
 from jclnf.action_units import FrameUnits, People, check_detector, load_action_units
 from jclnf.annotations import FrameBoxTable, pts_text
-from jclnf.detect import make_detector
+from jclnf.detect import default_name, make_detector
 from jclnf.errors import BoxError, VideoError
 from jclnf.files import find_model
 from jclnf.fitting import Model
@@ -99,6 +99,9 @@ class Run:
     def __init__(
         self, settings: Settings, model: Model, source: Source, out: Path, stem: str
     ) -> None:
+        if settings.detector is None and settings.boxes is None:
+            name = default_name(settings.model, openface=settings.openface_csv)
+            settings = dataclasses.replace(settings, detector=name)
         self.settings, self.model, self.source = settings, model, source
         self.out, self.stem = out, stem
         self.camera = Camera.assumed(*source.size, settings.focal, settings.centre)
@@ -160,7 +163,7 @@ class Run:
             return IndependentFitter(
                 self.model,
                 params,
-                make_detector(settings.detector),
+                make_detector(settings.detector or "jclnf"),
                 most,
                 min_face=settings.min_face,
                 cuts=self._seeks_cuts,
@@ -168,7 +171,7 @@ class Run:
         boxes = self._boxes
         detector = None
         if settings.boxes is None:
-            detector = make_detector(settings.detector)
+            detector = make_detector(settings.detector or "jclnf")
         elif path is not None:
             boxes |= FrameBoxTable(settings.boxes).boxes(path)
             if not boxes:

@@ -20,10 +20,11 @@ ModelOption = Annotated[
     {"metavar": "MODEL"},
 ]
 DetectorOption = Annotated[
-    str,
-    "what finds faces: haar (OpenCV's cascades, the default); mtcnn (OpenFace's networks, where "
-    "its models are installed) or mtcnn:PATH (its model folder); yunet:FILE.onnx (OpenCV's "
-    "network); module:function (your own)",
+    str | None,
+    "what finds faces: jclnf (its own network); haar (OpenCV's cascades); mtcnn (OpenFace's "
+    "networks, where its models are installed) or mtcnn:PATH (its model folder); yunet:FILE.onnx "
+    "(OpenCV's network); module:function (your own); default: jclnf, or mtcnn if that is there and "
+    "the model is OpenFace's or the table is to be",
     {"metavar": "NAME"},
 ]
 MinFaceOption = Annotated[
@@ -87,7 +88,7 @@ class Settings:
     validator: Annotated[bool, "OpenFace's validator"] = True
     arithmetic: Annotated[ArithmeticOption, _FIT] = None
     iterations: Annotated[IterationsOption, _FIT] = None
-    detector: Annotated[DetectorOption, _FOUND] = "haar"
+    detector: Annotated[DetectorOption, _FOUND] = None
     boxes: Annotated[
         str | None,
         "where faces begin, in place of a detector: the columns frame, x, y, w, h and, for several "

@@ -79,9 +79,9 @@ def process_videos(
         device: `cpu`, `gpu`, or the number of a GPU; as JAX has it if not given.
         resume: go on with runs that were ended; those that are complete are left as they are.
         every: seconds between checkpoints.
-        on_start, on_frame: called before the first frame and after each, see `OnStart` and
-            `OnFrame`; with several workers in each worker's process, which pickles of them are
-            sent to.
+        on_start: called before the first frame, see `OnStart`; with several workers in each
+            worker's process, which a pickle of it is sent to.
+        on_frame: called after each frame, see `OnFrame`; sent likewise.
 
     Yields:
         A result for each video. What cannot be done of one is said there.

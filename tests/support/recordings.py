@@ -22,7 +22,7 @@ PASSES = ("rigid", "nonrigid")
 @functools.cache
 def openface_model(openface: Path, kind: str) -> jclnf.Model:
     """OpenFace's CCNF model `kind`, "general" or "wild", with its parts and its validator. One for
-    all tests of a process: what fits prepare of it is kept with it, and takes ten seconds."""
+    all tests of a process: what fits prepare of it is kept with it."""
     main = openface / "model" / f"main_clnf_{kind}.txt"
     return jclnf.load_openface(main, parts=True, validator=True)
 

@@ -136,7 +136,7 @@ def fine(args: Any) -> None:
             return refined(region, trained, held.images, coarse)
 
         of = region.network, frame, make, len(faces), landmarks, held.points
-        run(args, folder, region.name, *of, openings=region.openings)
+        run(args, folder, region.name, *of)
 
     for region in REGIONS:
         if args.region in (None, region.name):
@@ -153,7 +153,6 @@ def run(
     count: int,
     landmarks: Callable[[Any], Any],
     truth: Any,
-    **options: Any,
 ) -> None:
     """Train one network; its weights and figures are in the folder after each epoch."""
     from experiments.training.trunk.evaluate import measures
@@ -174,8 +173,9 @@ def run(
     before = "" if name == "trunk" else f"{name}_"
     checkpoint = folder / f"{before}checkpoint.npz"
     schedule = Schedule(args.epochs, args.batch, rate=args.rate, seed=args.seed)
-    options |= {"checkpoint": checkpoint, "report": report, "every": args.every}
-    found = train(network, make, count, schedule, **options)
+    found = train(
+        network, make, count, schedule, checkpoint=checkpoint, report=report, every=args.every
+    )
     Trained(network, found, frame).save(folder / f"{name}.npz")
 
 

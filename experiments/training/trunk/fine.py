@@ -41,7 +41,7 @@ class Region(NamedTuple):
 
     @property
     def network(self) -> Network:
-        return Network(WIDTHS, BLOCKS, JOINED, landmarks=len(self.landmarks))
+        return Network(WIDTHS, BLOCKS, JOINED, len(self.landmarks), openings=self.openings)
 
     def frame(self, mean: np.ndarray) -> Frame:
         """The crop, and where the mean face `(68, 2)` of any size lies in it."""

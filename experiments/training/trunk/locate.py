@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.training.trunk.frame import Frame, Similarity, cut
-from experiments.training.trunk.loss import positions
+from experiments.training.trunk.loss import in_pixels, positions
 from experiments.training.trunk.network import Network, Weights, folded_layer, seen_as
-from experiments.training.trunk.train import in_pixels
 
 Landmarks = Callable[[list[np.ndarray], np.ndarray], np.ndarray]
 """From images and boxes `(f, 4)` to landmarks `(f, 68, 2)` in pixels."""

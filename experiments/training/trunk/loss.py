@@ -129,3 +129,13 @@ def opening_error(
 
     share = jnp.minimum(weights[:, one], weights[:, other]).min(1)
     return (share * jnp.abs(opening(found) - opening(points))).mean()
+
+
+def in_cells(points: jax.Array, side: int, cells: int) -> jax.Array:
+    """Positions in cells of a map of points in pixels of a crop."""
+    return (points + 0.5) * (cells / side) - 0.5
+
+
+def in_pixels(cells_at: jax.Array, side: int, cells: int) -> jax.Array:
+    """The reverse of `in_cells`."""
+    return (cells_at + 0.5) * (side / cells) - 0.5

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from experiments.training.trunk.loss import in_cells, map_loss, opening_error, positions
 from jclnf.experts import Layer, Shapes, map_network, map_shapes
 from jclnf.train._networks import TINY
 
@@ -29,6 +30,7 @@ class Network(NamedTuple):
         joined: channels of the layer that the maps are read from, at a quarter of the crop's side.
         landmarks: number of maps.
         split: 2 if each cell has four values for each landmark, laid out as 2x2 cells; else 1.
+        openings: pairs of landmarks whose mean distance is learned beside each one's place.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)
@@ -36,6 +38,7 @@ class Network(NamedTuple):
     joined: int = 48
     landmarks: int = 68
     split: int = 2
+    openings: tuple[tuple[int, int], ...] = ()
 
     @property
     def shapes(self) -> Shapes:
@@ -46,6 +49,21 @@ class Network(NamedTuple):
     def __call__(self, x: jax.Array, layer: Layer) -> jax.Array:
         """What the maps are laid out from, `(b, h, w, split * split * n)`, of `(b, y, x, 1)`."""
         return map_network(x, layer, self.shapes)
+
+    def look(self, images: jax.Array, layer: Layer) -> jax.Array:
+        """The same of images `(b, y, x)` uint8."""
+        return self(seen_as(images), layer)
+
+    def loss(self, output: jax.Array, points: jax.Array, side: int) -> jax.Array:
+        """How far the output for images of a side is from points `(b, n, 2)`."""
+        maps = self.split * output.shape[1]
+        cells = in_cells(points, side, maps)
+        inside = ((cells > -0.5) & (cells < maps - 0.5)).all(-1).astype(jnp.float32)
+        loss = map_loss(output, cells, inside, self.split)
+        if self.openings:
+            found, _ = positions(output, self.split)
+            loss += opening_error(found, cells, inside, self.openings)
+        return loss
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -117,9 +135,9 @@ def _columns(x: jax.Array, around: tuple[int, int], stride: int) -> jax.Array:
 convolve.defvjp(_forward, _backward)
 
 
-def initial_weights(network: Network, key: Any) -> Weights:
+def initial_weights(shapes: Shapes, key: Any) -> Weights:
     """Random kernels of variance 2 / fan-in (He et al., ICCV 2015); maps that begin flat."""
-    shapes, weights = network.shapes, {}
+    weights = {}
     for name, k in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
         side, inputs, outputs = shapes[name]
         deviation = (2.0 / (side * side * inputs)) ** 0.5 * (0.01 if name == "maps" else 1.0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +20,31 @@ import numpy as np
 import optax
 
 from experiments.training.trunk.augment import Example
-from experiments.training.trunk.loss import map_loss, opening_error, positions
-from experiments.training.trunk.network import (
-    Network,
-    Weights,
-    initial_weights,
-    normalising_layer,
-    seen_as,
-)
+from experiments.training.trunk.network import Weights, initial_weights, normalising_layer
+from jclnf.experts import Layer, Shapes
 from jclnf.train._networks import folded
 
 AHEAD = 4
 """Batches made beforehand."""
-Pairs = tuple[tuple[int, int], ...]
+
+
+class Trainable(Protocol):
+    """A network, a named tuple, as `train` takes it; "maps" alone is not normalised."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """Those of the convolutions."""
+        ...
+
+    def look(self, images: jax.Array, layer: Layer) -> jax.Array:
+        """The output for images `(b, side, side)` uint8."""
+        ...
+
+    def loss(self, output: jax.Array, points: jax.Array, side: int) -> jax.Array:
+        """What is minimised, of an output for images and their points."""
+        ...
+
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +106,9 @@ def optimiser(schedule: Schedule, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(schedule.clip), optax.multi_transform(kinds, kind))
 
 
-def initial_state(network: Network, schedule: Schedule, steps: int) -> dict[str, Any]:
+def initial_state(network: Trainable, schedule: Schedule, steps: int) -> dict[str, Any]:
     """The state before the first step."""
-    weights = initial_weights(network, jax.random.key(schedule.seed))
+    weights = initial_weights(network.shapes, jax.random.key(schedule.seed))
     return {
         "weights": weights,
         "averaged": jax.tree.map(jnp.copy, weights),
@@ -105,29 +117,22 @@ def initial_state(network: Network, schedule: Schedule, steps: int) -> dict[str,
     }
 
 
-def statistics(network: Network, weights: Weights, images: jax.Array) -> dict[str, Any]:
+def statistics(network: Trainable, weights: Weights, images: jax.Array) -> dict[str, Any]:
     """Mean and variance of each normalised layer over a batch."""
     seen: dict[str, Any] = {}
-    network(seen_as(images), normalising_layer(weights, seen))
+    network.look(images, normalising_layer(weights, seen))
     return seen
 
 
 def make_step(
-    network: Network, schedule: Schedule, steps: int, openings: Pairs = ()
+    network: Trainable, schedule: Schedule, steps: int
 ) -> Callable[[Any, Any, Any], tuple[Any, jax.Array]]:
     """One step, compiled: from a state and a batch to the next state and the loss."""
     optimise = optimiser(schedule, steps)
 
     def objective(weights: Weights, images: jax.Array, points: jax.Array) -> jax.Array:
-        output = network(seen_as(images), normalising_layer(weights, {}))
-        side = network.split * output.shape[1]
-        cells = in_cells(points, images.shape[1], side)
-        inside = ((cells > -0.5) & (cells < side - 0.5)).all(-1).astype(jnp.float32)
-        loss = map_loss(output, cells, inside, network.split)
-        if openings:
-            found, _ = positions(output, network.split)
-            loss += opening_error(found, cells, inside, openings)
-        return loss
+        output = network.look(images, normalising_layer(weights, {}))
+        return network.loss(output, points, images.shape[1])
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: Any, images: jax.Array, points: jax.Array) -> tuple[Any, jax.Array]:
@@ -146,16 +151,6 @@ def make_step(
         return found, loss
 
     return step
-
-
-def in_cells(points: jax.Array, side: int, cells: int) -> jax.Array:
-    """Positions in cells of a map of points in pixels of a crop."""
-    return (points + 0.5) * (cells / side) - 0.5
-
-
-def in_pixels(cells_at: jax.Array, side: int, cells: int) -> jax.Array:
-    """The reverse of `in_cells`."""
-    return (cells_at + 0.5) * (side / cells) - 0.5
 
 
 def batches(
@@ -214,14 +209,13 @@ def restored(path: Path, state: Any, about: dict[str, Any]) -> Any:
 
 
 def train(
-    network: Network,
+    network: Trainable,
     make: Callable[[int, np.random.Generator], Example],
     count: int,
     schedule: Schedule,
     *,
     checkpoint: Path | None = None,
     minutes: float = 3.0,
-    openings: Pairs = (),
     report: Callable[[int, float, float, Weights], None] | None = None,
     every: int = 1,
     stop_after: int | None = None,
@@ -232,7 +226,6 @@ def train(
         make, count: as for `batches`.
         checkpoint: file to go on from if it is there.
         minutes: between checkpoints; one is also written after each epoch and on SIGTERM.
-        openings: pairs of landmarks whose mean distance counts beside each one's place.
         report: called after each `every` epochs, and the last, with their number, the mean loss,
             seconds a step, and the folded averaged weights.
         stop_after: end after this step, as a training that is cut short would.
@@ -240,12 +233,10 @@ def train(
     steps = schedule.steps(count)
     total = steps * schedule.epochs
     about = {"network": network._asdict(), "schedule": dataclasses.asdict(schedule), "faces": count}
-    if openings:
-        about["openings"] = openings
     state = initial_state(network, schedule, total)
     if checkpoint is not None and checkpoint.exists():
         state = restored(checkpoint, state, about)
-    step = make_step(network, schedule, total, openings)
+    step = make_step(network, schedule, total)
     stopping: list[int] = []
     if checkpoint is not None:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +267,7 @@ def train(
 
 
 def folded_averages(
-    network: Network,
+    network: Trainable,
     state: Any,
     make: Callable[[int, np.random.Generator], Example],
     count: int,

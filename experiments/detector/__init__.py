@@ -1,0 +1,1 @@
+"""The face detector that ships: learned, and compared with others."""

@@ -1,0 +1,60 @@
+"""Which results are older than the code that they measure."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments.stale import stale
+
+FILES = {
+    "jclnf/__init__.pyi": "from . import draw as draw\nfrom .fitting import fit as fit\n",
+    "jclnf/fitting/_fit.py": "def fit():\n    return 1\n",
+    "jclnf/draw/_landmarks.py": "def landmarks():\n    return 1\n",
+    "experiments/common.py": "import jclnf.draw\n",
+    "experiments/speed/__main__.py": "import jclnf\nfrom experiments import common\njclnf.fit()\n",
+    "experiments/speed/results.md": "fast\n",
+}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    git(tmp_path, "init", "-q")
+    commit(tmp_path)
+    return tmp_path
+
+
+def git(root: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run(["git", "-C", str(root), *who, *arguments], check=True, capture_output=True)
+
+
+def commit(root: Path) -> None:
+    git(root, "add", "--all")
+    git(root, "commit", "-q", "--allow-empty", "-m", "x")
+
+
+def changed(root: Path, name: str, text: str) -> list[tuple[str, list[str]]]:
+    (root / name).write_text(text)
+    commit(root)
+    return [(one.folder, one.changed) for one in stale(root)]
+
+
+def test_results_are_as_old_as_what_they_were_recorded_with(repository: Path):
+    assert stale(repository) == []
+    other = "jclnf/draw/_landmarks.py"
+    assert changed(repository, other, "def landmarks():\n    return 2\n") == []
+    fit = "jclnf/fitting/_fit.py"
+    assert changed(repository, fit, '"""Words."""\n\n' + FILES[fit] + "# more\n") == []
+    assert changed(repository, fit, "def fit():\n    return 2\n") == [("speed", [fit])]
+    assert changed(repository, "experiments/speed/results.md", "faster\n") == []
+
+
+def test_a_changed_experiment_and_a_new_file_count(repository: Path):
+    new = "jclnf/fitting/_more.py"
+    assert changed(repository, new, "x = 1\n") == [("speed", [new])]
+    script = "experiments/speed/__main__.py"
+    assert changed(repository, script, "import jclnf\njclnf.fit(2)\n") == [("speed", [script, new])]
