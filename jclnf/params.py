@@ -90,7 +90,8 @@ class FitParams(eqx.Module):
     parts of the last mean shift, one number or one for each landmark `(n,)`. Pose and shape are
     those of the model. None: landmarks are the model's."""
     windows: tuple[int, ...] = eqx.field(static=True, converter=lambda w: _windows(w))
-    """Side of the response maps at each scale, in reference pixels; 0 leaves the scale out."""
+    """Side of the response maps at each scale, in reference pixels; 0 leaves the scale out. Experts
+    whose responses are Gaussians look everywhere: for them any other side is the same."""
     iterations: int = eqx.field(static=True, default=5, converter=lambda n: _whole(n))
     """Iterations of the rigid, and of the non-rigid pass at each scale (at most, if they stop)."""
     arithmetic: Arithmetic = eqx.field(

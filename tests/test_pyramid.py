@@ -13,9 +13,18 @@ from support.synthetic import random_pdm
 
 import jclnf
 from jclnf.errors import ModelFileError
-from jclnf.experts import MapNetwork, PyramidExperts, initial_weights, map_shapes
-from jclnf.experts._pyramid import LEAST_SPREAD, LEAST_VARIANCE, gaussian_responses
+from jclnf.experts import (
+    GaussianResponses,
+    MapNetwork,
+    PyramidExperts,
+    initial_weights,
+    map_shapes,
+)
+from jclnf.experts._base import variance
+from jclnf.experts._pyramid import LEAST_SPREAD, LEAST_VARIANCE
+from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting._scales import response_maps
+from jclnf.fitting._uncertainty import response_covariance
 from jclnf.geometry import apply_similarity, pose_from_box, sample_square
 from jclnf.params import EXACT, as_dtype
 
@@ -126,69 +135,118 @@ def test_maps_and_moments_are_those_of_a_plain_network(split: int) -> None:
     maps = made.maps(jnp.asarray(crops))
     for crop, found in zip(crops, maps, strict=True):
         expected = plain_maps(made, crop)
+        laid_out = found.transpose(4, 0, 2, 1, 3).reshape(expected.shape)
         assert expected.std() > 0.1
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(laid_out, expected, atol=1e-4)
         mean, covariance = plain_moments(expected, 80 / made.grid)
         moments = made.moments(found)
         np.testing.assert_allclose(moments.mean, mean, atol=1e-3)
         np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-3, atol=1e-2)
 
 
-def plain_gaussians(offsets, covariances, window):
+def plain_gaussians(means, covariances, window):
     found = []
     y, x = np.mgrid[:window, :window] - (window - 1) / 2
-    for offset, covariance in zip(offsets, covariances, strict=True):
-        inverse = np.linalg.inv(covariance + LEAST_SPREAD * np.eye(2))
-        away = np.stack([x, y], -1) - offset
+    for mean, covariance in zip(means, covariances, strict=True):
+        inverse = np.linalg.inv(covariance)
+        away = np.stack([x, y], -1) - mean
         level = -0.5 * np.einsum("yxa,ab,yxb->yx", away, inverse, away)
         found.append(np.exp(level - level.max()))
     return np.array([each / each.sum() for each in found])
 
 
-def test_responses_are_gaussians_also_where_their_means_are_outside() -> None:
-    rng = np.random.default_rng(4)
-    offsets = np.array([[0.0, 0.0], [1.3, -2.2], [9.0, 30.0], [-1.0, 0.5]])
-    roots = rng.uniform(-2, 2, (4, 2, 2))
-    roots[3] = 0  # all in one cell
-    covariances = roots @ roots.transpose(0, 2, 1)
-    given = jnp.asarray(offsets, jnp.float32), jnp.asarray(covariances, jnp.float32)
-    found = gaussian_responses(*given, WINDOW)
-    np.testing.assert_allclose(found, plain_gaussians(offsets, covariances, WINDOW), atol=1e-5)
-    mean = found[3].sum(0) @ jnp.arange(WINDOW), found[3].sum(1) @ jnp.arange(WINDOW)
-    np.testing.assert_allclose(mean, [4 - 1.0, 4 + 0.5], atol=0.01)
+class TestGaussianResponses:
+    """Their closed forms, against sums over maps that hold all of them."""
+
+    WIDE = 121
+
+    @pytest.fixture
+    def gaussians(self) -> GaussianResponses:
+        roots = np.random.default_rng(4).uniform(-3, 3, (5, 2, 2))
+        means = [[0.0, 0.0], [1.3, -2.2], [9.0, 12.0], [-1.0, 0.5], [-15.0, 4.0]]
+        covariances = roots @ roots.transpose(0, 2, 1) + np.eye(2)
+        return GaussianResponses(jnp.array(means), jnp.asarray(covariances, jnp.float32))
+
+    def test_maps(self, gaussians) -> None:
+        found = gaussians.maps(WINDOW)
+        expected = plain_gaussians(gaussians.mean, gaussians.covariance, WINDOW)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_mean_shift_and_likelihood(self, gaussians) -> None:
+        offsets = jnp.array([[2.0, 1.0], [-4.0, 3.0], [0.0, 0.0], [8.0, -8.0], [5.0, 5.0]])
+        width = jnp.float32(3.0)
+        maps, middle = gaussians.maps(self.WIDE), meanshift.centre(gaussians.maps(self.WIDE))
+        assert (middle, meanshift.centre(gaussians)) == (60, 0)
+        for function in (meanshift.mean_shift, meanshift.landmark_likelihood):
+            found, expected = (
+                function(gaussians, offsets, width),
+                function(maps, offsets + middle, width),
+            )
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+        assert meanshift.landmark_likelihood(gaussians, offsets, width).max() > 0.1
+
+    def test_spread_and_peak(self, gaussians) -> None:
+        maps = gaussians.maps(self.WIDE)
+        for function, off in (
+            (variance, 1e-3),
+            (response_covariance, 1e-3),
+            (meanshift.peak, 1.0),
+        ):
+            shift = 60 if function is meanshift.peak else 0
+            np.testing.assert_allclose(
+                function(gaussians), function(maps) - shift, rtol=1e-3, atol=off
+            )
+
+
+def complex_of(pairs: np.ndarray) -> np.ndarray:
+    return np.asarray(pairs, float) @ [1, 1j]
+
+
+def pair(number) -> np.ndarray:
+    return np.stack([np.real(number), np.imag(number)], -1)
 
 
 @pytest.mark.parametrize("scale", [0, 1])
 def test_responses_are_those_of_the_networks_of_the_scale(experts, face, scale: int) -> None:
     image, landmarks, fine_to_image = face
     scaling = experts.scalings[scale]
-    from_mm = np.asarray(fine_to_image) * experts.scalings[1]
-    turn = np.array([[from_mm[0], -from_mm[1]], [from_mm[1], from_mm[0]]])
+    from_mm = complex(*np.asarray(fine_to_image)) * experts.scalings[1]
     centroid = np.asarray(landmarks).mean(0)
+    at = complex_of(np.asarray(landmarks) - centroid) / from_mm
 
-    def seen(network, centre, flipped=False):
-        at = jnp.asarray(centroid + turn @ centre, jnp.float32)
-        step = jnp.asarray(from_mm * network.extent / network.side, jnp.float32)
-        crop = np.asarray(sample_square(image, at, step, network.side))
+    def seen(network, centre, turn=1.0, flipped=False):
+        middle = from_mm * complex(*centre)
+        step = from_mm * turn * network.extent / network.side
+        where = (
+            jnp.asarray(centroid + pair(middle), jnp.float32),
+            jnp.asarray(pair(step), jnp.float32),
+        )
+        crop = np.asarray(sample_square(image, *where, network.side))
         maps = plain_maps(network, crop[:, ::-1] if flipped else crop)
         mean, covariance = plain_moments(maps, network.extent / network.grid)
         if flipped:
             mean, covariance = mean * [-1, 1], covariance * [[1, -1], [-1, 1]]
-        return mean + centre, covariance
+        linear = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
+        return mean @ linear.T + centre, linear @ covariance @ linear.T
 
     mean, covariance = seen(experts.face, np.array(experts.middle))
     coarse = mean.copy()
     if scale:
+        # The similarity, by least squares, from the landmarks to where the first maps have them.
+        known = np.stack([at, np.ones(N)], 1)
+        turn = np.linalg.lstsq(known, complex_of(coarse), rcond=None)[0][0]
+        assert abs(turn - 1) > 0.05
         eye, mouth = experts.regions
         for index, net, flipped in ((LEFT, eye, False), (RIGHT, eye, True), (MOUTH, mouth, False)):
             index = list(index)
-            mean[index], covariance[index] = seen(net, coarse[index].mean(0), flipped)
+            mean[index], covariance[index] = seen(net, coarse[index].mean(0), turn, flipped)
         assert np.abs(mean - coarse).min() > 0.1
-    at = (np.asarray(landmarks) - centroid) @ np.linalg.inv(turn).T
-    expected = plain_gaussians(scaling * (mean - at), scaling**2 * covariance, WINDOW)
-    to_image = jnp.asarray(from_mm / scaling, jnp.float32)
+    to_image = jnp.asarray(pair(from_mm / scaling), jnp.float32)
     found = respond(experts, image, landmarks, to_image, jnp.array(scale))
-    np.testing.assert_allclose(found, expected, atol=2e-3 * expected.max())
+    expected = scaling * (mean - pair(at))
+    np.testing.assert_allclose(found.mean, expected, atol=2e-3 * np.abs(expected).max())
+    expected = scaling**2 * covariance + LEAST_SPREAD * np.eye(2)
+    np.testing.assert_allclose(found.covariance, expected, atol=2e-3 * expected.max())
 
 
 def test_a_similarity_of_the_image_changes_no_response(experts, face) -> None:
@@ -204,11 +262,9 @@ def test_a_similarity_of_the_image_changes_no_response(experts, face) -> None:
     # Random networks make much of how little the two are sampled alike.
     first = respond(experts, image, landmarks, to_image, jnp.array(1))
     second = respond(experts, jnp.asarray(big), moved, turned, jnp.array(1))
-    reach = jnp.arange(WINDOW)
-    means = [jnp.stack([r.sum(1) @ reach, r.sum(2) @ reach], 1) for r in (first, second)]
-    apart = np.linalg.norm(means[0] - means[1], axis=1)
+    apart = np.linalg.norm(first.mean - second.mean, axis=1)
     assert np.median(apart) < 0.5
-    assert np.ptp(np.asarray(means[0])) > 2
+    assert np.ptp(np.asarray(first.mean)) > 2
 
 
 def test_vmap_over_faces_and_scales_agrees_with_a_loop(experts, face) -> None:
@@ -216,8 +272,11 @@ def test_vmap_over_faces_and_scales_agrees_with_a_loop(experts, face) -> None:
     shifted = jnp.stack([landmarks, landmarks + 1, landmarks - 2])
     scales = jnp.array([1, 0, 1])
     together = jax.vmap(lambda *at: respond(experts, image, at[0], to_image, at[1]))
-    for found, at, scale in zip(together(shifted, scales), shifted, scales, strict=True):
-        np.testing.assert_allclose(found, respond(experts, image, at, to_image, scale), atol=1e-4)
+    found = together(shifted, scales)
+    for k, (at, scale) in enumerate(zip(shifted, scales, strict=True)):
+        alone = respond(experts, image, at, to_image, scale)
+        np.testing.assert_allclose(found.mean[k], alone.mean, atol=1e-3)
+        np.testing.assert_allclose(found.covariance[k], alone.covariance, rtol=1e-3)
 
 
 def test_gradients_agree_with_central_differences(experts, face) -> None:
@@ -225,13 +284,15 @@ def test_gradients_agree_with_central_differences(experts, face) -> None:
     with jax.enable_x64(True):
         floats, rest = eqx.partition(as_dtype(experts, jnp.float64), eqx.is_inexact_array)
         rng = np.random.default_rng(5)
-        aim = jnp.asarray(rng.uniform(0.5, 1.5, (N, WINDOW, WINDOW)))
+        aim = jnp.asarray(rng.uniform(0.5, 1.5, (N, 6)))
         given = (floats, *(jnp.asarray(a, jnp.float64) for a in face))
 
         @jax.jit
         @partial(jax.value_and_grad, argnums=(0, 1, 2, 3))
         def loss(floats, *at):
-            return jnp.sum(aim * respond(eqx.combine(floats, rest), *at, jnp.array(1)))
+            found = respond(eqx.combine(floats, rest), *at, jnp.array(1))
+            numbers = jnp.concatenate([found.mean, found.covariance.reshape(N, 4)], 1)
+            return jnp.sum(aim * numbers)
 
         _, gradient = loss(*given)
         sizes, step = (1.0, 50.0, 1.0, 0.1), 1e-6
@@ -284,21 +345,19 @@ def test_a_fit_goes_to_the_means_of_the_maps(model, face) -> None:
     rng = np.random.default_rng(6)
     modes = np.linalg.qr(rng.standard_normal((3 * N, 2 * N)))[0].reshape(N, 3, 2 * N)
     pdm = jclnf.PDM(model.pdm.mean, jnp.asarray(modes, jnp.float32), jnp.full(2 * N, 1e4))
-    window, box = 61, jnp.array([30.0, 30.0, 70.0, 65.0])
+    box = jnp.array([30.0, 30.0, 70.0, 65.0])
     free = jclnf.Model(
         pdm,
         PyramidExperts(**{**vars(model.experts), "softness": jnp.full(2, 1e6)}),
         model.defaults.replace(
-            regularisation=[1.0, 1.0], kernel_width=[1e3, 1e3], windows=(0, window), iterations=20
+            regularisation=[1.0, 1.0], kernel_width=[1e3, 1e3], windows=(0, WINDOW), iterations=20
         ),
     )
     result = jclnf.fit(free, face[0], box)
     pose = pose_from_box(pdm, box, jnp.zeros(3))
-    at = pose, pdm.mean_shape(), jnp.array(1), jnp.array(0), window
+    at = pose, pdm.mean_shape(), jnp.array(1), jnp.array(0), WINDOW
     maps = response_maps(free, face[0], free.defaults, *at)
-    reach = jnp.arange(window) - (window - 1) / 2
-    means = jnp.stack([maps.responses.sum(1) @ reach, maps.responses.sum(2) @ reach], 1)
-    wanted = maps.base + apply_similarity(maps.to_image, means)
+    wanted = maps.base + apply_similarity(maps.to_image, maps.responses.mean)
     before = np.linalg.norm(maps.base - wanted, axis=1).mean()
     after = np.linalg.norm(result.landmarks - wanted, axis=1).mean()
     assert before > 5

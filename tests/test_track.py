@@ -128,14 +128,14 @@ def test_settings_of_openface(shared):
 
 
 def test_networks_of_the_whole_face_keep_their_windows():
-    """A face that is followed is looked at once, which is all that a model of one scale does."""
+    """A face that is followed is looked at once, which is all that the bundled model does."""
     model = jclnf.load_model()
     params = TrackParams.of(model)
-    assert params.detection.windows == model.defaults.windows == (31, 31)
-    assert params.tracking.windows == (0, 31)
+    assert params.detection.windows == params.tracking.windows == model.defaults.windows == (0, 31)
     assert params.detection.rotations is None  # it has a learned start
-    one = dataclasses.replace(model, defaults=model.defaults.replace(windows=(0, 31)))
-    assert TrackParams.of(one).tracking.windows == (0, 31)
+    twice = dataclasses.replace(model, defaults=model.defaults.replace(windows=(31, 31)))
+    params = TrackParams.of(twice)
+    assert (params.detection.windows, params.tracking.windows) == ((31, 31), (0, 31))
 
 
 def test_settings_that_do_not_agree_are_refused(case):

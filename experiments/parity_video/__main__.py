@@ -9,6 +9,7 @@ import numpy as np
 import jclnf
 from experiments.common import OPENFACE, Row, grey_frames, model_file, pivot, write_results
 from experiments.timing import timed
+from experiments.training.trunk.evaluate import openings
 from jclnf.detect import HaarDetector
 from tests.support.recordings import box_of, csv_rows
 
@@ -16,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 
 TITLE = "Tracking: agreement with OpenFace's programs"
 CLIPS = ("default.wmv", "changeLighting.wmv", "subj01_timepoint01.mp4")
-LONGEST = CLIPS[2]
+TALKING, LONGEST = CLIPS[0], CLIPS[2]
 INNER = slice(17, 68)
 OUTER_EYES = (36, 45)
 GROUPS = {
@@ -149,13 +150,39 @@ def accuracy_rows(where: str, landmarks: np.ndarray, reference: np.ndarray) -> l
     ]
 
 
+def opening_rows(where: str, landmarks: np.ndarray, reference: np.ndarray) -> list[Row]:
+    """How mouth and lids open over the frames, beside a reference."""
+    rows = []
+    pairs = zip(("mouth", "lids"), openings(landmarks), openings(reference), strict=True)
+    for name, ours, theirs in pairs:
+        n, together = len(ours), np.corrcoef(ours, theirs)[0, 1]
+        rows += [
+            Row(f"opening of the {name}", where, n, ours.mean(), unit="px"),
+            Row(
+                f"opening of the {name}, more than the reference's",
+                where,
+                n,
+                (ours - theirs).mean(),
+                unit="px",
+            ),
+            Row(f"opening of the {name}, correlation", where, n, together),
+        ]
+    return rows
+
+
 def default_rows() -> list[Row]:
-    """The bundled model beside OpenFace 2 with CE-CLM: followed, and each frame on its own."""
+    """The bundled model beside OpenFace 2 with CE-CLM: followed, and each frame on its own; and
+    beside OpenFace's general model where a mouth moves."""
     reference = written(f"{Path(LONGEST).stem}.openface2_ceclm").landmarks
     cpp = written(f"{Path(LONGEST).stem}.clnf_general").landmarks
     model, frames = jclnf.load_model(), list(grey_frames(LONGEST))
     tracker = jclnf.Tracker(model, single=True)
-    rows = accuracy_rows("bundled model, followed", followed(tracker, LONGEST).landmarks, reference)
+    ours = followed(tracker, LONGEST).landmarks
+    rows = accuracy_rows("bundled model, followed", ours, reference)
+    rows += opening_rows("bundled model, followed", ours, reference)
+    talking = written(f"{Path(TALKING).stem}.clnf_general")
+    moving = followed(tracker, TALKING).landmarks[talking.success]
+    rows += opening_rows(f"{TALKING}, followed", moving, talking.landmarks[talking.success])
     boxes = start_box(LONGEST)
     tracker.reset()
     tracker.step(frames[0], boxes)

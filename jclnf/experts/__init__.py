@@ -1,6 +1,6 @@
 """Patch experts: what turns the image around a landmark into a map of where the landmark is."""
 
-from jclnf.experts._base import PatchExperts, WholeFaceExperts
+from jclnf.experts._base import GaussianResponses, PatchExperts, Responses, WholeFaceExperts
 from jclnf.experts._ccnf import CCNF, PreparedCCNF, ccnf_responses, covariance, gains, to_blocks
 from jclnf.experts._cen import CEN
 from jclnf.experts._layers import (
@@ -23,11 +23,13 @@ __all__ = [
     "CEN",
     "SVR",
     "TRUNK_SAMPLING",
+    "GaussianResponses",
     "Layer",
     "MapNetwork",
     "PatchExperts",
     "PreparedCCNF",
     "PyramidExperts",
+    "Responses",
     "Shapes",
     "TrunkExperts",
     "WholeFaceExperts",

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
@@ -13,6 +14,36 @@ from jclnf.params import EXACT, Arithmetic
 
 SMALLEST_SCALE = 0.25
 """Pixels per millimetre under which OpenFace takes a face for too small, whatever the model."""
+
+
+class GaussianResponses(eqx.Module):
+    """Responses that are Gaussians over the whole plane: no window cuts them off.
+
+    In windows they would be `maps`, up to rounding where those hold all of them. What a fit asks of
+    them has a closed form.
+    """
+
+    mean: Float[Array, "n 2"]
+    """(x, y) from where the landmark's window is centred, in reference pixels."""
+    covariance: Float[Array, "n 2 2"]
+    """In square reference pixels, positive definite."""
+
+    def maps(self, window: int) -> Float[Array, "n k k"]:
+        """The responses in windows of side `window`, each normalised within its own."""
+        reach = jnp.arange(window, dtype=self.mean.dtype) - (window - 1) / 2
+        x, y = (reach[None] - self.mean[:, k, None] for k in (0, 1))
+        xx, xy, yy = self.covariance[:, 0, 0], self.covariance[:, 0, 1], self.covariance[:, 1, 1]
+        area = xx * yy - xy**2
+        along_x, along_y = (
+            square[:, None] * part**2 / area[:, None] for square, part in ((yy, x), (xx, y))
+        )
+        both = (xy / area)[:, None, None] * y[:, :, None] * x[:, None]
+        logits = both - (along_x[:, None] + along_y[:, :, None]) / 2
+        return jax.nn.softmax(logits, axis=(1, 2))
+
+
+Responses = Float[Array, "n k k"] | GaussianResponses
+"""Maps, which are non-negative, or what stands for them."""
 
 
 class PatchExperts(eqx.Module):
@@ -65,8 +96,8 @@ class PatchExperts(eqx.Module):
         window: int,
         *,
         arithmetic: Arithmetic,
-    ) -> Float[Array, "n k k"]:
-        """Response maps of one face.
+    ) -> Responses:
+        """Responses of one face.
 
         Args:
             image: grey levels.
@@ -79,12 +110,13 @@ class PatchExperts(eqx.Module):
 
         Returns:
             Non-negative maps; `[i, y, x]` says how likely landmark `i` is at pixel `(x, y)` of its
-            window. Maps of landmarks that the view does not show are meaningless.
+            window. Or Gaussians, which are the same whatever the window. Those of landmarks that
+            the view does not show are meaningless.
         """
 
     def shift_weights(
         self,
-        responses: Float[Array, "n k k"],
+        responses: Responses,
         scale: Int[Array, ""],
         view: Int[Array, ""],
         factor: Float[Array, ""],
@@ -166,7 +198,7 @@ class WholeFaceExperts(PatchExperts):
 
     def shift_weights(
         self,
-        responses: Float[Array, "n k k"],
+        responses: Responses,
         scale: Int[Array, ""],
         view: Int[Array, ""],
         factor: Float[Array, ""],
@@ -189,8 +221,10 @@ def landmark_weights(
     return jnp.where(visible, weights, 0.0)
 
 
-def variance(responses: Float[Array, "n k k"]) -> Float[Array, " n"]:
+def variance(responses: Responses) -> Float[Array, " n"]:
     """Mean squared distance from the mean position, of responses that sum to 1."""
+    if isinstance(responses, GaussianResponses):
+        return responses.covariance[:, 0, 0] + responses.covariance[:, 1, 1]
     positions = jnp.arange(responses.shape[-1], dtype=responses.dtype)
     total: Any = 0.0
     for marginal in (responses.sum(1), responses.sum(2)):

@@ -22,15 +22,21 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.errors import ModelFileError, check_fields
-from jclnf.experts._base import WholeFaceExperts
+from jclnf.experts._base import GaussianResponses, WholeFaceExperts
 from jclnf.experts._layers import Layer, Shapes, check_weights, doubled, plain_layer
-from jclnf.geometry import apply_similarity, invert_similarity, sample_square
+from jclnf.geometry import (
+    apply_similarity,
+    invert_similarity,
+    sample_square,
+    similarity_between,
+    similarity_matrix,
+)
 from jclnf.params import Arithmetic
 
 LEAST_VARIANCE = 1.0
 """Added to the variance of a crop's grey levels that it is divided by the root of."""
 LEAST_SPREAD = 0.5
-"""Variance in square pixels added to a response: narrower ones would fall between the pixels."""
+"""Variance in square reference pixels added to a response, so that none is a single point."""
 LEAST_RESOLUTION = 0.25
 """How much less than its network's resolution a face in an image may have."""
 
@@ -107,6 +113,16 @@ class Moments(NamedTuple):
     def moved(self, by: Float[Array, "2"]) -> "Moments":
         return Moments(self.mean + by[None], self.covariance)
 
+    def mirrored(self) -> "Moments":
+        """With x the other way round."""
+        flip = jnp.array([-1.0, 1.0], self.mean.dtype)
+        return Moments(self.mean * flip, self.covariance * flip * flip[:, None])
+
+    def turned(self, by: Float[Array, "2"]) -> "Moments":
+        """About the origin, and sized."""
+        turn = similarity_matrix(by)
+        return Moments(self.mean @ turn.T, turn @ self.covariance @ turn.T)
+
     def replaced(self, index: np.ndarray, other: "Moments") -> "Moments":
         """With those of some landmarks from another."""
         changed: Moments = jax.tree.map(lambda mine, new: mine.at[index].set(new), self, other)
@@ -177,28 +193,29 @@ class MapNetwork(eqx.Module):
         """
         return sample_square(image, centre, from_mm * (self.extent / self.side), self.side)
 
-    def maps(self, crops: Float[Array, "b side side"]) -> Float[Array, "b n g g"]:
-        """Logits of each landmark's place, `[., ., y, x]`."""
+    def maps(self, crops: Float[Array, "b side side"]) -> Float[Array, "b h w s s n"]:
+        """Logits of each landmark's place, as the network gives them: in each of its cells, rows
+        and columns of the map's."""
         centred = crops - crops.mean((1, 2), keepdims=True)
         power = jnp.mean(centred**2, (1, 2), keepdims=True)
         x = (centred * lax.rsqrt(power + LEAST_VARIANCE))[..., None]
         names = [name.removesuffix(".bias") for name in self.kernels if name.endswith(".bias")]
         output = map_network(x, plain_layer(self.kernels), names)
         b, h, w, _ = output.shape
-        s = self.split
-        parts = output.reshape(b, h, w, s, s, len(self.landmarks)).transpose(0, 5, 1, 3, 2, 4)
-        return parts.reshape(b, len(self.landmarks), s * h, s * w)
+        return output.reshape(b, h, w, self.split, self.split, len(self.landmarks))
 
-    def moments(self, maps: Float[Array, "n g g"]) -> Moments:
+    def moments(self, maps: Float[Array, "h w s s n"]) -> Moments:
         """Mean and covariance of the maps' softmaxes, from the centre of the crop."""
-        share = jax.nn.softmax(maps, axis=(1, 2))
+        share = jnp.exp(maps - lax.stop_gradient(maps.max((0, 1, 2, 3))))
+        total = share.sum((0, 1, 2, 3))
         cells = self.cell * (jnp.arange(self.grid, dtype=maps.dtype) - (self.grid - 1) / 2)
-        across, down = share.sum(1), share.sum(2)
-        mean = jnp.stack([across @ cells, down @ cells], axis=1)
+        places = cells.reshape(-1, self.split)
+        across, down = share.sum((0, 2)) / total, share.sum((1, 3)) / total
+        mean = jnp.einsum("ps,kpsn->nk", places, jnp.stack([across, down]))
         # Centred before they are squared: far from the crop's centre little would be left.
-        x, y = (cells[None] - mean[:, k, None] for k in (0, 1))
-        xx, yy = jnp.sum(across * x**2, 1), jnp.sum(down * y**2, 1)
-        xy = jnp.einsum("nyx,ny,nx->n", share, y, x)
+        x, y = (places[..., None] - mean[:, k] for k in (0, 1))
+        xx, yy = jnp.sum(across * x**2, (0, 1)), jnp.sum(down * y**2, (0, 1))
+        xy = jnp.sum(y * jnp.sum(share * x[None, :, None], (1, 3)), (0, 1)) / total
         return Moments(mean, jnp.stack([xx, xy, xy, yy], axis=1).reshape(-1, 2, 2))
 
 
@@ -250,60 +267,47 @@ class PyramidExperts(WholeFaceExperts):
         window: int,
         *,
         arithmetic: Arithmetic,
-    ) -> Float[Array, "n k k"]:
+    ) -> GaussianResponses:
         """See `PatchExperts.respond`."""
-        del view, arithmetic
+        del view, window, arithmetic
         scaling = jnp.asarray(self.scalings, landmarks.dtype)[scale]
         from_mm = scaling * to_image
         centroid = landmarks.mean(0)
         middle = jnp.asarray(self.middle, landmarks.dtype)
 
-        # Places are in millimetres of the reference frame, from the landmarks' centroid.
-        def crop(network: MapNetwork, centre: Float[Array, "2"]) -> Float[Array, "side side"]:
-            return network.crop(image, centroid + apply_similarity(from_mm, centre), from_mm)
+        at = apply_similarity(invert_similarity(from_mm), landmarks - centroid[None])
 
-        coarse = self.face.moments(self.face.maps(crop(self.face, middle)[None])[0])
+        # Places are in millimetres of the reference frame, from the landmarks' centroid.
+        def crop(
+            network: MapNetwork, centre: Float[Array, "2"], turn: Float[Array, "2"]
+        ) -> Float[Array, "side side"]:
+            where = centroid + apply_similarity(from_mm, centre)
+            return network.crop(image, where, apply_similarity(from_mm, turn))
+
+        upright = jnp.array([1.0, 0.0], landmarks.dtype)
+        coarse = self.face.moments(self.face.maps(crop(self.face, middle, upright)[None])[0])
         coarse = coarse.moved(middle)
 
         def refine() -> Moments:
             found = coarse
+            # Regions are seen in the frame of what the whole face's network found.
+            turn = similarity_between(at, coarse.mean, least_squares=True)
             for region in self.regions:
                 sides = [np.array(side) for side in (region.landmarks, region.mirrored) if side]
                 centres = [coarse.mean[index].mean(0) for index in sides]
-                crops = jnp.stack([crop(region, centre) for centre in centres])
-                # The second one is seen in the mirror, and so are its maps.
+                crops = jnp.stack([crop(region, centre, turn) for centre in centres])
+                # The second one is seen in the mirror.
                 maps = region.maps(jnp.concatenate([crops[:1], crops[1:, :, ::-1]]))
-                maps = jnp.concatenate([maps[:1], maps[1:, :, :, ::-1]])
-                for index, centre, seen in zip(sides, centres, maps, strict=True):
-                    found = found.replaced(index, region.moments(seen).moved(centre))
+                finer = [region.moments(each) for each in maps]
+                finer[1:] = [each.mirrored() for each in finer[1:]]
+                for index, centre, each in zip(sides, centres, finer, strict=True):
+                    found = found.replaced(index, each.turned(turn).moved(centre))
             return found
 
         found = coarse
         if self.regions and any(self.refined):
             found = lax.cond(jnp.asarray(self.refined)[scale], refine, lambda: coarse)
-        at = apply_similarity(invert_similarity(from_mm), landmarks - centroid[None])
-        covariance = scaling**2 * found.covariance
-        return gaussian_responses(scaling * (found.mean - at), covariance, window)
-
-
-def gaussian_responses(
-    offsets: Float[Array, "n 2"], covariance: Float[Array, "n 2 2"], window: int
-) -> Float[Array, "n k k"]:
-    """Gaussians in windows, each normalised within its window.
-
-    Args:
-        offsets: (x, y) of their means from the windows' centres, pixels.
-        covariance: in square pixels; `LEAST_SPREAD` is added to both variances.
-        window: side `k` of a window.
-    """
-    reach = jnp.arange(window, dtype=offsets.dtype) - (window - 1) / 2
-    x, y = (reach[None] - offsets[:, k, None] for k in (0, 1))
-    xx, yy = (covariance[:, k, k] + LEAST_SPREAD for k in (0, 1))
-    xy = covariance[:, 0, 1]
-    area = xx * yy - xy**2
-    along_x, along_y = (
-        square[:, None] * part**2 / area[:, None] for square, part in ((yy, x), (xx, y))
-    )
-    both = (xy / area)[:, None, None] * y[:, :, None] * x[:, None]
-    logits = both - (along_x[:, None] + along_y[:, :, None]) / 2
-    return jax.nn.softmax(logits, axis=(1, 2))
+        spread = LEAST_SPREAD * jnp.eye(2, dtype=landmarks.dtype)[None]
+        return GaussianResponses(
+            scaling * (found.mean - at), scaling**2 * found.covariance + spread
+        )

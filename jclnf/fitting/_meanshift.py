@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jclnf.experts import GaussianResponses, Responses
+
 TABLE_STEP = 0.1
 """Spacing in pixels of the kernel table that OpenFace looks positions up in."""
 LIKELIHOOD_FLOOR = 1e-8
@@ -31,8 +33,15 @@ def kernel(
     return scaled, lax.stop_gradient(nearest)
 
 
+def centre(responses: Responses) -> float:
+    """Where in its map, along x and y, a landmark's window is centred."""
+    if isinstance(responses, GaussianResponses):
+        return 0.0
+    return (responses.shape[-1] - 1) / 2
+
+
 def mean_shift(
-    responses: Float[Array, "n k k"],
+    responses: Responses,
     offsets: Float[Array, "n 2"],
     width: Float[Array, ""],
     *,
@@ -44,7 +53,9 @@ def mean_shift(
         w_uv = exp(-|(u, v) - d|^2 / (2 width^2))
 
     Args:
-        responses: non-negative response maps, `[landmark, y, x]`.
+        responses: non-negative response maps, `[landmark, y, x]`, or Gaussians, over which the
+            sums are integrals: with the mean `m` and the covariance `S`, the shift is
+            `width^2 (S + width^2 I)^-1 (m - d)`.
         offsets: position `d` of each landmark in its map, (x, y) in map pixels.
         width: standard deviation of the kernel in map pixels.
         tabulated: as OpenFace does, limit `d` to `[0, k - 0.1]` and centre the kernel on the
@@ -53,6 +64,9 @@ def mean_shift(
     Returns:
         Shifts (x, y) in map pixels; 0 where the map is 0 wherever the kernel reaches.
     """
+    if isinstance(responses, GaussianResponses):
+        away, wide, _ = _against_kernel(responses, offsets, width)
+        return width**2 * away / wide[:, None]
     size = responses.shape[-1]
     if tabulated:
         offsets = jnp.clip(offsets, 0.0, size - TABLE_STEP)
@@ -76,10 +90,25 @@ def mean_shift(
     return jnp.where(present[:, None], mean - offsets, 0.0)
 
 
+def _against_kernel(
+    responses: GaussianResponses, offsets: Float[Array, "n 2"], width: Float[Array, ""]
+) -> tuple[Float[Array, "n 2"], Float[Array, " n"], Float[Array, "n 2"]]:
+    """`det(C) C^-1 (m - d)`, `det(C)` and `m - d`, where `C = S + width^2 I`."""
+    away = responses.mean - offsets
+    xx, yy = (responses.covariance[:, k, k] + width**2 for k in (0, 1))
+    xy = responses.covariance[:, 0, 1]
+    x, y = away.T
+    return jnp.stack([yy * x - xy * y, xx * y - xy * x], axis=1), xx * yy - xy**2, away
+
+
 def landmark_likelihood(
-    responses: Float[Array, "n k k"], offsets: Float[Array, "n 2"], width: Float[Array, ""]
+    responses: Responses, offsets: Float[Array, "n 2"], width: Float[Array, ""]
 ) -> Float[Array, " n"]:
-    """`sum_uv w_uv r_uv` of each landmark, the kernel of `mean_shift` at its exact offset."""
+    """`sum_uv w_uv r_uv` of each landmark, the kernel of `mean_shift` at its exact offset;
+    over Gaussians, the integral."""
+    if isinstance(responses, GaussianResponses):
+        against, wide, away = _against_kernel(responses, offsets, width)
+        return width**2 * lax.rsqrt(wide) * jnp.exp(-(against * away).sum(1) / (2 * wide))
     size = responses.shape[-1]
     along_x, beyond_x = kernel(offsets[:, 0], size, width)
     along_y, beyond_y = kernel(offsets[:, 1], size, width)
@@ -88,8 +117,10 @@ def landmark_likelihood(
     return mass * jnp.exp(-(beyond_x + beyond_y) / (2 * width**2))
 
 
-def peak(responses: Float[Array, "n k k"]) -> Float[Array, "n 2"]:
+def peak(responses: Responses) -> Float[Array, "n 2"]:
     """Position (x, y) of the largest response in each map, in map pixels."""
+    if isinstance(responses, GaussianResponses):
+        return responses.mean
     size = responses.shape[-1]
     index = jnp.argmax(responses.reshape(responses.shape[0], -1), axis=1)
     return jnp.stack([index % size, index // size], axis=1).astype(responses.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from jclnf.experts import Responses
 from jclnf.fitting import _implicit as implicit
 from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting import _rlms as rlms
@@ -109,7 +110,7 @@ class _Measured(NamedTuple):
 class _Maps(NamedTuple):
     """The responses that the two passes of a scale work on, and the frame they stand in."""
 
-    responses: Float[Array, "n k k"]
+    responses: Responses
     base: Float[Array, "n 2"]
     to_reference: Float[Array, "2"]
     to_image: Float[Array, "2"]
@@ -256,7 +257,7 @@ def _fit_scale(
         if params.uncertainty
         else None,
     )
-    middle = (window - 1) / 2
+    middle = meanshift.centre(maps.responses)
     trace = {name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid} | {
         "view": view,
         "visible": maps.visible,
@@ -360,8 +361,8 @@ def _shifts(
     maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
 ) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
     """Mean shifts of the landmarks, and their offsets in the maps, both in map pixels."""
-    middle = (maps.responses.shape[-1] - 1) / 2
-    offsets = apply_similarity(maps.to_reference, landmarks - maps.base) + middle
+    offsets = apply_similarity(maps.to_reference, landmarks - maps.base)
+    offsets += meanshift.centre(maps.responses)
     shifts = meanshift.mean_shift(
         maps.responses,
         offsets,

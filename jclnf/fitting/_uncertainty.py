@@ -17,6 +17,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jclnf.experts import GaussianResponses, Responses
 from jclnf.geometry import PDM, Pose, apply_similarity, jacobian, solve
 
 
@@ -39,8 +40,10 @@ def uncalibrated() -> Uncertainty:
     return Uncertainty(inflation=one, residual=one, spread=one, floor=0.25 * one)
 
 
-def response_covariance(responses: Float[Array, "n k k"]) -> Float[Array, "n 2 2"]:
+def response_covariance(responses: Responses) -> Float[Array, "n 2 2"]:
     """Covariance of (x, y) over each response map, in square map pixels; 0 for an empty one."""
+    if isinstance(responses, GaussianResponses):
+        return responses.covariance
     pixels = jnp.arange(responses.shape[-1], dtype=responses.dtype)
     mass = responses.sum((1, 2))
     present = mass > 0

@@ -90,18 +90,21 @@ def sample_square(
     level = 0.5 * jnp.log2(jnp.where(squared > 1, squared, 1.0))
     level = jnp.minimum(level, len(first) - 1.0)
     low = jnp.floor(lax.stop_gradient(level)).astype(jnp.int32)
-
-    def read(level: Int[Array, ""]) -> Float[Array, "size size"]:
-        pixel = jnp.exp2(level.astype(x.dtype))
-        at_x, fx = _split((x - (pixel - 1) / 2) / pixel)
-        at_y, fy = _split((y - (pixel - 1) / 2) / pixel)
-        extent = heights[level], widths[level]
-        reduced = _bilinear(packed, at_x, at_y, fx, fy, first[level], extent)
-        return jnp.where(level == 0, _bilinear(image, at_x, at_y, fx, fy), reduced)
-
     high = jnp.minimum(low + 1, len(first) - 1)
-    lower = read(low)
-    return lower + (level - low.astype(level.dtype)) * (read(high) - lower)
+
+    def at(level: Int[Array, ""]) -> tuple[Array, Array, Array, Array]:
+        pixel = jnp.exp2(level.astype(x.dtype))
+        (at_x, fx), (at_y, fy) = (_split((p - (pixel - 1) / 2) / pixel) for p in (x, y))
+        return at_x, at_y, fx, fy
+
+    def reduced(level: Int[Array, ""]) -> Float[Array, "size size"]:
+        return _bilinear(packed, *at(level), first[level], (heights[level], widths[level]))
+
+    unreduced = _bilinear(image, *at(jnp.zeros_like(low)))
+    if len(first) == 1:
+        return unreduced
+    lower = jnp.where(low == 0, unreduced, reduced(low))
+    return lower + (level - low.astype(level.dtype)) * (reduced(high) - lower)
 
 
 def _reductions(
@@ -119,7 +122,7 @@ def _reductions(
         quarters = [above[y::2, x::2] for y in (0, 1) for x in (0, 1)]
         levels.append(sum(quarters[1:], quarters[0]) / 4)
     heights, widths = zip(*(level.shape for level in levels), strict=True)
-    reduced = levels[1:] or [image[:1, :1]]
+    reduced = levels[1:] or [image[:1, :1]]  # of which nothing is read
     first = np.cumsum([0, 0, *heights[1:-1]])[: len(levels)]
     columns = reduced[0].shape[1]
     padded = [jnp.pad(level, ((0, 0), (0, columns - level.shape[1]))) for level in reduced]

@@ -16,7 +16,7 @@ from jclnf.experts import MapNetwork, PyramidExperts
 from jclnf.geometry import PDM, similarity_between
 from jclnf.train._faces import MIRROR_68
 
-WINDOWS = (31, 31)
+WINDOWS = (0, 31)
 REGULARISATION = (1.0, 0.03)
 KERNEL_WIDTH = (8.0, 8.0)
 SOFTNESS = 10.0
@@ -29,13 +29,17 @@ def assembled(
 ) -> jclnf.Model:
     """The model of a trunk's file, a folder of the fine stage's, a shape model's and a start's.
 
-    It looks twice: at the whole face, then, in the frame of what was found, at the face, the eyes
-    and the mouth. Without a learned start it begins at the frontal mean shape in the box.
+    It looks once: at the whole face and, in the frame of what is found there, at the eyes and the
+    mouth. Without a learned start it begins at the frontal mean shape in the box, and a look at
+    the whole face alone comes first.
     """
     coarse, pdm = Trained.load(trunk), load(shape).pdm
     regions = {} if fine is None else {r: Trained.load(fine / f"{r.name}.npz") for r in REGIONS}
     model = model_of(coarse, regions, pdm, name)
-    return model if start is None else dataclasses.replace(model, start=read_start(start))
+    if start is None:
+        twice = (WINDOWS[1],) * 2
+        return dataclasses.replace(model, defaults=model.defaults.replace(windows=twice))
+    return dataclasses.replace(model, start=read_start(start))
 
 
 def model_of(coarse: Trained, regions: dict[Any, Trained], pdm: PDM, name: str) -> jclnf.Model:

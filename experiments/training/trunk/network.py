@@ -34,8 +34,8 @@ class Network(NamedTuple):
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)
-    blocks: tuple[int, ...] = (0, 1, 2, 2, 2)
-    joined: int = 64
+    blocks: tuple[int, ...] = (0, 1, 1, 2, 2)
+    joined: int = 48
     landmarks: int = 68
     split: int = 2
     openings: tuple[tuple[int, int], ...] = ()
