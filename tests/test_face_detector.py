@@ -198,7 +198,8 @@ def test_weights_that_are_missing_or_damaged(tmp_path, monkeypatch, content):
         module._arrays.cache_clear()
 
 
-def test_openfaces_detector_beside_its_models(tmp_path):
+def test_openfaces_detector_where_its_files_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENFACE_MODELS_DIR", str(tmp_path / "installed"))
     main = tmp_path / "main_clnf_own.txt"
     main.touch()
     assert default_name() == default_name(str(main)) == "jclnf"
@@ -206,6 +207,11 @@ def test_openfaces_detector_beside_its_models(tmp_path):
     folder.mkdir()
     (folder / "MTCNN_detector.txt").touch()
     assert default_name(str(main)) == f"mtcnn:{folder}"
+    installed = tmp_path / "installed" / "2.2.0" / "originals" / "mtcnn_detector"
+    assert default_name(openface=True) == "jclnf"
+    installed.mkdir(parents=True)
+    (installed / "MTCNN_detector.txt").touch()
+    assert default_name(openface=True) == "mtcnn"
     assert default_name() == "jclnf"
 
 

@@ -195,7 +195,7 @@ import cv2, jax, jclnf, numpy as np
 image = cv2.imread("face.png")
 grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
 model = jclnf.load_model()
-box = jclnf.detect.find_faces(jclnf.detect.HaarDetector(), grey)[0]
+box = jclnf.detect.find_faces(jclnf.detect.default(), grey)[0]
 one = jclnf.fit(model, grey, box)
 many = jclnf.fit_images(model, [grey, grey[:-7]], [box, box])
 (face,) = jclnf.Tracker(model).step(image, [box])

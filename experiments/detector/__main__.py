@@ -26,7 +26,7 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train it; goes on where it was stopped")
     train.add_argument("--run-dir", type=Path, required=True, help="checkpoints, labels, weights")
-    train.add_argument("--epochs", type=int, default=22)
+    train.add_argument("--epochs", type=int, default=21)
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--every", type=int, default=1, help="epochs from report to report")
