@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -32,8 +33,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return re.sub(r"(\]\(|src=\")\.\./(?=experiments/|models/|examples/|[A-Z])", r"\1", markdown)
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Formulas as MathML."""
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """Formulas as MathML; an example that was not put in is an error."""
+    if re.search(r"-8 *&lt; *-", re.sub(r"<[^>]+>", "", content)):
+        raise PluginError(f"{page.file.src_uri}: an example is not put in")
 
     def convert(match: re.Match[str]) -> str:
         display = "block" if match[1] == "div" else "inline"

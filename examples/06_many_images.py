@@ -18,7 +18,7 @@ if len(sys.argv) > 1:
     images = [jclnf.images.read_image(path) for path in sys.argv[1:]]
 else:
     greys = [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) for image in samples.portraits()]
-    images = [cv2.resize(grey, None, fx=s, fy=s) for grey in greys for s in (0.7, 0.85, 1.0)]
+    images = [cv2.resize(grey, None, fx=s, fy=s) for grey in greys for s in (0.9, 0.95, 1.0)]
 
 model = jclnf.load_model()
 detector = jclnf.detect.default()

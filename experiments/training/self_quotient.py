@@ -37,14 +37,13 @@ from jclnf.train import (
     Progress,
     TrainConfig,
     averaged,
-    calibrate_uncertainty,
     cut_out,
     fit_errors,
-    learn_confidence,
     learn_readout,
     one_of_each,
     summary,
     train_end_to_end,
+    with_confidence,
 )
 
 CONFIGS = [TrainConfig(8, learning_rate=5e-4, seed=seed) for seed in (11, 12)]
@@ -105,10 +104,8 @@ def main() -> None:
         )
     model = learn_readout(averaged(trained), faces)
     print(f"averaged, with the readout: {summary(fit_errors(model, held))}", flush=True)
-    confidence = learn_confidence(model, faces, held_out, MIRROR_68, quiet=True)
-    model = dataclasses.replace(model, name="default", confidence=confidence)
-    uncertainty = calibrate_uncertainty(model, held_out, MIRROR_68)
-    jclnf.save_model(dataclasses.replace(model, uncertainty=uncertainty), out)
+    model = dataclasses.replace(model, name="default")
+    jclnf.save_model(with_confidence(model, faces, held_out, MIRROR_68, quiet=True), out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jclnf.action_units._model import CELLS, SIDE
+from jclnf.action_units._model import SIDE
+from jclnf.openface import AU_CELLS
 
 CELL = 8
 """Side of a cell, pixels."""
@@ -35,7 +36,7 @@ otherwise than the rest does."""
 
 
 def fhog(image: np.ndarray) -> np.ndarray:
-    """The descriptor `(CELLS, CELLS, 31)` float32 of an image `(SIDE, SIDE, 3)` uint8 (blue, green,
+    """The descriptor `(12, 12, 31)` float32 of an image `(SIDE, SIDE, 3)` uint8 (blue, green,
     red): 18 signed orientations, 9 unsigned ones, 4 textures."""
     values = image.astype(np.int16)
     gx = values[1:-1, 2:] - values[1:-1, :-2]
@@ -90,7 +91,7 @@ def _spread() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def normalised(histograms: Any) -> Any:
-    """The descriptor `(CELLS, CELLS, 31)` of histograms `(GRID, GRID, 18)`, NumPy's or JAX's."""
+    """The descriptor `(12, 12, 31)` of histograms `(GRID, GRID, 18)`, NumPy's or JAX's."""
     xp = histograms.__array_namespace__()
     half = BINS // 2
     unsigned = histograms[..., :half] + histograms[..., half:]
@@ -101,7 +102,7 @@ def normalised(histograms: Any) -> Any:
     inner, inner_unsigned = histograms[1:-1, 1:-1], unsigned[1:-1, 1:-1]
     signed_sum, unsigned_sum, textures = 0.0, 0.0, []
     for y, x in ((1, 1), (0, 1), (1, 0), (0, 0)):
-        limit = limits[y : y + CELLS, x : x + CELLS, None]
+        limit = limits[y : y + AU_CELLS, x : x + AU_CELLS, None]
         weight = _TRUNCATION / 2 / limit
         signed = xp.minimum(inner, limit) * weight
         signed_sum = signed_sum + signed

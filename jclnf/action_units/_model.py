@@ -10,18 +10,19 @@ import numpy as np
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.fitting import Model
 from jclnf.geometry import PDM
-from jclnf.openface import find_action_units, read_action_units
+from jclnf.openface import (
+    AU_CELLS,
+    AU_CHANNELS,
+    AU_LANDMARKS,
+    find_action_units,
+    read_action_units,
+)
 
-LANDMARKS = 68
 SIDE = 112
 """Side of an aligned face, pixels."""
 SCALE = 0.7
 """Pixels per millimetre of the mean shape in an aligned face."""
-CELLS = 12
-"""Cells of the descriptor of appearance along each side."""
-CHANNELS = 31
-"""Numbers of each cell."""
-APPEARANCE = CELLS * CELLS * CHANNELS
+APPEARANCE = AU_CELLS * AU_CELLS * AU_CHANNELS
 """Numbers of a face's appearance; those of its geometry follow."""
 
 HIGHEST = 5.0
@@ -101,7 +102,7 @@ def check_detector(model: Model) -> None:
     Raises:
         ParamsError: it has other landmarks, or a learned start, which OpenFace's do not.
     """
-    if model.pdm.n_landmarks != LANDMARKS or model.start is not None:
+    if model.pdm.n_landmarks != AU_LANDMARKS or model.start is not None:
         raise ParamsError(
             "action units need landmarks as OpenFace's detectors place them, which the model "
             f"{model.name} does not: give one of OpenFace's, such as --model clnf_general"

@@ -15,22 +15,18 @@ from jclnf.cli._commands import Train
 from jclnf.cli._learning import begin_folder, check_options, read_faces, split_people
 from jclnf.cli._settings import start_jax
 from jclnf.errors import JclnfError
-from jclnf.fitting import Confidence, Model
 from jclnf.images import read_image
 from jclnf.runtime import Meter, use_all_cores
 from jclnf.train import (
-    CONFIDENCE_CONFIG,
     MIRROR_68,
     Faces,
     PipelineConfig,
-    adapt_confidence,
-    calibrate_uncertainty,
     cut_out,
     draw_training_curves,
     fine_tune,
     fine_tune_config,
-    learn_confidence,
     train_model,
+    with_confidence,
 )
 
 FEWEST = 16
@@ -90,32 +86,19 @@ def run(options: Train) -> int:
             log=log,
         )
     log("learning how far fits are to be trusted")
-    model = dataclasses.replace(
-        model,
-        name=options.out.stem,
-        confidence=_confidence(model, faces, held_out, options),
-        uncertainty=calibrate_uncertainty(
-            model, held_out, MIRROR_68, effort=min(options.effort, 1.0), seed=options.seed
-        ),
+    model = with_confidence(
+        dataclasses.replace(model, name=options.out.stem),
+        faces,
+        held_out,
+        MIRROR_68,
+        effort=min(options.effort, 1.0),
+        seed=options.seed,
+        quiet=options.quiet,
     )
     jclnf.save_model(model, options.out)
     log(f"model in {options.out}, training curves in {folder / 'curves.csv'}")
     _draw_curves(folder)
     return OK
-
-
-def _confidence(model: Model, faces: Faces, held_out: Faces, options: Train) -> Confidence:
-    """The confidence of a trained model: one that it had before, calibrated anew, or a new one."""
-    effort = min(options.effort, 1.0)
-    config = dataclasses.replace(CONFIDENCE_CONFIG, seed=options.seed)
-    before = model.confidence
-    if isinstance(before, Confidence):
-        return adapt_confidence(
-            model, before, held_out, MIRROR_68, effort=effort, seed=options.seed
-        )
-    return learn_confidence(
-        model, faces, held_out, MIRROR_68, config, effort=effort, quiet=options.quiet
-    )
 
 
 def _read(annotated: list[AnnotatedFace], quiet: bool) -> Faces:

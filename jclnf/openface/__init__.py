@@ -1,6 +1,9 @@
 """All that is OpenFace 2.2's: readers of its model files, its rules, and its table of results."""
 
 from jclnf.openface._action_units import (
+    AU_CELLS,
+    AU_CHANNELS,
+    AU_LANDMARKS,
     ActionUnitArrays,
     Predictor,
     find_action_units,
@@ -23,6 +26,9 @@ from jclnf.openface._mtcnn import INPUT_SIDES, LayerArrays, find_mtcnn, pooled_s
 from jclnf.openface._validator import LAYERS, Validator, View
 
 __all__ = [
+    "AU_CELLS",
+    "AU_CHANNELS",
+    "AU_LANDMARKS",
     "FRONTAL",
     "INPUT_SIDES",
     "LAYERS",

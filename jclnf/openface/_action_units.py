@@ -18,9 +18,11 @@ from jclnf.openface._install import ACTION_UNITS_FOLDER, models_folder
 from jclnf.openface._pdm import PDMArrays, read_pdm
 from jclnf.openface._text import MAX_LIST_BYTES, Entry, TextReader, read_each, read_list, read_text
 
-LANDMARKS = 68
-APPEARANCE = 12 * 12 * 31
-"""Numbers that describe the appearance of a face."""
+AU_LANDMARKS = 68
+AU_CELLS = 12
+"""Cells of the descriptor of appearance along each side."""
+AU_CHANNELS = 31
+"""Numbers of each cell."""
 
 _ENTRIES = {False: "main_dynamic_svms.txt", True: "main_static_svms.txt"}
 _KEYWORDS = ("AUPredictor", "PDM", "Triangulation")
@@ -122,10 +124,10 @@ def read_action_units(path: str | os.PathLike[str]) -> ActionUnitArrays:
     path = Path(path)
     named = read_each(path, _KEYWORDS, remedy=f"; OpenFace's {_ENTRIES[False]} does")
     pdm = read_pdm(named["PDM"].path, missing=named["PDM"].missing)
-    if len(pdm.mean) != LANDMARKS:
-        problem = f"has {len(pdm.mean)} landmarks, the predictors are about {LANDMARKS}"
+    if len(pdm.mean) != AU_LANDMARKS:
+        problem = f"has {len(pdm.mean)} landmarks, the predictors are about {AU_LANDMARKS}"
         raise ModelFileError(named["PDM"].path, problem)
-    size = APPEARANCE + 3 * LANDMARKS + pdm.components.shape[2]
+    size = AU_CELLS * AU_CELLS * AU_CHANNELS + 3 * AU_LANDMARKS + pdm.components.shape[2]
     triangles = _read_triangles(named["Triangulation"])
     predictors = _read_predictors(named["AUPredictor"], size)
     name = path.stem.removeprefix("main_")
@@ -233,6 +235,6 @@ def _read_triangles(entry: Entry) -> np.ndarray:
     if not 1 <= len(values) <= _MAX_TRIANGLES:
         raise reader.error(f"has {len(values)} triangles, not 1 to {_MAX_TRIANGLES}")
     whole = values == np.rint(values)
-    if not (whole & (values >= 0) & (values < LANDMARKS)).all():
-        raise reader.error(f"a corner of a triangle is no landmark from 0 to {LANDMARKS - 1}")
+    if not (whole & (values >= 0) & (values < AU_LANDMARKS)).all():
+        raise reader.error(f"a corner of a triangle is no landmark from 0 to {AU_LANDMARKS - 1}")
     return values.astype(np.int32)

@@ -1,9 +1,9 @@
 """Training: models from annotated images, models trained further, and settings tuned.
 
 Use `tune` for a camera or a scheme of your own with a few hundred faces, `fine_tune` to train the
-bundled model's experts further, `train_model` for a model from nothing; then `learn_confidence`
-(or `adapt_confidence`) and `calibrate_uncertainty`, so that the model knows how far its fits are to
-be trusted. Images are prepared on the host by NumPy and OpenCV; JAX computes on all of its devices.
+bundled model's experts further, `train_model` for a model from nothing; then `with_confidence`, so
+that the model knows how far its fits are to be trusted. Images are prepared on the host by NumPy
+and OpenCV; JAX computes on all of its devices.
 """
 
 from jclnf.train._confidence import CONFIDENCE_CONFIG, adapt_confidence, learn_confidence
@@ -12,7 +12,13 @@ from jclnf.train._end_to_end import averaged, distance, train_end_to_end
 from jclnf.train._examples import BoxExamples
 from jclnf.train._faces import MIRROR_68, Faces, cut_out
 from jclnf.train._loop import History, Progress, TrainConfig
-from jclnf.train._pipeline import PipelineConfig, fine_tune, fine_tune_config, train_model
+from jclnf.train._pipeline import (
+    PipelineConfig,
+    fine_tune,
+    fine_tune_config,
+    train_model,
+    with_confidence,
+)
 from jclnf.train._readout import learn_readout
 from jclnf.train._run_directory import RunDirectory
 from jclnf.train._shape_model import ShapeModel, learn_shape_model
@@ -50,5 +56,6 @@ __all__ = [
     "train_end_to_end",
     "train_model",
     "tune",
+    "with_confidence",
     "write_curves",
 ]

@@ -14,10 +14,11 @@ import numpy as np
 from jclnf.errors import TrainingError
 from jclnf.experts import TrunkExperts, WholeFaceExperts, trunk_network, trunk_shapes
 from jclnf.files import save_model
-from jclnf.fitting import LearnedStart, Model, start_network, start_shapes
+from jclnf.fitting import Confidence, LearnedStart, Model, start_network, start_shapes
 from jclnf.geometry import PDM
 from jclnf.params import FitParams
 from jclnf.train._checkpoint import load_checkpoint, save_checkpoint
+from jclnf.train._confidence import CONFIDENCE_CONFIG, adapt_confidence, learn_confidence
 from jclnf.train._end_to_end import averaged, train_end_to_end
 from jclnf.train._examples import COARSE, FINE, BoxExamples, Example, TrunkExamples
 from jclnf.train._faces import Faces, Posed
@@ -33,6 +34,7 @@ from jclnf.train._networks import (
 from jclnf.train._readout import learn_readout
 from jclnf.train._run_directory import RunDirectory
 from jclnf.train._shape_model import ShapeModel, learn_shape_model
+from jclnf.train._uncertainty import calibrate_uncertainty
 from jclnf.train._validation import fit_errors, one_of_each, summary
 
 Log = Callable[[str], None]
@@ -80,6 +82,42 @@ class PipelineConfig:
         names = ("start", "coarse", "fine", "fit")
         changes = {name: getattr(self, name).scaled(effort, seed) for name in names}
         return dataclasses.replace(self, **changes)
+
+
+def with_confidence(
+    model: Model,
+    faces: Faces,
+    held_out: Faces,
+    mirror: np.ndarray,
+    *,
+    effort: float = 1.0,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Model:
+    """A trained model with the last of its parts: how far each fit is to be trusted, and how far
+    its landmarks may be off.
+
+    A confidence that the model has is calibrated anew, one that it has not is learned.
+
+    Args:
+        model: of 68 landmarks.
+        faces: what it has learned from.
+        held_out: faces of other people, to calibrate on.
+        mirror: `(n,)` index of each landmark's mirror image.
+        effort: factor on the numbers of fits.
+        seed: of what is drawn at random.
+        quiet: no progress bar.
+    """
+    before = model.confidence
+    if isinstance(before, Confidence):
+        confidence = adapt_confidence(model, before, held_out, mirror, effort=effort, seed=seed)
+    else:
+        config = dataclasses.replace(CONFIDENCE_CONFIG, seed=seed)
+        confidence = learn_confidence(
+            model, faces, held_out, mirror, config, effort=effort, quiet=quiet
+        )
+    uncertainty = calibrate_uncertainty(model, held_out, mirror, effort=effort, seed=seed)
+    return dataclasses.replace(model, confidence=confidence, uncertainty=uncertainty)
 
 
 def train_model(

@@ -23,19 +23,13 @@ def main() -> None:
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     import jclnf
     from experiments.training.trunk.faces import read_faces
-    from jclnf.train._confidence import learn_confidence
-    from jclnf.train._faces import MIRROR_68, Faces
-    from jclnf.train._uncertainty import calibrate_uncertainty
+    from jclnf.train import MIRROR_68, Faces, with_confidence
 
     faces, held_out = (read_faces(part, LARGEST) for part in ("train", "held out"))
     packed = [Faces(part.images, part.points) for part in (faces, held_out)]
     model = dataclasses.replace(jclnf.load_model(args.model), name=args.out.stem)
-    how = {"effort": args.effort}
-    confidence = learn_confidence(model, *packed, MIRROR_68, **how, quiet=True)
-    uncertainty = calibrate_uncertainty(model, packed[1], MIRROR_68, **how)
-    jclnf.save_model(
-        dataclasses.replace(model, confidence=confidence, uncertainty=uncertainty), args.out
-    )
+    model = with_confidence(model, *packed, MIRROR_68, effort=args.effort, quiet=True)
+    jclnf.save_model(model, args.out)
 
 
 if __name__ == "__main__":
