@@ -67,6 +67,7 @@ def train_end_to_end(
         progress,
         validate=lambda learned, _: validate(parametrisation.model(learned)),
         patience=patience,
+        convolutions=has_convolutions(model),
     )
     return parametrisation.model(found.learned if patience is None else found.best)
 
@@ -97,7 +98,7 @@ def fit_losses(
         offset: as for `distance`.
         moves_start: whether derivatives pass through a learned start.
     """
-    params, convolutions = model.defaults, moves_start or not isinstance(model.experts, CCNF)
+    params, convolutions = model.defaults, moves_start or has_convolutions(model)
     model = model.prepare(params)
 
     def one(face: Batch) -> Array:
@@ -114,6 +115,11 @@ def fit_losses(
 
     losses: Array = map_faces(one, batch, side_by_side=convolutions)
     return losses
+
+
+def has_convolutions(model: Model) -> bool:
+    """Whether gradients through a fit are those of convolutions, beside its learned start's."""
+    return not isinstance(model.experts, CCNF)
 
 
 def distance(
