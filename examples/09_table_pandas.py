@@ -23,7 +23,7 @@ else:
     path = Path("videos/clip.csv")
 
 table = pd.read_csv(path)
-seen = table[table["success"] == 1]  # numbers are missing (NaN) in all other rows
+seen = table[table["success"] == 1].copy()  # numbers are missing (NaN) in all other rows
 print(f"{table['frame'].nunique()} frames, faces in {seen['frame'].nunique()} of them")
 
 yaw = np.degrees(seen["pose_Ry"])  # radians in the table

@@ -20,7 +20,7 @@ from jclnf.train._pipeline import PipelineConfig, assemble
 
 EXAMPLES = REPOSITORY / "examples"
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = [pytest.mark.examples, pytest.mark.usefixtures("as_users_run_it")]
 
 
 @pytest.fixture(scope="module")
