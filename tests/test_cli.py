@@ -101,7 +101,8 @@ def test_fits_the_face(run, astronaut, model):
     # The numbers are those of the library, and in the frame of the whole image.
     grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
     box = np.array([float(row[f"box_{k}"]) for k in "xywh"])
-    np.testing.assert_allclose(box, (92, 79, 77, 75), atol=8)
+    tight = (89, 79, 84, 82)  # around the landmarks that the bundled model has in this image
+    np.testing.assert_allclose(box, tight, atol=5)
     loaded = jclnf.load_model(model)
     params = loaded.defaults.replace(iterations=1, rotations=None)
     result = jclnf.fit(loaded, grey, box, params)

@@ -116,7 +116,8 @@ class Moments(NamedTuple):
     def mirrored(self) -> "Moments":
         """With x the other way round."""
         flip = jnp.array([-1.0, 1.0], self.mean.dtype)
-        return Moments(self.mean * flip, self.covariance * flip * flip[:, None])
+        both_ways = flip[:, None] * flip[None]
+        return Moments(self.mean * flip[None], self.covariance * both_ways[None])
 
     def turned(self, by: Float[Array, "2"]) -> "Moments":
         """About the origin, and sized."""
@@ -206,14 +207,15 @@ class MapNetwork(eqx.Module):
 
     def moments(self, maps: Float[Array, "h w s s n"]) -> Moments:
         """Mean and covariance of the maps' softmaxes, from the centre of the crop."""
-        share = jnp.exp(maps - lax.stop_gradient(maps.max((0, 1, 2, 3))))
-        total = share.sum((0, 1, 2, 3))
+        axes = (0, 1, 2, 3)
+        share = jnp.exp(maps - lax.stop_gradient(maps.max(axes, keepdims=True)))
+        total = share.sum(axes)
         cells = self.cell * (jnp.arange(self.grid, dtype=maps.dtype) - (self.grid - 1) / 2)
         places = cells.reshape(-1, self.split)
-        across, down = share.sum((0, 2)) / total, share.sum((1, 3)) / total
+        across, down = (share.sum(out) / total[None, None] for out in ((0, 2), (1, 3)))
         mean = jnp.einsum("ps,kpsn->nk", places, jnp.stack([across, down]))
         # Centred before they are squared: far from the crop's centre little would be left.
-        x, y = (places[..., None] - mean[:, k] for k in (0, 1))
+        x, y = (places[..., None] - mean[None, None, :, k] for k in (0, 1))
         xx, yy = jnp.sum(across * x**2, (0, 1)), jnp.sum(down * y**2, (0, 1))
         xy = jnp.sum(y * jnp.sum(share * x[None, :, None], (1, 3)), (0, 1)) / total
         return Moments(mean, jnp.stack([xx, xy, xy, yy], axis=1).reshape(-1, 2, 2))
