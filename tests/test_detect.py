@@ -7,14 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from support.astronaut import ASTRONAUT, holds
 
 import jclnf.detect._haar as haar
 from jclnf.detect import Detector, HaarDetector
 from jclnf.detect._base import Native
 from jclnf.errors import DetectorError, ImageError, JclnfError
-
-# Outer eye corners, tip of the nose, corners of the mouth of skimage's astronaut.
-ASTRONAUT = np.array([(192, 100.5), (258, 103.5), (224, 126), (203, 140), (244, 140.5)])
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +23,6 @@ def detector():
 @pytest.fixture(scope="module")
 def astronaut():
     return cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2GRAY)
-
-
-def holds(box, points, slack=0.0):
-    """Whether the points are in the box, enlarged on each side by `slack` of its size."""
-    low, high = box[:2] - slack * box[2:], box[:2] + (1 + slack) * box[2:]
-    return bool(np.all((points >= low) & (points <= high)))
 
 
 def test_finds_one_face(detector: Detector, astronaut):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
+from support.astronaut import ASTRONAUT, holds
 
 from experiments.detector.examples import Examples, Source
 from experiments.detector.loss import DOUBTFUL, FACE, FIELDS, assigned, detection_loss, overlaps
@@ -22,9 +23,6 @@ from jclnf.geometry import tight_box
 from jclnf.images import read_image
 from jclnf.runtime import programs_compiled
 from jclnf.tracking import overlap
-
-# Outer eye corners, tip of the nose, corners of the mouth of skimage's astronaut.
-ASTRONAUT = np.array([(192, 100.5), (258, 103.5), (224, 126), (203, 140), (244, 140.5)])
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +38,6 @@ def colour():
 @pytest.fixture(scope="module")
 def astronaut(colour):
     return cv2.cvtColor(colour, cv2.COLOR_BGR2GRAY)
-
-
-def holds(box, points):
-    return bool(np.all((points >= box[:2]) & (points <= box[:2] + box[2:])))
 
 
 def moved(box, factor, x=0.0, y=0.0):

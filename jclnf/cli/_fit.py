@@ -168,7 +168,7 @@ def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
             raise BoxError(f"no box for it in {options.boxes}")
 
         return listed
-    detector = make_detector(options.detector or "jclnf")
+    detector = make_detector(options.detector)
 
     def detected(file: ImageFile) -> Any:
         found = find_faces(detector, file, min_face=options.min_face)

@@ -42,13 +42,13 @@ def default_name(model: str | None = None, *, openface: bool = False) -> str:
     return f"mtcnn:{where}" if where else "mtcnn"
 
 
-def make_detector(spec: str = "jclnf") -> Detector:
+def make_detector(spec: str | None = None) -> Detector:
     """Make the detector that `spec` names.
 
     Args:
         spec: One of
 
-            - `jclnf`: its own network, see `FaceDetector`;
+            - `jclnf`, or None: its own network, see `FaceDetector`;
             - `haar`: OpenCV's cascades, see `HaarDetector`;
             - `mtcnn`: OpenFace's networks where they are installed; `mtcnn:PATH`: those of
               OpenFace's model folder, its `mtcnn_detector` folder or list file, see
@@ -61,6 +61,7 @@ def make_detector(spec: str = "jclnf") -> Detector:
         DetectorError: nothing of that kind, or the user's own cannot be imported.
         JclnfError: what the detector needs is missing or damaged.
     """
+    spec = "jclnf" if spec is None else spec
     kind, colon, rest = spec.partition(":")
     if kind == "jclnf" and not colon:
         from jclnf.detect._face_detector import FaceDetector

@@ -163,7 +163,7 @@ class Run:
             return IndependentFitter(
                 self.model,
                 params,
-                make_detector(settings.detector or "jclnf"),
+                make_detector(settings.detector),
                 most,
                 min_face=settings.min_face,
                 cuts=self._seeks_cuts,
@@ -171,7 +171,7 @@ class Run:
         boxes = self._boxes
         detector = None
         if settings.boxes is None:
-            detector = make_detector(settings.detector or "jclnf")
+            detector = make_detector(settings.detector)
         elif path is not None:
             boxes |= FrameBoxTable(settings.boxes).boxes(path)
             if not boxes:
