@@ -124,8 +124,9 @@ def train(
         averages: arrays of which running averages are kept, as the objective returns them.
         validate: of what is learned and averaged, a figure that is better the smaller it is.
         patience: end after so many epochs without a smaller figure.
-        convolutions: whether gradients of convolutions are taken. On a CPU they take six times as
-            long in a program for several devices, so one has the whole batch.
+        convolutions: whether gradients pass through fits into convolutions. On a CPU those take six
+            times as long in a program for several devices, so one has the whole batch; gradients
+            of a network alone do not.
 
     Raises:
         TrainingError: the loss is not finite any more, the checkpoint cannot be used, or there are
