@@ -51,6 +51,12 @@ _OVERLAY, _TABLE = "_overlay.png", ".csv"
 
 def run(options: Fit) -> int:
     """Fit all faces of all images; return the exit code that the help describes."""
+    if options.ray is not None:
+        from jclnf.cli._fit_cluster import run as run_on_cluster
+
+        return run_on_cluster(options)
+    if options.workers is not None:
+        raise CommandError("--workers is for --ray")
     found = find_images(options.paths)
     images, notes = found.files, found.notes
     for problem in found.problems:
