@@ -57,6 +57,15 @@ DataArgument = Annotated[
 SplitOption = Annotated[str | None, "only faces of this split of the data", {"metavar": "NAME"}]
 
 
+RayOption = Annotated[
+    str | None,
+    "on a Ray cluster, with a process for each of its devices; ADDRESS is HOST:PORT, or auto for "
+    "the cluster that this machine is part of (default: the one that RAY_ADDRESS names, or else "
+    "the cores of this machine). Needs `pip install 'jclnf[ray]'`",
+    {"nargs": "?", "const": "", "metavar": "ADDRESS"},
+]
+
+
 COMPILING = "compiling for faces of this size, which takes up to a minute, once ..."
 
 
@@ -182,6 +191,10 @@ class Video:
       and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
     Frames are counted from 1. Time is that of the file's own time stamps, from the first frame.
 
+    With --ray, all machines need jclnf, and the videos and DIR under the same paths; results are
+    those of --workers 2, byte for byte. DIR/report.csv has a row for each video then, and a video
+    whose process is killed goes on in another.
+
     Of a folder, all videos are taken, in folders within it too; if there are none, the images of
     each of these folders as the frames of one. What is left out is named; what jclnf has written
     there is not. DIR/NAME_images.csv says which image is which frame: numbers that the images'
@@ -202,6 +215,7 @@ class Video:
       jclnf video recordings/ --out results --one --workers 2 --resume
       jclnf video clip.avi --out results --model clnf_general --detector mtcnn --overlay
       jclnf video frames/ --out results --rate 25
+      jclnf video recordings/ --out results --resume --ray   all cores
       jclnf video 0 --out results                            a camera
     """
 
@@ -213,7 +227,12 @@ class Video:
     settings: Settings
     out: OutOption = Path("videos")
     resume: Annotated[bool, "go on with a run that was ended"] = False
-    workers: Annotated[int, "videos done at the same time; on one GPU they share its memory"] = 1
+    workers: Annotated[
+        int | None,
+        "videos done at the same time; on one GPU they share its memory (default: 1; with --ray, "
+        "one for each device)",
+    ] = None
+    ray: RayOption = None
     device: DeviceOption = None
     quiet: QuietOption = False
     compiling, interrupted = COMPILING, "the same command goes on from here with --resume"

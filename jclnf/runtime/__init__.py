@@ -4,7 +4,13 @@ and what a person sees who waits for it."""
 from jclnf.runtime._compilation import announce_compilation, programs_compiled
 from jclnf.runtime._devices import check_jax, device_report, share_device, use_device
 from jclnf.runtime._fork import check_process
-from jclnf.runtime._process import enable_compilation_cache, silent_stderr, use_all_cores
+from jclnf.runtime._process import (
+    enable_compilation_cache,
+    keep_to_one_core,
+    own_threads,
+    silent_stderr,
+    use_all_cores,
+)
 from jclnf.runtime._progress import Meter, say
 
 __all__ = [
@@ -14,6 +20,8 @@ __all__ = [
     "check_process",
     "device_report",
     "enable_compilation_cache",
+    "keep_to_one_core",
+    "own_threads",
     "programs_compiled",
     "say",
     "share_device",

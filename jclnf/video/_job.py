@@ -22,7 +22,7 @@ from jclnf.runtime import device_report
 from jclnf.video._derived import write_parquet, write_plot, write_smoothed
 from jclnf.video._open import open_source
 from jclnf.video._overlay import write_overlay
-from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
+from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run, checkpoint_of
 from jclnf.video._settings import Settings, model_digest
 from jclnf.video._source import ImageFolder, Source
 
@@ -71,11 +71,12 @@ def process_video(
     *,
     resume: bool = False,
     every: float = CHECKPOINT_SECONDS,
+    wait: float = 0.2,
     source: Source | None = None,
     on_frame: OnFrame | None = None,
     on_start: OnStart | None = None,
 ) -> JobResult:
-    """Make all results of a video; `process_videos` is what to call from elsewhere.
+    """Make all results of a video; `process_videos` is what to call with several.
 
     What cannot be done is said in the result: nothing is raised.
 
@@ -85,13 +86,14 @@ def process_video(
         out, stem: the folder of the results, and the first part of their names; both are claimed.
         resume: go on with a run that was ended; one that is complete is left as it is.
         every: seconds between checkpoints.
+        wait: seconds to wait for another process that is at the same results.
         source: the opened video, if it is no file.
         on_frame: called after each frame with it and its faces; returns False to end the run.
         on_start: see `OnStart`.
     """
     done = JobResult(path)
     try:
-        with locked(out / f"{stem}.csv"):
+        with locked(out / f"{stem}.csv", wait=wait):
             source = open_source(path, rate=settings.rate) if source is None else source
             run = Run(settings, model, source, out, stem)
             metadata = out / f"{stem}.json"
@@ -143,6 +145,21 @@ def process_video(
         # A night's other videos must not wait for whatever this is.
         done.problems.append(f"{path}: stopped by an error in jclnf: {error!r}")
     return done
+
+
+def unfinished(out: Path, stem: str) -> bool:
+    """Whether there is something of a run that was ended, for another to go on with."""
+    return checkpoint_of(out, stem).exists()
+
+
+def forget(out: Path, stem: str) -> None:
+    """Have the next run begin anew even if it is told to go on with what was ended.
+
+    Raises:
+        OutputError: another process is at it.
+    """
+    with locked(out / f"{stem}.csv"):
+        checkpoint_of(out, stem).unlink(missing_ok=True)
 
 
 def _derive(settings: Settings, run: Run, source: Source) -> list[str]:

@@ -66,6 +66,11 @@ def endings(settings: Settings) -> tuple[list[str], list[str]]:
     return wanted, others
 
 
+def checkpoint_of(out: Path, stem: str) -> Path:
+    """Where a run says how far it is."""
+    return out / f"{stem}.checkpoint"
+
+
 @dataclass
 class Counts:
     """How much a run has done so far; goes into its checkpoint and its metadata as it is."""
@@ -146,7 +151,7 @@ class Run:
         for what, file in (("the video", path), ("the boxes", settings.boxes)):
             if file is not None:
                 depends[what] = source_digest(Path(file))
-        self.checkpoint = Checkpoint(out / f"{stem}.checkpoint", depends)
+        self.checkpoint = Checkpoint(checkpoint_of(out, stem), depends)
         self._grown = {ending: out / f"{stem}{ending}" for ending in _GROWING}
         self._pts = self._aligned = out
         self.beside = False

@@ -1,0 +1,1 @@
+from ._videos import process_videos as process_videos
