@@ -68,8 +68,8 @@ def describe(
 
 def describe_batch(
     model: ActionUnits,
-    images: Sequence[np.ndarray] | np.ndarray,
-    landmarks: Sequence[np.ndarray] | np.ndarray,
+    images: Sequence[np.ndarray],
+    landmarks: Sequence[np.ndarray],
     *,
     rounded: bool = False,
 ) -> np.ndarray:
@@ -105,7 +105,8 @@ def describe_batch(
 @eqx.filter_jit
 def _batch(shared: Any, batch: Any, rounded: bool) -> Any:
     def one(shared: Any, face: Any) -> Any:
-        return _described(*shared, *face, rounded)
+        (pdm, triangles), (image, landmarks) = shared, face
+        return _described(pdm, triangles, image, landmarks, rounded)
 
     return map_everywhere(one, shared, batch)
 

@@ -106,7 +106,7 @@ def _normalised(histograms: Float[Array, "g g 18"]) -> Float[Array, "c c 31"]:
     rows = energy[:-1] + energy[1:]
     limits = _TRUNCATION * jnp.sqrt(rows[:, :-1] + rows[:, 1:] + _NORM)
     inner, inner_unsigned = histograms[1:-1, 1:-1], unsigned[1:-1, 1:-1]
-    signed_sum, unsigned_sum, textures = 0.0, 0.0, []
+    signed_sum, unsigned_sum, textures = jnp.zeros(()), jnp.zeros(()), []
     for y, x in ((1, 1), (0, 1), (1, 0), (0, 0)):
         limit = limits[y : y + AU_CELLS, x : x + AU_CELLS, None]
         weight = _TRUNCATION / 2 / limit
