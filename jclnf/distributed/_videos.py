@@ -16,9 +16,11 @@ from jclnf.video import (
     JobResult,
     Settings,
     claim_results,
+    count_segments,
     forget,
     is_camera,
     load,
+    process_segment,
     process_video,
     unfinished,
 )
@@ -72,6 +74,14 @@ def process_videos(
             for _, stem in jobs:
                 forget(out, stem)
         arguments = settings, out, resume, every
+        parts = [
+            (path, stem, number)
+            for path, stem in jobs
+            for number in range(count_segments(settings, path))
+        ]
+        # What went wrong with one is found again, and told, where they are joined.
+        for _ in each(_SegmentWorker, arguments, parts, workers=workers, device=device):
+            pass
         rows: list[list[Any]] = [[]] * len(jobs)
         for at, done in each(_Worker, arguments, jobs, workers=workers, device=device):
             path, stem = jobs[at]
@@ -100,6 +110,23 @@ class _Worker:
             stem,
             # What is unfinished is this run's own, from a process that was killed.
             resume=self._resume or unfinished(self._out, stem),
+            every=self._every,
+            wait=_WAIT,
+        )
+
+
+class _SegmentWorker(_Worker):
+    """Does segments of videos."""
+
+    def __call__(self, job: tuple[str, str, int]) -> JobResult:  # type: ignore[override]
+        path, stem, number = job
+        return process_segment(
+            self._settings,
+            self._model,
+            path,
+            self._out,
+            stem,
+            number,
             every=self._every,
             wait=_WAIT,
         )

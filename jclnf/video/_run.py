@@ -231,14 +231,7 @@ class Run:
             self.checkpoint.remove()
         if on_start is not None:
             on_start(self.counts.frames, self.source.expected(self._selection()))
-        table, self._pts, self._aligned = (
-            growing(path, resume=saved is not None) for path in self._grown.values()
-        )
-        if self.settings.pts:
-            self._pts.mkdir(exist_ok=True)
-        if self.settings.aligned:
-            self._aligned.mkdir(exist_ok=True)
-        self.beside = table != self.path
+        table = self.grow(resume=saved is not None)
         self._last = Frame(first - 1, begin, None)
         if self.units is not None:
             self.units.open(units_offset)
@@ -271,6 +264,23 @@ class Run:
         if self.units is not None:
             self.units.finish(table, self.table)
         return self.counts
+
+    def grow(self, *, resume: bool) -> Path:
+        """Where the table is written; see `jclnf.outputs.growing`. The images are beside it."""
+        table, self._pts, self._aligned = (
+            growing(path, resume=resume) for path in self._grown.values()
+        )
+        for folder in self.images.values():
+            folder.mkdir(exist_ok=True)
+        self.beside = table != self.path
+        return table
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """The folders that are filled with the table, by how their names end in the end."""
+        folders = {"_pts": self._pts, "_aligned": self._aligned}
+        wanted = {"_pts": self.settings.pts, "_aligned": self.settings.aligned}
+        return {ending: folder for ending, folder in folders.items() if wanted[ending]}
 
     def unused_boxes(self) -> list[int]:
         """The frames that boxes were given for and that the video, read to its end, has not."""
