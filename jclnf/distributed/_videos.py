@@ -50,12 +50,16 @@ def process_videos(
     results has a row for each video, with what was wrong.
 
     Args:
-        settings, paths, out, resume, every: as there, but for cameras.
+        settings: what to do, and with which model.
+        paths: videos and folders of images; no cameras.
+        out: folder of the results.
         address: of the cluster, `HOST:PORT` or `auto`; without it the one that `RAY_ADDRESS` names,
             or else one of this machine alone, for the time.
         workers: videos that are done at the same time; as many as the cluster has devices if not
             given.
         device: `cpu`, `gpu`, or a GPU if the cluster has one.
+        resume: go on with what was ended; what is complete is left as it is.
+        every: seconds between checkpoints.
 
     Yields:
         A result for each video. What cannot be done of one is said there.
