@@ -66,6 +66,27 @@ def describe(
     return _described(model.pdm, model.triangles, jnp.asarray(image), landmarks, rounded)
 
 
+def estimate(
+    model: ActionUnits,
+    image: Real[Array, "h w 3"] | np.ndarray,
+    landmarks: Float[Array, "68 2"] | np.ndarray,
+    median: Any = None,
+    *,
+    rounded: bool = False,
+) -> Float[Array, " k"]:
+    """The action units of a face, before intensities are limited and presences decided
+    (`ActionUnits.shown`), in the order of `model.columns`; pure as `describe`.
+
+    Args:
+        model, image, landmarks, rounded: see `describe`.
+        median: `(d,)` the person's median of descriptors, see `ActionUnits.predict`.
+
+    Raises:
+        ImageError: as `describe`.
+    """
+    return model.predict(describe(model, image, landmarks, rounded=rounded), median)
+
+
 def describe_batch(
     model: ActionUnits,
     images: Sequence[np.ndarray],
