@@ -1,12 +1,15 @@
-"""A local cluster of two workers with one core each: `jclnf.distributed` and `--ray`."""
+"""`jclnf.distributed` and `--ray`, on a local cluster of two workers with one core each."""
 
+import contextlib
 import csv
 import importlib.util
 import os
+import pickle
 import socket
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from support.cluster_work import Squares
@@ -14,8 +17,9 @@ from support.videos import frames, write_video
 
 import jclnf
 from jclnf.cli import main
-from jclnf.distributed import _cluster
-from jclnf.errors import ClusterError, ParamsError, VideoError
+from jclnf.distributed import _cluster, _photographs, _videos
+from jclnf.distributed._sources import find_photographs
+from jclnf.errors import ClusterError, ImageError, ParamsError, VideoError
 from jclnf.video import Settings, process_videos
 
 needs_ray = pytest.mark.skipif(
@@ -28,14 +32,33 @@ def ray():
     """Connected to the cluster, which the commands then use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        # Workers are to find this module.
-        path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-        patch.setenv("PYTHONPATH", path)
+        # Workers are to find the tests' modules.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
         import ray
 
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
+
+
+def each_here(make, arguments, items, **_):
+    """The same work in this process."""
+    work = make(*pickle.loads(pickle.dumps(tuple(arguments))))
+    for at, item in enumerate(items):
+        yield at, pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(item)))))
+
+
+@pytest.fixture(params=["here", pytest.param("cluster", marks=[pytest.mark.cluster, needs_ray])])
+def somewhere(request, monkeypatch):
+    """What is done by a cluster; by default all but the processes, which would compile anew."""
+    if request.param == "cluster":
+        request.getfixturevalue("ray")
+        return
+    for module in (_photographs, _videos):
+        monkeypatch.setattr(module, "cluster", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(module, "each", each_here)
+    # Which would move the cache that the tests share.
+    monkeypatch.setattr("jclnf.cli._fit_cluster.use_device", lambda _: None)
 
 
 @needs_ray
@@ -55,9 +78,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("somewhere")
 def test_videos(tmp_path, capsys, monkeypatch):
     """The tables are those of a run without a cluster, and what cannot be read is a row."""
     monkeypatch.chdir(tmp_path)
@@ -152,3 +173,102 @@ def test_a_process_for_each_device():
     assert _cluster._devices(there, None) == (True, 2)
     assert _cluster._devices(there, "cpu") == (False, 8)
     assert _cluster._devices({"CPU": 8.0}, None) == (False, 8)
+
+
+class TestPhotographs:
+    def test_where_they_are_found(self, tmp_path):
+        """In folders, in Parquet files, and through pyarrow's file systems, in stretches."""
+        from pyarrow import fs
+
+        images, _ = photographs(tmp_path)
+        (tmp_path / "notes.txt").write_text("no image")
+        table = str(parquet_of(tmp_path / "more.parquet", images))
+        for source in (str(tmp_path), f"file://{tmp_path}"):
+            found = find_photographs([source], 2, None)
+            assert [len(one.paths) for one in found] == [2, 1, 1, 1]
+            assert [(one.start, one.stop) for one in found[2:]] == [(0, 2), (2, 3)]
+            read = [data for one in found for _, data in one.read()]
+            assert read == 2 * [path.read_bytes() for path in images]
+        (there,) = find_photographs(
+            ["more.parquet"], 9, fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+        )
+        assert [name for name, _ in there.read()] == [f"more.parquet#{n}" for n in range(3)]
+        assert [name for name, _ in find_photographs([table], 2, None)[1].read()] == [f"{table}#2"]
+
+    def test_what_holds_none(self, tmp_path):
+        from pyarrow import parquet, table
+
+        with pytest.raises(ImageError, match="no such file"):
+            find_photographs([str(tmp_path / "gone")], 2, None)
+        with pytest.raises(ImageError, match="holds no images"):
+            find_photographs([str(tmp_path)], 2, None)
+        parquet.write_table(table({"a": [1], "b": ["x"]}), tmp_path / "n.parquet")
+        with pytest.raises(ImageError, match=r"none of its columns holds bytes of images: a, b"):
+            find_photographs([str(tmp_path)], 2, None)
+
+    @pytest.mark.usefixtures("somewhere")
+    def test_the_table(self, tmp_path, capsys):
+        """What `jclnf fit` finds, in Parquet; what cannot be read is a row. A stretch that is
+        there is left as it is, and one that is missing is done."""
+        import pandas
+
+        images, bad = photographs(tmp_path / "photos")
+        sources = [str(tmp_path / "photos"), str(parquet_of(tmp_path / "p.parquet", images[:1]))]
+        out = tmp_path / "out"
+        assert main(["fit", *sources, "--out", str(out), "--ray", "--quiet"]) == 1
+        assert capsys.readouterr().err.count("b.png") == 1
+        found = pandas.read_parquet(out / "faces.parquet")
+        assert [Path(name).name for name in found["image"]] == [*NAMES, "p.parquet#0"]
+        assert list(found["status"].where(found["success"] != 1)[1:3]) == ["unreadable", "no_face"]
+        assert list(found["success"]) == [1, 0, 0, 1]
+        assert str(bad) in found["message"][1]
+        assert found["x_30"].notna().tolist() == [True, False, False, True]
+
+        assert main(["fit", str(images[0]), "--out", str(tmp_path / "plain"), "--quiet"]) == 0
+        plain = pandas.read_csv(tmp_path / "plain" / "landmarks.csv")
+        columns = [name for name in plain if name not in ("image", "status")]
+        assert list(found)[:-1] == list(plain)
+        for row in (0, 3):
+            np.testing.assert_allclose(
+                found.loc[row, columns].astype(float),
+                plain.loc[0, columns].astype(float),
+                atol=2e-3,
+            )
+
+        parts = sorted((out / "faces.parquet").glob("part-*"))
+        before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in parts}
+        assert len(before) == 2
+        parts[1].unlink()
+        asked = ["fit", *sources, "--out", str(out), "--ray", "--quiet", "--resume"]
+        assert main(asked) == 1
+        assert {path: path.read_bytes() for path in parts} == {p: b for p, (b, _) in before.items()}
+        assert parts[0].stat().st_mtime_ns == before[parts[0]][1]
+        assert main([*asked, "--one"]) == 2
+        assert "other settings, or something else has changed: one" in capsys.readouterr().err
+
+    def test_what_is_of_one_machine_only(self, tmp_path, capsys):
+        asked = ["fit", "a.png", "--out", str(tmp_path / "out"), "--ray"]
+        assert main([*asked, "--openface-csv"]) == 2
+        assert "--openface-csv is not for --ray" in capsys.readouterr().err
+
+
+NAMES = ["a.png", "b.png", "c.png"]
+
+
+def photographs(folder):
+    """One of a face, one that cannot be read and one without a face."""
+    folder.mkdir(exist_ok=True)
+    images = [folder / name for name in NAMES]
+    cv2.imwrite(str(images[0]), frames(1)[0])
+    images[1].write_bytes(b"no image")
+    cv2.imwrite(str(images[2]), np.full((120, 160, 3), 90, np.uint8))
+    return images, images[1]
+
+
+def parquet_of(path, images):
+    """A Parquet file as data sets of images have it."""
+    from pyarrow import parquet, table
+
+    rows = [{"bytes": image.read_bytes(), "path": image.name} for image in images]
+    parquet.write_table(table({"label": [0] * len(rows), "image": rows}), path, row_group_size=2)
+    return path

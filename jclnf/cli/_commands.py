@@ -23,6 +23,7 @@ from jclnf.video import (
 _SPACE = {"group": "in space, in millimetres; distances follow the focal length"}
 _FACES = {"group": "which faces (default: all that are found)"}
 _WHICH = _FACES | {"exclusive": "which"}
+_CLUSTER = {"group": "many photographs"}
 _OPENFACE = {"group": "OpenFace's models only"}
 _FIT = {"group": "the fit (default: as the model was trained)"}
 _UNITS = {"group": "action units"}
@@ -88,6 +89,13 @@ class Fit:
                                OpenFace's FaceLandmarkImg: gaze (with --parts), head pose and
                                landmarks in space in millimetres
     With --aus, both tables have columns of action units.
+    With --ray, PATH may also be a Parquet file with a column of images' bytes, or a URI such as
+    s3://bucket/folder, and the output is
+      DIR/faces.parquet        a Parquet data set, a file for each 256 photographs: the columns of
+                               landmarks.csv (nulls for empty cells), and message, which says of an
+                               unreadable photograph (status unreadable) why. It does not depend on
+                               the number of workers
+
     Of a folder, all images are taken, in folders within it too, and what is left out is named; what
     jclnf has written there is not. Results take the place of those of an earlier run when they are
     complete; until then they are beside them in hidden files, with which --resume goes on.
@@ -110,6 +118,7 @@ class Fit:
       jclnf fit crowd.jpg --detector mtcnn:OpenFace/model
       jclnf fit frames/ --boxes boxes.csv --starts 1 --no-overlay --quiet
       jclnf fit photo.jpg --model clnf_general --parts --aus --openface-csv
+      jclnf fit photos/ more.parquet --resume --ray
     """
 
     paths: Annotated[tuple[str, ...], "an image, or a folder of images", {"metavar": "PATH"}]
@@ -123,6 +132,9 @@ class Fit:
         bool, "go on with a run that was ended, or do the images that have come since"
     ] = False
     compiling, interrupted = COMPILING, "go on with --resume"
+
+    ray: Annotated[RayOption, _CLUSTER] = None
+    workers: Annotated[int | None, "processes (default: one for each device)", _CLUSTER] = None
 
     openface_csv: Annotated[
         bool,

@@ -75,7 +75,8 @@ def each(
     Args:
         make: called in each process with `arguments`, once, for the function that does the work;
             where that raises JclnfError, the error is the result of all work.
-        items: what that function is called with. All of this, and the results, can be pickled.
+        items: what that function is called with; what it raises is the result, as JclnfError. All
+            of this, and the results, can be pickled.
         workers: processes; as many as the cluster has devices if not given.
         device: `cpu`, `gpu`, or a GPU if there is one.
 
@@ -138,7 +139,12 @@ class _Process:
         result = self._error
         # Ray begins anew what was killed, without end.
         if result is None and _ray().get(self._begun.again.remote(row["number"])) <= TRIES:
-            result = self._work(pickle.loads(row["item"]))
+            try:
+                result = self._work(pickle.loads(row["item"]))
+            except JclnfError as error:
+                result = error
+            except Exception as error:  # all other work must not wait for whatever this is
+                result = JclnfError(f"stopped by an error in jclnf: {error!r}")
         return {"number": row["number"], "result": pickle.dumps(result)}
 
 
