@@ -197,12 +197,20 @@ def test_exact_alignment_differs_by_roundings(static, rng):
     expected = warped(image, matrix)
 
     @jax.jit
-    def both(*face):
-        return [
-            aligned_exactly(static.pdm, static.triangles, *face, rounded=r) for r in (False, True)
-        ]
+    def both(image, points, middle, direction):
+        def moved(rounded):
+            def face(points):
+                model = static.pdm, static.triangles
+                return aligned_exactly(*model, image, points, middle, rounded=rounded)
 
-    exact, rounded = map(np.asarray, both(image, points, middle))
+            return jax.jvp(face, (points,), (direction,))
+
+        return moved(False), moved(True)
+
+    found = both(image, points, middle, points)
+    (exact, slope), (rounded, of_rounded) = jax.tree.map(np.asarray, found)
+    np.testing.assert_array_equal(slope, of_rounded)
+    assert np.abs(slope).max() > 1
     inside = mask & exact.any(2)
     assert (mask ^ exact.any(2)).sum() <= 3
     differences = np.abs(exact - expected)[inside]
@@ -237,7 +245,7 @@ def test_gradients_are_those_of_differences(static, rng):
         )
 
         def intensity(image, points):
-            return cast.predict(action_units.describe(cast, image, points))[1]
+            return action_units.estimate(cast, image, points)[1]
 
         points = points.astype(np.float64)
         gradients = jax.jit(jax.grad(intensity, (0, 1)))(image, points)

@@ -6,8 +6,8 @@ killed by the system (SIGKILL) at a random moment; a copy of what it left is com
 files of a run that nothing disturbed. What was left itself goes on in the next process, which is
 killed as well: so there are runs that were stopped twice.
 
-With `--aus` there are action units as well: by random predictors, of the landmarks of a random
-model in OpenFace's files, since the bundled one's are refused.
+With `--aus` there is a table with action units, and nothing else: by random predictors, of the
+landmarks of a random model in OpenFace's files, since the bundled one's are refused.
 """
 
 import argparse
@@ -62,8 +62,7 @@ def settings_of(clip: Path) -> Settings:
     predictors = clip.parent / "AU_predictors"
     if not predictors.is_dir():
         return SETTINGS
-    return dataclasses.replace(
-        SETTINGS,
+    return Settings(
         model=str(clip.parent / "model" / MAIN),
         validator=False,
         parts=False,
@@ -72,6 +71,7 @@ def settings_of(clip: Path) -> Settings:
         boxes=str(clip.parent / "boxes.csv"),
         one=True,
         iterations=1,
+        plot=False,
     )
 
 

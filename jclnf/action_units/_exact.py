@@ -36,6 +36,8 @@ from jclnf.geometry import (
 )
 
 _MIDDLE = SIDE // 2
+_LIFTS = RAISE * np.stack([np.zeros(68), np.isin(np.arange(68), RAISED)], axis=1)
+"""How far up each landmark is moved for the mask."""
 
 
 def describe(
@@ -64,6 +66,27 @@ def describe(
     """
     check_face(image, landmarks)
     return _described(model.pdm, model.triangles, jnp.asarray(image), landmarks, rounded)
+
+
+def estimate(
+    model: ActionUnits,
+    image: Real[Array, "h w 3"] | np.ndarray,
+    landmarks: Float[Array, "68 2"] | np.ndarray,
+    median: Any = None,
+    *,
+    rounded: bool = False,
+) -> Float[Array, " k"]:
+    """The action units of a face, before intensities are limited and presences decided
+    (`ActionUnits.shown`), in the order of `model.columns`; pure as `describe`.
+
+    Args:
+        model, image, landmarks, rounded: see `describe`.
+        median: `(d,)` the person's median of descriptors, see `ActionUnits.predict`.
+
+    Raises:
+        ImageError: as `describe`.
+    """
+    return model.predict(describe(model, image, landmarks, rounded=rounded), median)
 
 
 def describe_batch(
@@ -157,7 +180,7 @@ def aligned_face(
     middle = translation - apply_similarity(to_image, jnp.full(2, 0.5, landmarks.dtype))
     face = (_sampled_and_rounded if rounded else _sampled)(image, middle, to_image)
     points = apply_similarity(to_face, landmarks - translation) + _MIDDLE
-    raised = points.at[RAISED, 1].add(-RAISE)
+    raised = points - _LIFTS.astype(points.dtype)
     return jnp.where(face_mask(lax.stop_gradient(raised), triangles)[..., None], face, 0.0)
 
 

@@ -42,7 +42,7 @@ from jclnf.outputs import (
     write_png,
 )
 from jclnf.params import FitParams
-from jclnf.runtime import silent_stderr
+from jclnf.runtime import check_interrupted, silent_stderr
 from jclnf.space import Camera
 
 _OVERLAY, _TABLE = "_overlay.png", ".csv"
@@ -138,6 +138,7 @@ def _fit_all(
         for path in () if options.resume else results:
             abandon(path)
         for image, stem in zip(images, stems, strict=True):
+            check_interrupted()
             if os.path.abspath(image) not in done:
                 failed += not task.do(image, options.out / stem)
         if table.beside and table.rows == 0:

@@ -95,6 +95,15 @@ def use_all_cores(most: int) -> None:
         jax.config.update("jax_num_cpu_devices", min(cores, most))
 
 
+def use_one_thread_each() -> None:
+    """Have each device of XLA's use one thread, where there are as many of them, or of processes,
+    as cores: more would only wait for each other. Only before the first computation."""
+    flags, own = os.environ.get("XLA_FLAGS", "").split(), "--xla_cpu_multi_thread_eigen=false"
+    # Not twice: JAX would take programs of its cache for others.
+    if own not in flags:
+        os.environ["XLA_FLAGS"] = " ".join([*flags, own])
+
+
 _OWN_THREADS = "NPROC"
 """Of the environment: how many threads XLA has at most."""
 
@@ -105,8 +114,7 @@ def keep_to_one_core() -> None:
     """
     import cv2
 
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    use_one_thread_each()
     os.environ[_OWN_THREADS] = "1"
     cv2.setNumThreads(1)
 

@@ -27,6 +27,7 @@ from jclnf.space import EYES, Camera
 from jclnf.tracking import TrackedFace, Tracker, TrackParams
 from jclnf.video._aligned import aligned_face
 from jclnf.video._checkpoint import Checkpoint
+from jclnf.video._faces import DescriptorFile, write_face
 from jclnf.video._fitters import IndependentFitter, TrackingFitter
 from jclnf.video._settings import CHUNK, Settings, model_digest, source_digest
 from jclnf.video._source import Camera as CameraSource
@@ -53,8 +54,9 @@ _DERIVED = {
 }
 """How the names end of the files that are written once the table is complete, with the settings
 that ask for them."""
-_GROWING = {".csv": "", "_pts": "pts", "_aligned": "aligned"}
-"""The same of the table, and of the folders that are filled with it."""
+_FOLDERS = {"_pts": "pts", "_aligned": "aligned", "_masked": "masked"}
+_GROWING = {".csv": "", ".hog": "hog", **_FOLDERS}
+"""The same of the table, and of the file and the folders that are filled with it."""
 
 
 def endings(settings: Settings) -> tuple[list[str], list[str]]:
@@ -153,7 +155,8 @@ class Run:
                 depends[what] = source_digest(Path(file))
         self.checkpoint = Checkpoint(checkpoint_of(out, stem), depends)
         self._grown = {ending: out / f"{stem}{ending}" for ending in _GROWING}
-        self._pts = self._aligned = out
+        self._pts = self._aligned = self._masked = out
+        self._descriptors: DescriptorFile | None = None
         self.beside = False
         """Whether there is an earlier table, which stays until `put_in_place`."""
         self._last = Frame(0, 0.0, None)
@@ -253,11 +256,15 @@ class Run:
                         self._save(file)
                         last = time.monotonic()
             self._save(file, ended=True)
+        if self._descriptors is not None:
+            self._descriptors.close()
         if self.counts.frames == 0 and self.settings.begin > 0:
             self.withdraw()
             if not self.beside:
                 table.unlink()
-                for folder in (self._pts, self._aligned):
+                if self._descriptors is not None:
+                    descriptors.unlink(missing_ok=True)
+                for folder in (self._pts, self._aligned, self._masked):
                     with contextlib.suppress(OSError):  # there are earlier ones, or none are asked
                         folder.rmdir()
             raise VideoError(f"--from {self.settings.begin:g} lies beyond its end")
@@ -266,21 +273,23 @@ class Run:
         return self.counts
 
     def grow(self, *, resume: bool) -> Path:
-        """Where the table is written; see `jclnf.outputs.growing`. The images are beside it."""
-        table, self._pts, self._aligned = (
+        """Where the table is written, and all that grows with it; see `jclnf.outputs.growing`."""
+        table, descriptors, *folders = (
             growing(path, resume=resume) for path in self._grown.values()
         )
+        self._pts, self._aligned, self._masked = folders
         for folder in self.images.values():
             folder.mkdir(exist_ok=True)
+        if self.settings.hog:
+            self._descriptors = DescriptorFile(descriptors, self.counts.rows)
         self.beside = table != self.path
         return table
 
     @property
     def images(self) -> dict[str, Path]:
         """The folders that are filled with the table, by how their names end in the end."""
-        folders = {"_pts": self._pts, "_aligned": self._aligned}
-        wanted = {"_pts": self.settings.pts, "_aligned": self.settings.aligned}
-        return {ending: folder for ending, folder in folders.items() if wanted[ending]}
+        folders = zip(_FOLDERS, (self._pts, self._aligned, self._masked), strict=True)
+        return {e: folder for e, folder in folders if getattr(self.settings, _FOLDERS[e])}
 
     def unused_boxes(self) -> list[int]:
         """The frames that boxes were given for and that the video, read to its end, has not."""
@@ -306,9 +315,8 @@ class Run:
         self.withdraw()
         for ending in _DERIVED:
             discard(self.out / f"{self.stem}{ending}")
-        for ending in ("pts", "png"):
-            folder = self._grown["_pts" if ending == "pts" else "_aligned"]
-            for part in folder.glob(f".*.part.{ending}"):
+        for ending in _FOLDERS:
+            for part in self._grown[ending].glob(".*.part.*"):
                 part.unlink(missing_ok=True)
 
     def selected_frames(self, first: int = 1, begin: float = 0.0) -> Iterator[Frame]:
@@ -323,6 +331,8 @@ class Run:
     def _save(self, file: BinaryIO, *, ended: bool = False) -> None:
         file.flush()
         os.fsync(file.fileno())
+        if self._descriptors is not None:
+            self._descriptors.sync()
         numbers = {
             "frame": self._last.number + 1,
             "time": self._last.time,
@@ -348,6 +358,9 @@ class Run:
         for frame, faces in self._fitter.fit_frames(chunk):
             self._write_images(frame, faces)
             told.append({} if self.units is None else self.units.people.step(frame.image, faces))
+            if self.settings.masked:
+                for number, one in told[-1].items():
+                    write_face(self._masked, frame.number, number, one)
             going = on_frame is None or on_frame(frame, faces)
             # A chunk of large images would fill the memory.
             frames.append(dataclasses.replace(frame, image=None))
@@ -393,6 +406,10 @@ class Run:
         file.flush()
         if self.units is not None:
             self.units.append(kept)
+        if self._descriptors is not None:
+            for row in kept:
+                if row.has_row:
+                    self._descriptors.append(row.units)
         return frames[-1], going
 
     def _write_images(self, frame: Frame, faces: list[TrackedFace]) -> None:

@@ -131,6 +131,14 @@ class Settings:
         _UNITS,
     ] = False
     au_models: Annotated[UnitModelsOption, _UNITS] = None
+    hog: Annotated[
+        bool,
+        "what they are told by, a descriptor for each row, as OpenFace's file NAME.hog",
+        _UNITS,
+    ] = False
+    masked: Annotated[
+        bool, "NAME_masked, OpenFace's files of the aligned faces that they are told by", _UNITS
+    ] = False
     empty_rows: Annotated[bool, "rows for frames in which there is no face", _RESULTS] = True
     openface_csv: Annotated[
         bool,
@@ -171,7 +179,7 @@ class Settings:
             raise ParamsError(f"faces: at least 1, not {self.faces}")
         if self.aligned and not 8 <= self.aligned <= 4096:
             raise ParamsError(f"aligned: a side of 8 to 4096 pixels, not {self.aligned}")
-        for name in ("au_static", "au_models"):
+        for name in ("au_static", "au_models", "hog", "masked"):
             if getattr(self, name) and not self.aus:
                 raise ParamsError(f"{name}: there are no action units without aus")
         if self.segment is not None:
