@@ -234,7 +234,7 @@ class Run:
             self.checkpoint.remove()
         if on_start is not None:
             on_start(self.counts.frames, self.source.expected(self._selection()))
-        table = self.grow(resume=saved is not None)
+        table, descriptors = self.grow(resume=saved is not None)
         self._last = Frame(first - 1, begin, None)
         if self.units is not None:
             self.units.open(units_offset)
@@ -272,8 +272,9 @@ class Run:
             self.units.finish(table, self.table)
         return self.counts
 
-    def grow(self, *, resume: bool) -> Path:
-        """Where the table is written, and all that grows with it; see `jclnf.outputs.growing`."""
+    def grow(self, *, resume: bool) -> tuple[Path, Path]:
+        """Where the table and the descriptors are written, and all that grows with them; see
+        `jclnf.outputs.growing`."""
         table, descriptors, *folders = (
             growing(path, resume=resume) for path in self._grown.values()
         )
@@ -283,7 +284,7 @@ class Run:
         if self.settings.hog:
             self._descriptors = DescriptorFile(descriptors, self.counts.rows)
         self.beside = table != self.path
-        return table
+        return table, descriptors
 
     @property
     def images(self) -> dict[str, Path]:

@@ -66,7 +66,8 @@ def join(
     Raises:
         VideoError: the results of one are not there.
     """
-    table, header, first = run.grow(resume=False), run.table.header.encode(), 0
+    table, _ = run.grow(resume=False)
+    header, first = run.table.header.encode(), 0
     begins: list[float] = []
     problems: list[str] = []
     counts: dict[str, Any] = dataclasses.asdict(Counts())
