@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import dataclasses
 import importlib.util
+import json
 import os
 import pickle
 import socket
@@ -110,6 +112,82 @@ def test_videos(tmp_path, capsys, monkeypatch):
         for one, other in zip(ours, theirs, strict=True):
             points = [[float(row[f"x_{i}"]) for i in range(68)] for row in (one, other)]
             np.testing.assert_allclose(*points, atol=0.11)  # one of the last digit
+
+
+SEGMENTS = Settings(segment=1.0, plot=False, pts=True)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Three seconds."""
+    path = tmp_path_factory.mktemp("long") / "long.avi"
+    return str(write_video(path, frames(30), rate=10))
+
+
+@pytest.fixture(scope="module")
+def whole(clip, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    (done,) = process_videos(SEGMENTS, [clip], out)
+    assert not done.problems
+    return out
+
+
+class TestSegments:
+    def test_each_is_a_run_of_its_own(self, clip, whole, tmp_path):
+        rows = read(whole / "long.csv")
+        assert [int(row["frame"]) for row in rows] == list(range(1, 31))
+        assert [row["face_id"] for row in rows] == 10 * ["0"] + 10 * ["1"] + 10 * ["2"]
+        alone = dataclasses.replace(SEGMENTS, segment=None, begin=1.0, end=1.95)
+        (done,) = process_videos(alone, [clip], tmp_path)
+        assert not done.problems
+        for row, other in zip(rows[10:20], read(tmp_path / "long.csv"), strict=True):
+            assert row == {**other, "face_id": "1"}
+        names = {f"{n:06}_{(n - 1) // 10}.pts" for n in range(1, 31)}
+        assert {path.name for path in (whole / "long_pts").iterdir()} == names
+
+    def test_what_is_told_of_them(self, whole):
+        about = json.loads((whole / "long.json").read_bytes())
+        assert about["segments"] == [0.0, 1.0, 2.0]
+        assert (about["frames"], about["rows"], about["rows_with_success"]) == (30, 30, 30)
+        assert not (whole / ".long.segments").exists()
+
+    @pytest.mark.usefixtures("somewhere")
+    def test_a_cluster_gives_the_same_and_goes_on(self, clip, whole, tmp_path, monkeypatch):
+        """Where a run ended after its second segment; those that are there are not done again."""
+        out = tmp_path / "out"
+        make = _videos._SegmentWorker
+
+        class Ended(Exception):
+            pass
+
+        def ends(*arguments):
+            work = make(*arguments)
+
+            def do(job):
+                if job[2] == 2:
+                    raise Ended
+                return work(job)
+
+            return do
+
+        if _videos.each is each_here:
+            monkeypatch.setattr(_videos, "_SegmentWorker", ends)
+            with pytest.raises(Ended):
+                on_cluster(tmp_path, [clip], SEGMENTS)
+            monkeypatch.setattr(_videos, "_SegmentWorker", make)
+            there = {p: p.stat().st_mtime_ns for p in (out / ".long.segments").glob("*.csv")}
+            assert len(there) == 2
+        (done,) = on_cluster(tmp_path, [clip], SEGMENTS, resume=True)
+        assert not done.problems
+        if _videos.each is each_here:
+            assert (out / "long.csv").read_bytes() == (whole / "long.csv").read_bytes()
+        assert [row["face_id"] for row in read(out / "long.csv")][::10] == ["0", "1", "2"]
+        assert not (out / ".long.segments").exists()
+
+    @pytest.mark.parametrize("other", [{"aus": True}, {"boxes": "b.csv"}, {"segment": 0.5}])
+    def test_what_cannot_be(self, other):
+        with pytest.raises(ParamsError, match="segment"):
+            Settings(**{"segment": 2.0, **other})
 
 
 def on_cluster(tmp_path, paths=("a.avi",), settings=None, **options):

@@ -104,7 +104,9 @@ def fit_photographs(
             reach them under the same names.
         out: folder of the results, which all machines see.
         settings: see `PhotographSettings`.
-        address, workers, device: as for `process_videos`.
+        address: of the cluster, as for `process_videos`.
+        workers: processes; as many as the cluster has devices if not given.
+        device: `cpu`, `gpu`, or a GPU if the cluster has one.
         resume: do only what an earlier run with the same settings and photographs has not done.
         filesystem: of pyarrow, that the sources are paths of.
 

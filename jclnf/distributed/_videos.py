@@ -16,9 +16,11 @@ from jclnf.video import (
     JobResult,
     Settings,
     claim_results,
+    count_segments,
     forget,
     is_camera,
     load,
+    process_segment,
     process_video,
     unfinished,
 )
@@ -48,12 +50,16 @@ def process_videos(
     results has a row for each video, with what was wrong.
 
     Args:
-        settings, paths, out, resume, every: as there, but for cameras.
+        settings: what to do, and with which model.
+        paths: videos and folders of images; no cameras.
+        out: folder of the results.
         address: of the cluster, `HOST:PORT` or `auto`; without it the one that `RAY_ADDRESS` names,
             or else one of this machine alone, for the time.
         workers: videos that are done at the same time; as many as the cluster has devices if not
             given.
         device: `cpu`, `gpu`, or a GPU if the cluster has one.
+        resume: go on with what was ended; what is complete is left as it is.
+        every: seconds between checkpoints.
 
     Yields:
         A result for each video. What cannot be done of one is said there.
@@ -72,6 +78,14 @@ def process_videos(
             for _, stem in jobs:
                 forget(out, stem)
         arguments = settings, out, resume, every
+        parts = [
+            (path, stem, number)
+            for path, stem in jobs
+            for number in range(count_segments(settings, path))
+        ]
+        # What went wrong with one is found again, and told, where they are joined.
+        for _ in each(_SegmentWorker, arguments, parts, workers=workers, device=device):
+            pass
         rows: list[list[Any]] = [[]] * len(jobs)
         for at, done in each(_Worker, arguments, jobs, workers=workers, device=device):
             path, stem = jobs[at]
@@ -100,6 +114,23 @@ class _Worker:
             stem,
             # What is unfinished is this run's own, from a process that was killed.
             resume=self._resume or unfinished(self._out, stem),
+            every=self._every,
+            wait=_WAIT,
+        )
+
+
+class _SegmentWorker(_Worker):
+    """Does segments of videos."""
+
+    def __call__(self, job: tuple[str, str, int]) -> JobResult:  # type: ignore[override]
+        path, stem, number = job
+        return process_segment(
+            self._settings,
+            self._model,
+            path,
+            self._out,
+            stem,
+            number,
             every=self._every,
             wait=_WAIT,
         )

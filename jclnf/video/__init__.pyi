@@ -1,7 +1,9 @@
 from ._derived import one_euro as one_euro
 from ._job import JobResult as JobResult
+from ._job import count_segments as count_segments
 from ._job import forget as forget
 from ._job import load as load
+from ._job import process_segment as process_segment
 from ._job import process_video as process_video
 from ._job import unfinished as unfinished
 from ._open import open_source as open_source

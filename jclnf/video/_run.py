@@ -234,16 +234,7 @@ class Run:
             self.checkpoint.remove()
         if on_start is not None:
             on_start(self.counts.frames, self.source.expected(self._selection()))
-        table, descriptors, *folders = (
-            growing(path, resume=saved is not None) for path in self._grown.values()
-        )
-        self._pts, self._aligned, self._masked = folders
-        for folder, name in zip(folders, _FOLDERS.values(), strict=True):
-            if getattr(self.settings, name):
-                folder.mkdir(exist_ok=True)
-        if self.settings.hog:
-            self._descriptors = DescriptorFile(descriptors, self.counts.rows)
-        self.beside = table != self.path
+        table, descriptors = self.grow(resume=saved is not None)
         self._last = Frame(first - 1, begin, None)
         if self.units is not None:
             self.units.open(units_offset)
@@ -273,13 +264,33 @@ class Run:
                 table.unlink()
                 if self._descriptors is not None:
                     descriptors.unlink(missing_ok=True)
-                for folder in folders:
+                for folder in (self._pts, self._aligned, self._masked):
                     with contextlib.suppress(OSError):  # there are earlier ones, or none are asked
                         folder.rmdir()
             raise VideoError(f"--from {self.settings.begin:g} lies beyond its end")
         if self.units is not None:
             self.units.finish(table, self.table)
         return self.counts
+
+    def grow(self, *, resume: bool) -> tuple[Path, Path]:
+        """Where the table and the descriptors are written, and all that grows with them; see
+        `jclnf.outputs.growing`."""
+        table, descriptors, *folders = (
+            growing(path, resume=resume) for path in self._grown.values()
+        )
+        self._pts, self._aligned, self._masked = folders
+        for folder in self.images.values():
+            folder.mkdir(exist_ok=True)
+        if self.settings.hog:
+            self._descriptors = DescriptorFile(descriptors, self.counts.rows)
+        self.beside = table != self.path
+        return table, descriptors
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """The folders that are filled with the table, by how their names end in the end."""
+        folders = zip(_FOLDERS, (self._pts, self._aligned, self._masked), strict=True)
+        return {e: folder for e, folder in folders if getattr(self.settings, _FOLDERS[e])}
 
     def unused_boxes(self) -> list[int]:
         """The frames that boxes were given for and that the video, read to its end, has not."""
