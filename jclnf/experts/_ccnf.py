@@ -5,7 +5,6 @@ the field's covariance. Source: Baltrusaitis, Robinson, Morency, "Constrained Lo
 for robust facial landmark detection in the wild" (ICCVW 2013), section 3.1, equations 2-8.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts._base import AreaExperts
-from jclnf.geometry import inverses
+from jclnf.geometry import bilinear, inverses, pairwise_sum
 from jclnf.params import EXACT, Arithmetic
 
 ALPHA_THRESHOLD = 1e-4
@@ -281,31 +279,6 @@ def fill_lanes(array: Float[Array, "*n q"]) -> Float[Array, "*n l"]:
     return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % LANES)])
 
 
-def _bilinear(products: Callable[..., Array]) -> Callable[..., Callable[..., Array]]:
-    """For a function of two arrays (and what selects among them) that is linear in each: its
-    derivatives are `products`, the same as products of matrices, whose transposes are such as well.
-    """
-
-    def decorate(function: Callable[..., Array]) -> Callable[..., Array]:
-        differentiable = jax.custom_jvp(function)
-
-        def jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-            a, b, *rest = primals
-            da, db, *_ = tangents
-            value = differentiable(*primals)
-            change = jnp.zeros_like(value)
-            if not isinstance(da, SymbolicZero):
-                change += products(da, b, *rest)
-            if not isinstance(db, SymbolicZero):
-                change += products(a, db, *rest)
-            return value, change
-
-        differentiable.defjvp(jvp, symbolic_zeros=True)
-        return differentiable
-
-    return decorate
-
-
 def _patch_products(
     areas: Float[Array, "n a a"], weights: Float[Array, "n support support l"]
 ) -> Float[Array, "n k k l"]:
@@ -315,7 +288,7 @@ def _patch_products(
     return products.reshape(-1, window, window, weights.shape[-1])
 
 
-@_bilinear(_patch_products)
+@bilinear(_patch_products)
 def correlate(
     areas: Float[Array, "n a a"], weights: Float[Array, "n support support l"]
 ) -> Float[Array, "n k k l"]:
@@ -332,9 +305,9 @@ def correlate(
         return shifted * weights[:, None, None, y, x, neurons]
 
     groups = [
-        _sum(
+        pairwise_sum(
             [
-                _sum([product(y, x, slice(at, at + LANES)) for x in range(support)])
+                pairwise_sum([product(y, x, slice(at, at + LANES)) for x in range(support)])
                 for y in range(support)
             ]
         )
@@ -361,9 +334,9 @@ def patch_scale(areas: Float[Array, "n a a"], window: int) -> Float[Array, "n k 
     # Of each run of pixels along a row, and then of the runs one above the other: nothing large is
     # ever subtracted from something large.
     runs = precise("nyu,ux->nyx", areas, band)
-    within = _sum([(pixel - runs) ** 2 for pixel in shifted(areas, 2)])
+    within = pairwise_sum([(pixel - runs) ** 2 for pixel in shifted(areas, 2)])
     mean = precise("nvx,vy->nyx", runs, band)
-    between = _sum([(run - mean) ** 2 for run in shifted(runs, 1)])
+    between = pairwise_sum([(run - mean) ** 2 for run in shifted(runs, 1)])
     energy = support * (precise("nvx,vy->nyx", within, band) + between)
     return _inverse_root(energy, mean, support)
 
@@ -395,14 +368,6 @@ def _inverse_root(energy: Array, mean: Array, support: int) -> Array:
     """One over the root of the patches' energy, 0 where that is no more than rounding."""
     rounding = support**2 * (8 * jnp.finfo(mean.dtype).eps * mean) ** 2
     return lax.rsqrt(jnp.where(energy > rounding, energy, jnp.inf))
-
-
-def _sum(arrays: list[Array]) -> Array:
-    """Their sum, added pairwise."""
-    while len(arrays) > 1:
-        pairs = zip(arrays[::2], arrays[1::2], strict=False)
-        arrays = [a + b for a, b in pairs] + arrays[len(arrays) & ~1 :]
-    return arrays[0]
 
 
 def gains(alpha: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -450,7 +415,7 @@ def _block_products(
     return jnp.einsum("ncji,ncj->nci", blocks[at], parts)
 
 
-@_bilinear(_block_products)
+@bilinear(_block_products)
 def _filtered(
     blocks: Float[Array, "m n c h h"], parts: Float[Array, "n c h"], at: Any
 ) -> Float[Array, "n c h"]:
@@ -463,7 +428,7 @@ def _filtered(
         sizes = (1, *blocks.shape[1:3], 1, blocks.shape[-1])
         return lax.dynamic_slice(blocks, start, sizes).reshape(parts.shape)
 
-    return _sum([column(j) * parts[:, :, j, None] for j in range(parts.shape[-1])])
+    return pairwise_sum([column(j) * parts[:, :, j, None] for j in range(parts.shape[-1])])
 
 
 def mirror_basis(window: int) -> np.ndarray:
