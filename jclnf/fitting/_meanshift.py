@@ -80,13 +80,13 @@ def _kernel_moments(
         `exp(-c / (2 width^2))` times as large.
     """
     size = responses.shape[-1]
-    pixels = jnp.arange(size, dtype=offsets.dtype)
+    pixels = jnp.arange(size, dtype=offsets.dtype)[None, :, None]
     nearest = (offsets - jnp.clip(jnp.rint(offsets), 0, size - 1)) ** 2
     nearest = lax.stop_gradient(nearest)
-    squared = (pixels[:, None] - offsets.T[:, None]) ** 2
+    squared = (pixels - offsets.T[:, None]) ** 2
     along = jnp.exp(-(squared - nearest.T[:, None]) / (2 * width**2))
     # Landmarks come last from here on: it is them that stand side by side in vectors.
-    powers = jnp.stack([along, along * pixels[:, None]])
+    powers = jnp.stack([along, along * pixels])
     by_column = _contract(jnp.transpose(responses, (1, 2, 0)), powers[:, 1])
     return _contract(by_column, powers[:, 0]), nearest.sum(axis=1)
 
@@ -98,7 +98,9 @@ def _products(terms: Float[Array, "k *s n"], factors: Float[Array, "p k n"]) -> 
 @bilinear(_products)
 def _contract(terms: Float[Array, "k *s n"], factors: Float[Array, "p k n"]) -> Array:
     """Sums over pixels `k`, for each landmark `n` and each of the factors `p`."""
-    return pairwise_sum([term[..., None, :] * factors[:, i] for i, term in enumerate(terms)])
+    wide = [1] * (terms.ndim - 2) + [factors.shape[0], factors.shape[-1]]
+    each = [factors[:, i].reshape(wide) for i in range(len(terms))]
+    return pairwise_sum([terms[i][..., None, :] * factor for i, factor in enumerate(each)])
 
 
 def _against_kernel(

@@ -100,7 +100,7 @@ def _homogeneous(
     """The landmarks `(X, 1)` in the model's frame; and those and the shifts, weighted."""
     points = shape3d(pdm, shape).T
     points = jnp.concatenate([points, jnp.ones_like(points[:1])])
-    return points, jnp.concatenate([points, shifts.T]) * weights
+    return points, jnp.concatenate([points, shifts.T]) * weights[None]
 
 
 def _rows(pose: Pose) -> Float[Array, "7 2 6"]:
@@ -137,4 +137,4 @@ def _rigid_products(
         rows: `_rows`.
         moments: `sum_i w_i (X_i, 1, shift_i) (X_i, 1)^T`.
     """
-    return (rows @ moments).reshape(7, 8) @ rows[:6, :, :4].reshape(6, 8).T
+    return (rows.reshape(14, 6) @ moments).reshape(7, 8) @ rows[:6, :, :4].reshape(6, 8).T
