@@ -148,7 +148,7 @@ def _video(model: Any, image: np.ndarray, box: np.ndarray) -> float:
     for frame in frames:
         tracker.step(frame)
     seconds: list[float] = []
-    while sum(seconds) < SECONDS:
+    while not seconds or sum(seconds) < SECONDS:
         for frame in frames:
             start = time.perf_counter()
             faces = tracker.step(frame)

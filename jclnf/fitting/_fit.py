@@ -74,7 +74,7 @@ def fit(
 def _fit(
     model: Model,
     image: Real[Array, "h w"] | np.ndarray,
-    box: Float[Array, "4"],
+    box: Float[Array, "4"] | Float[np.ndarray, "4"],
     init: Init,
     params: FitParams,
     offset: Any,
@@ -85,7 +85,7 @@ def _fit(
 def fit_face_at(
     model: Model,
     image: Real[Array, "h w"] | np.ndarray,
-    box: Float[Array, "4"],
+    box: Float[Array, "4"] | Float[np.ndarray, "4"],
     init: Init,
     params: FitParams,
     offset: Any,
