@@ -1,6 +1,7 @@
 from . import action_units as action_units
 from . import annotations as annotations
 from . import detect as detect
+from . import distributed as distributed
 from . import draw as draw
 from . import errors as errors
 from . import evaluation as evaluation

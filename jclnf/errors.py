@@ -62,6 +62,10 @@ class OutputError(JclnfError):
     """An output cannot be written: no place, no right to, or another process is writing it."""
 
 
+class ClusterError(JclnfError):
+    """There is no Ray, no Ray cluster at the address, or it failed."""
+
+
 class InstallError(JclnfError):
     """Model files cannot be installed: no room, no network, or not what they should be."""
 

@@ -1,5 +1,6 @@
 """Fixtures that the whole suite shares."""
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -14,8 +15,10 @@ import pytest
 
 # The suite compiles more than it computes: without optimisations, and with the older of XLA's two
 # ways to emit fused loops (which jaxlib 0.11 no longer has), a fit compiles in a third of the time;
-# in one part, which costs no thread's time twice, in an eighth less again.
+# in one part, which costs no thread's time twice, in an eighth less again. Some commands have one
+# thread for each device: all have it here, or JAX would take their programs for others.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS += " --xla_cpu_multi_thread_eigen=false"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
@@ -37,6 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker begins one when the others have ended."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+    # Tracing makes many small objects that live on: a fifth of its time went into looking for ones
+    # that can go.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from jclnf.action_units import People, Person, finish, load_action_units
 from jclnf.action_units._align import face_mask, mask_points, warp_matrix, warped
 from jclnf.action_units._exact import aligned_face as aligned_exactly
 from jclnf.action_units._exact import face_mask as mask_exactly
-from jclnf.action_units._exact import fhog as fhog_exactly
 from jclnf.action_units._fhog import DIRECTIONS, fhog
 from jclnf.action_units._medians import RunningMedians
 from jclnf.action_units._openface import check_frame, geometry
@@ -181,38 +180,60 @@ def plain_fhog(image):
 
 def test_fhog_is_its_definition(rng):
     """With few grey levels, so that colours and orientations tie, and a flat part."""
-    image = rng.integers(0, 4, (112, 112, 3)).astype(np.uint8) * 60
+    image = rng.integers(0, 4, (112, 112, 3)).astype(np.float32) * 60
     image[30:60, 30:60] = 7
-    np.testing.assert_allclose(fhog(image), plain_fhog(image), atol=3e-7)
-    assert not fhog(np.zeros((112, 112, 3), np.uint8)).any()
-
-
-def test_exact_fhog_of_whole_grey_levels_is_the_same(rng):
-    image = rng.integers(0, 256, (112, 112, 3)).astype(np.uint8)
-    image[..., 1] = image[..., 0] // 2  # nothing ties
-    image[..., 2] = image[..., 0] // 3
-    found = jax.jit(fhog_exactly)(image.astype(np.float32))
-    np.testing.assert_allclose(found, fhog(image), atol=2e-6)
+    found = jax.jit(fhog)
+    np.testing.assert_allclose(found(image), plain_fhog(image), atol=3e-7)
+    assert not np.asarray(found(np.zeros_like(image))).any()
 
 
 def test_exact_alignment_differs_by_roundings(static, rng):
+    """The first step that differs from OpenFace's; if it rounds as well, next to nothing does."""
     image, points = smooth_image(rng), face_points(static, rng)
-    described = action_units.describe_openface(static, image, points)
     # The translation is what the fit to the points says: here it is that of the middle.
     middle = points.mean(0)
     matrix = warp_matrix(np.asarray(static.pdm.mean), points, middle)
     mask = face_mask(mask_points(matrix, points), static.triangles)
-    face = aligned_exactly(
-        static.pdm, static.triangles, *map(jnp.asarray, (image * 1.0, points, middle))
-    )
-    face = np.asarray(face)
-    both = mask & face.any(2)
-    assert (mask ^ face.any(2)).sum() <= 3
-    differences = np.abs(face - warped(image, matrix))[both]
+    expected = warped(image, matrix)
+
+    @jax.jit
+    def both(image, points, middle, direction):
+        def moved(rounded):
+            def face(points):
+                model = static.pdm, static.triangles
+                return aligned_exactly(*model, image, points, middle, rounded=rounded)
+
+            return jax.jvp(face, (points,), (direction,))
+
+        return moved(False), moved(True)
+
+    found = both(image, points, middle, points)
+    (exact, slope), (rounded, of_rounded) = jax.tree.map(np.asarray, found)
+    np.testing.assert_array_equal(slope, of_rounded)
+    assert np.abs(slope).max() > 1
+    inside = mask & exact.any(2)
+    assert (mask ^ exact.any(2)).sum() <= 3
+    differences = np.abs(exact - expected)[inside]
     assert differences.max() < 6
     assert differences.mean() < 0.7
-    assert described.aligned.shape == (112, 112, 3)
-    assert described.descriptor.shape == (4464 + 204 + 5,)
+    assert (rounded != expected)[inside].sum() <= 0.001 * 3 * inside.sum()
+
+
+def test_a_batch_is_each_face_of_it(static, rng):
+    """Of three, which no number of devices divides."""
+    images = [smooth_image(rng) for _ in range(3)]
+    points = [face_points(static, rng) for _ in range(3)]
+    found = action_units.describe_batch(static, images, points, rounded=True)
+    assert found.shape == (3, 4464 + 204 + 5)
+    for one, image, landmarks in zip(found, images, points, strict=True):
+        described = action_units.describe_openface(static, image, landmarks)
+        assert described.aligned.shape == (112, 112, 3)
+        # A byte of the aligned face may be another one; it reaches four cells, and their blocks.
+        close = np.isclose(one, described.descriptor, atol=1e-4)
+        assert close.mean() > 0.9
+    for wrong in (images[:2], [*images[:2], images[0][1:]]):
+        with pytest.raises(ImageError, match="3 faces need as many images, of one size"):
+            action_units.describe_batch(static, wrong, points)
 
 
 def test_gradients_are_those_of_differences(static, rng):
@@ -224,7 +245,7 @@ def test_gradients_are_those_of_differences(static, rng):
         )
 
         def intensity(image, points):
-            return cast.predict(action_units.describe(cast, image, points))[1]
+            return action_units.estimate(cast, image, points)[1]
 
         points = points.astype(np.float64)
         gradients = jax.jit(jax.grad(intensity, (0, 1)))(image, points)

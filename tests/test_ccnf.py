@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,12 @@ from jclnf.geometry import inverses
 
 WINDOWS = (7, 5)
 SHAPE = (2, 2, 3)  # scales, views, landmarks
+
+
+@eqx.filter_jit
+def respond(experts, areas, scale, view, window):
+    """In one program: operations on their own would each be compiled."""
+    return experts.responses(jnp.asarray(areas), scale, view, window)
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def test_responses_match_the_definition(arrays, rng, prepared):
         areas = rng.uniform(0, 255, (3, window + 10, window + 10)).astype(np.float32)
         areas[1, :, :9] = 200.0  # an edge, with flat patches beside it
         for view in range(2):
-            maps = used.responses(jnp.asarray(areas), jnp.array(scale), jnp.array(view), window)
+            maps = respond(used, areas, jnp.array(scale), jnp.array(view), window)
             for i in range(3):
                 if arrays["alpha"][scale, view, i].sum() == 0:
                     np.testing.assert_array_equal(maps[i], 0)
@@ -81,7 +88,7 @@ def test_a_flat_area_gives_what_the_biases_alone_give(arrays):
     experts = CCNF.create(**arrays)
     for level in (0.0, 77.0, 255.0):
         areas = jnp.full((3, 15, 15), level)
-        maps = experts.responses(areas, jnp.array(1), jnp.array(0), 5)
+        maps = respond(experts, areas, jnp.array(1), jnp.array(0), 5)
         expected = slow_response(arrays, (1, 0, 0), np.zeros((15, 15)), 5)
         np.testing.assert_allclose(maps[0], expected, rtol=1e-5)
 
@@ -91,7 +98,7 @@ def test_negative_responses_are_lifted_to_zero(arrays, rng):
     arrays |= {"norm_weight": arrays["norm_weight"] * 20, "bias": arrays["bias"] - 30}
     arrays["beta"] = arrays["beta"] * [0, 20]
     areas = rng.uniform(0, 255, (3, 17, 17)).astype(np.float32)
-    maps = CCNF.create(**arrays).responses(jnp.asarray(areas), jnp.array(0), jnp.array(0), 7)
+    maps = respond(CCNF.create(**arrays), areas, jnp.array(0), jnp.array(0), 7)
     expected = np.stack([slow_response(arrays, (0, 0, i), areas[i], 7) for i in range(3)])
     lifted = expected.min(axis=(1, 2)) == 0
     assert lifted.any()
@@ -102,14 +109,13 @@ def test_gradients_reach_every_parameter(arrays, rng):
     areas = rng.uniform(0, 255, (3, 17, 17))
 
     def total(experts, areas):
-        maps = experts.responses(areas, jnp.array(0), jnp.array(1), 7)
-        return jnp.sum(jnp.sin(maps))
+        return jnp.sum(jnp.sin(respond(experts, areas, jnp.array(0), jnp.array(1), 7)))
 
     with jax.enable_x64(True):
         experts = jax.tree.map(
             lambda a: a.astype(float) if a.dtype == jnp.float32 else a, CCNF.create(**arrays)
         )
-        gradients = jax.grad(total, allow_int=True)(experts, jnp.asarray(areas))
+        gradients = jax.jit(jax.grad(total, allow_int=True))(experts, jnp.asarray(areas))
         for name in ("weights", "norm_weight", "bias", "alpha", "beta", "components"):
             leaf = getattr(gradients, name)
             leaf, values = (
@@ -135,8 +141,8 @@ def test_gradients_reach_every_parameter(arrays, rng):
 
 def test_flat_patches_have_finite_gradients(arrays):
     experts = CCNF.create(**arrays)
-    gradient = jax.grad(
-        lambda areas: experts.responses(areas, jnp.array(0), jnp.array(0), 7).sum()
+    gradient = jax.jit(
+        jax.grad(lambda areas: respond(experts, areas, jnp.array(0), jnp.array(0), 7).sum())
     )(jnp.full((3, 17, 17), 9.0))
     assert jnp.isfinite(gradient).all()
 

@@ -21,6 +21,13 @@ from jclnf.params import EXACT, OPENFACE
 SUPPORT, WINDOW = 5, 7
 
 
+@eqx.filter_jit
+def respond(experts, areas, scale, view, window, *, sparse=False):
+    """In one program: operations on their own would each be compiled."""
+    arithmetic = OPENFACE if sparse else EXACT
+    return experts.responses(jnp.asarray(areas), scale, view, window, arithmetic=arithmetic)
+
+
 def apply(layers: list, area: np.ndarray, y: int, x: int) -> float:
     """An expert as its file describes it, for the patch at one position."""
     patch = area[y : y + SUPPORT, x : x + SUPPORT].astype(float)
@@ -63,10 +70,8 @@ def test_responses_match_the_definition(
     experts = load_openface(write_cen(tmp_path, cen)).experts
     side = window + SUPPORT - 1
     areas = rng.uniform(0, 255, (5, side, side)).astype(np.float32)
-    arithmetic = OPENFACE if sparse else EXACT
     for view in range(3):
-        at = jnp.array(0), jnp.array(view), window
-        found = experts.responses(jnp.asarray(areas), *at, arithmetic=arithmetic)
+        found = respond(experts, areas, jnp.array(0), jnp.array(view), window, sparse=sparse)
         for i in np.flatnonzero(cen.visible[view]):
             expected = slow_response(cen, areas[i], view, i, sparse=sparse)
             np.testing.assert_allclose(found[i], expected, atol=1e-5)
@@ -95,8 +100,8 @@ def test_sparse_evaluation_keeps_what_it_evaluates(rng: np.random.Generator) -> 
     side = WINDOW + SUPPORT - 1
     areas = jnp.asarray(rng.uniform(0, 255, (4, side, side)), jnp.float32)
     at = jnp.array(0), jnp.array(1), WINDOW
-    dense = np.asarray(experts.responses(areas, *at)).reshape(4, -1)
-    sparse = experts.responses(areas, *at, arithmetic=OPENFACE).reshape(4, -1)
+    dense = np.asarray(respond(experts, areas, *at)).reshape(4, -1)
+    sparse = respond(experts, areas, *at, sparse=True).reshape(4, -1)
     positions, _ = sparse_grid(WINDOW)
     np.testing.assert_allclose(sparse[:, positions], dense[:, positions], rtol=1e-5)
     assert np.abs(sparse - dense).max() > 0.01
@@ -109,9 +114,9 @@ def test_accelerators_get_one_product_for_all_landmarks(
     side = WINDOW + SUPPORT - 1
     areas = jnp.asarray(rng.uniform(0, 255, (6, side, side)), jnp.float32)
     at = jnp.array(0), jnp.array(2)
-    in_groups = experts.responses(areas, *at, WINDOW)
+    in_groups = respond(experts, areas, *at, WINDOW)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    together = experts.responses(areas, *at, WINDOW)
+    together = jax.jit(lambda *at: experts.responses(areas, *at, WINDOW))(*at)
     np.testing.assert_allclose(together, in_groups, rtol=1e-5)
     program = str(jax.make_jaxpr(lambda *a: experts.responses(*a, WINDOW))(areas, *at))
     assert "scan" not in program
@@ -122,8 +127,8 @@ def test_a_mirrored_expert_mirrors(rng: np.random.Generator) -> None:
     experts = create(random_cen(landmarks=4, support=SUPPORT))
     side = WINDOW + SUPPORT - 1
     areas = jnp.asarray(rng.uniform(0, 255, (4, side, side)), jnp.float32)
-    left = experts.responses(areas, jnp.array(0), jnp.array(1), WINDOW)
-    right = experts.responses(areas[::-1, :, ::-1], jnp.array(0), jnp.array(2), WINDOW)
+    left = respond(experts, areas, jnp.array(0), jnp.array(1), WINDOW)
+    right = respond(experts, areas[::-1, :, ::-1], jnp.array(0), jnp.array(2), WINDOW)
     np.testing.assert_allclose(left[:2], right[::-1, :, ::-1][:2], rtol=1e-5)
 
 
@@ -131,7 +136,7 @@ def test_a_flat_area_gives_what_the_biases_alone_give() -> None:
     cen = random_cen(landmarks=4, support=SUPPORT, hidden=())
     side = WINDOW + SUPPORT - 1
     flat = jnp.full((4, side, side), 117.3)
-    found = create(cen).responses(flat, jnp.array(0), jnp.array(0), WINDOW)
+    found = respond(create(cen), flat, jnp.array(0), jnp.array(0), WINDOW)
     _, bias, weights = cen.networks[0, 1][0]
     expected = 1 / (1 + np.exp(-bias - weights[:, 0]))
     np.testing.assert_allclose(found[1], np.full((WINDOW, WINDOW), expected), rtol=1e-5)
@@ -152,10 +157,10 @@ def test_scales_may_differ_in_their_networks(rng: np.random.Generator) -> None:
     assert together.architectures == (0, 1, 0)
     side = WINDOW + SUPPORT - 1
     areas = jnp.asarray(rng.uniform(0, 255, (6, side, side)), jnp.float32)
-    respond = eqx.filter_jit(lambda experts, scale: experts.responses(areas, scale, scale * 0, 7))
     for k, file in enumerate(files):
-        alone = create(file).responses(areas, jnp.array(0), jnp.array(0), WINDOW)
-        np.testing.assert_allclose(respond(together, jnp.array(k)), alone, rtol=1e-5)
+        alone = respond(create(file), areas, jnp.array(0), jnp.array(0), WINDOW)
+        found = respond(together, areas, jnp.array(k), jnp.array(0), WINDOW)
+        np.testing.assert_allclose(found, alone, rtol=1e-5)
 
 
 def test_activations_other_than_sigmoid_and_relu_are_none(rng: np.random.Generator) -> None:
@@ -166,7 +171,7 @@ def test_activations_other_than_sigmoid_and_relu_are_none(rng: np.random.Generat
     assert experts.activations == ("none none sigmoid",)
     side = WINDOW + SUPPORT - 1
     areas = rng.uniform(0, 255, (4, side, side)).astype(np.float32)
-    found = experts.responses(jnp.asarray(areas), jnp.array(0), jnp.array(0), WINDOW)
+    found = respond(experts, areas, jnp.array(0), jnp.array(0), WINDOW)
     expected = slow_response(cen, areas[1], 0, 1, sparse=False)
     np.testing.assert_allclose(found[1], expected, atol=1e-5)
 
@@ -191,7 +196,6 @@ def test_the_rule_for_early_termination_comes_with_it(model: jclnf.Model) -> Non
 
 
 def test_responses_are_openfaces(shared: Path, model: jclnf.Model) -> None:
-    respond = eqx.filter_jit(lambda experts, *at: experts.responses(*at, arithmetic=OPENFACE))
     views = set()
     for name in ("stages_ceclm_synthetic", "stages_ceclm_synthetic_rotated"):
         for scale in scales(recording(shared / "openface", name)):
@@ -199,7 +203,7 @@ def test_responses_are_openfaces(shared: Path, model: jclnf.Model) -> None:
             areas = scale.maps("aoi")
             # No areas are recorded for landmarks of the frontal view that use a mirrored expert.
             seen = visible & (np.abs(areas).max((1, 2)) > 0)
-            found = respond(model.experts, jnp.asarray(areas), *scale.position)
+            found = respond(model.experts, areas, *scale.position, sparse=True)
             assert np.abs(found - scale.maps("responses"))[seen].max() <= 5e-5
             views.add(scale.view)
     assert views == set(range(7))

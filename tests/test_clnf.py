@@ -1,4 +1,4 @@
-"""The object interface, and batches over images of different sizes and over several devices."""
+"""The object interface, and batches over several devices."""
 
 import subprocess
 import sys
@@ -41,17 +41,6 @@ def test_the_loop_over_iterations_of_the_failure_report(face, tmp_path):
     distance = np.linalg.norm(offsets, axis=-1).mean()
     assert first["peak_distance"][0] == pytest.approx(distance, rel=1e-5)
     assert errors[1] < errors[0] < 3
-
-
-def test_a_batch_gives_the_single_fits_in_each_images_own_frame(face):
-    pads = [((0, 0), (0, 0)), ((40, 300), (100, 200)), ((7, 0), (0, 3))]
-    images = [np.pad(face.image, pad) for pad in pads]
-    boxes = np.array([face.box + [pad[1][0], pad[0][0], 2, 0] for pad in pads])
-    batch = jclnf.fit_images(face.model, images, boxes)
-    clnf = jclnf.CLNF(face.model)
-    for i, (image, box) in enumerate(zip(images, boxes, strict=True)):
-        landmarks, _ = clnf.fit(image, box)
-        np.testing.assert_allclose(batch.landmarks[i], landmarks, atol=5e-3)
 
 
 def test_a_batch_needs_a_box_for_each_image(face):

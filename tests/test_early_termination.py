@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.synthetic import default_params, planted
+from support.synthetic import default_params, planted, uncropped
 
 import jclnf
 from jclnf import FitStatus
@@ -29,7 +29,8 @@ PARAMS = default_params(iterations=2)
 
 @pytest.fixture(scope="module")
 def face():
-    return planted()
+    case = planted()
+    return case._replace(image=uncropped(case.image))
 
 
 @pytest.fixture(scope="module")

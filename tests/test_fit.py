@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.synthetic import default_params, planted
+from support.synthetic import default_params, planted, uncropped
 
 import jclnf
 from jclnf.fitting import _fit as module
@@ -33,7 +33,7 @@ def start(face):
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_it_finds_the_planted_landmarks(face, start, arithmetic):
-    params = default_params(arithmetic=arithmetic, iterations=20)
+    params = default_params(arithmetic=arithmetic, iterations=40)
     result = jclnf.fit(face.model, face.image, start, params)
     pdm = face.model.pdm
     started = project(pdm, pose_from_box(pdm, jnp.asarray(start), jnp.zeros(3)), pdm.mean_shape())
@@ -52,10 +52,10 @@ def test_it_finds_the_planted_landmarks(face, start, arithmetic):
 def test_more_iterations_move_it_less_and_less(face, start):
     fits = {
         n: jclnf.fit(face.model, face.image, start, default_params(iterations=n)).landmarks
-        for n in (1, 5, 40)
+        for n in (1, 10, 40)
     }
-    distance = [np.linalg.norm(fits[n] - fits[40], axis=1).mean() for n in (1, 5)]
-    assert distance[1] < 0.3 * distance[0]
+    distance = [np.linalg.norm(fits[n] - fits[40], axis=1).mean() for n in (1, 10)]
+    assert distance[1] < 0.2 * distance[0]
     result = jclnf.fit(face.model, face.image, start, default_params(iterations=40))
     assert jclnf.FitStatus(int(result.status)) == jclnf.FitStatus.CONVERGED
     movement = np.asarray(result.trace.movement[-1, 1])
@@ -102,7 +102,7 @@ def test_prepared_or_not_it_is_the_same_fit(face, start):
 
 
 def test_vmap_agrees_with_single_fits(face, start):
-    params = default_params(iterations=2)
+    params = default_params(windows=(9, 0))
     boxes = np.stack([start + [i, -i, 0, 0] for i in range(3)])
     single = [jclnf.fit(face.model, face.image, box, params) for box in boxes]
     batched = jax.vmap(lambda box: jclnf.fit(face.model, face.image, box, params))(
@@ -149,7 +149,8 @@ def test_a_crop_gives_the_same_fit(face, start):
 
 
 def test_a_scale_without_window_is_left_out(face, start):
-    result = jclnf.fit(face.model, face.image, start, default_params(windows=(0, 9)))
+    params = default_params(windows=(0, 9))
+    result = eqx.filter_eval_shape(jclnf.fit, face.model, jnp.asarray(face.image), start, params)
     assert result.trace.performed.shape[0] == 1
 
 
@@ -183,8 +184,7 @@ def test_hypotheses_keep_the_likeliest(face, start):
 
 def test_statuses(face, start):
     def status(model=face.model, image=face.image, box=start, params=None):
-        # A JAX array is taken as it is.
-        fit = jclnf.fit(model, jnp.asarray(image), box, params)
+        fit = jclnf.fit(model, uncropped(image), box, params)
         assert fit.message.endswith(".")
         return jclnf.FitStatus(int(fit.status))
 
@@ -192,7 +192,8 @@ def test_statuses(face, start):
     tiny = start * [1, 1, 0.15, 0.15]
     assert status(box=tiny) == jclnf.FitStatus.FACE_TOO_SMALL
     # Traced values cannot be checked beforehand.
-    unseen = jax.jit(lambda image: jclnf.fit(face.model, image, start).status)
+    short = default_params(windows=(9, 0))
+    unseen = jax.jit(lambda image: jclnf.fit(face.model, image, start, short).status)
     assert int(unseen(np.full_like(face.image, np.nan))) == jclnf.FitStatus.NOT_FINITE
     flat = np.full_like(face.image, 90.0)
     assert status(image=flat) == jclnf.FitStatus.NOTHING_SEEN
@@ -236,7 +237,7 @@ def test_the_smallest_face_is_openfaces_or_that_of_a_coarser_model(face):
 
 def test_a_face_too_small_stays_as_it_was_then(face, start):
     """The finer scales do not touch it, and leave no trace."""
-    result = jclnf.fit(face.model, face.image, start * [1, 1, 0.15, 0.15])
+    result = jclnf.fit(face.model, uncropped(face.image), start * [1, 1, 0.15, 0.15])
     assert not result.trace.performed[1].any()
     assert result.trace.performed[0].all()
     assert np.isfinite(result.landmarks).all()
@@ -282,8 +283,10 @@ def test_gradients_of_the_whole_fit_are_those_of_finite_differences(face, start)
 
 
 def test_a_box_of_separate_numbers_may_be_traced(face, start):
+    params = default_params(windows=(9, 0))
+
     def first(x):
-        return jclnf.fit(face.model, face.image, (x, *map(float, start[1:]))).landmarks[0]
+        return jclnf.fit(face.model, face.image, (x, *map(float, start[1:])), params).landmarks[0]
 
     moved = jax.jit(first)(float(start[0]))
     np.testing.assert_allclose(moved, first(float(start[0])), atol=1e-3)
@@ -302,7 +305,7 @@ def test_a_fit_goes_on_from_a_pose_and_shape(face, start):
 
 def test_the_start_rotations_of_the_settings_are_those_of_the_argument(face, start):
     rotations = ((0, 0.9, 0), (0.0, 0.1, 0.0))
-    params = default_params()
+    params = default_params(windows=(9, 0))
     given = jclnf.fit(face.model, face.image, start, params, init=rotations)
     of_settings = jclnf.fit(face.model, face.image, start, params.replace(rotations=rotations))
     frontal = jclnf.fit(face.model, face.image, start, params)
@@ -386,9 +389,10 @@ def test_unusable_input_is_named(face, start):
         jclnf.fit(face.model, face.image, start, init=(face.pose, jnp.zeros(7)))
 
 
-def test_a_model_in_double_precision_gives_results_of_double_precision(face, start):
+def test_a_model_in_double_precision(face):
+    """That its fits are is tested in `test_precision`."""
     with jax.enable_x64(True):
         exact = face.model.astype(jnp.float64)
+        assert exact.pdm.mean.dtype == exact.experts.weights.dtype == jnp.float64
         assert exact.astype(jnp.float32).pdm.mean.dtype == jnp.float32
         assert exact.experts.visible.dtype == bool
-        assert jclnf.fit(exact, face.image, start).landmarks.dtype == jnp.float64

@@ -81,16 +81,17 @@ def test_fits_of_images_are_single_fits_in_the_order_given(face):
     boxes = np.array([face.box + [pad[1][0], pad[0][0], 2 + i, 0] for i, pad in enumerate(pads)])
     sizes = {len(crop(*one).image) for one in zip(images, boxes, strict=True)}
     assert len(sizes) == 2
-    singles = [jclnf.fit(face.model, *one) for one in zip(images, boxes, strict=True)]
-    together = jclnf.fit_images(face.model, (image for image in images), boxes)
+    params = default_params(windows=(9, 0))
+    singles = [jclnf.fit(face.model, *one, params) for one in zip(images, boxes, strict=True)]
+    together = jclnf.fit_images(face.model, (image for image in images), boxes, params)
     check_same(together, singles, 5e-3)
     stacked = jax.tree.map(lambda *a: np.stack(a), *singles)
     init = stacked.pose, stacked.shape
-    on = jclnf.fit_images(face.model, images, boxes, init=init)
+    on = jclnf.fit_images(face.model, images, boxes, params, init=init)
     check_same(
         on,
         [
-            jclnf.fit(face.model, image, box, init=(one.pose, one.shape))
+            jclnf.fit(face.model, image, box, params, init=(one.pose, one.shape))
             for image, box, one in zip(images, boxes, singles, strict=True)
         ],
         5e-3,
@@ -110,7 +111,7 @@ def check_same(batch: FitResult, singles: list[FitResult], tolerance: float) -> 
 
 
 def test_warming_up_compiles_what_fits_and_trackers_need(face, compilations):
-    params = default_params(iterations=1)
+    params = default_params(iterations=1, windows=(9, 0))
     image = np.pad(face.image, 300).astype(np.uint8)
     box = face.box + [300, 300, 0, 0]
     size = float(box[2:].max())

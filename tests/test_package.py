@@ -39,6 +39,7 @@ ROOMS = [
     "tracking",
     "video",
     "train",
+    "distributed",
     "_clnf",
     "cli",
     "__main__",
@@ -115,7 +116,9 @@ NAMES = (
     "crop enable_compilation_cache fit fit_images fit_points load_model load_openface save_model "
     "track warm_up"
 )
-SPACES = "action_units annotations detect draw errors evaluation images openface space train"
+SPACES = (
+    "action_units annotations detect distributed draw errors evaluation images openface space train"
+)
 
 
 def test_the_public_names():

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jclnf.annotations import BoxTable, FrameBoxTable
-from jclnf.cli._face_table import FaceTable, columns
+from jclnf.annotations import face_columns as columns
+from jclnf.cli._face_table import FaceTable
 from jclnf.errors import BoxError, OutputError
 from jclnf.fitting import FitStatus
 

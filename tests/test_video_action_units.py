@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 
+import cv2
 import numpy as np
 import pytest
 from support.action_unit_files import write_predictors
@@ -11,10 +12,19 @@ from support.openface_files import random_model, write_model
 from support.videos import frames, write_video
 
 import jclnf
-from jclnf.action_units import People, Person, describe_openface, finish, load_action_units
+from jclnf.action_units import (
+    Described,
+    FrameUnits,
+    People,
+    Person,
+    describe_openface,
+    finish,
+    load_action_units,
+)
 from jclnf.cli import main
 from jclnf.openface import OpenFaceTable
 from jclnf.video import Settings, open_source
+from jclnf.video._faces import RECORD, DescriptorFile, write_face
 from jclnf.video._job import process_video
 from jclnf.video._run import Run
 from jclnf.video._units import KeptUnits, UnitsFile
@@ -45,7 +55,7 @@ def settings(folder, tmp_path_factory):
     boxes = place / "boxes.csv"
     boxes.write_text("frame,x,y,w,h\n4,72,46,95,100\n")
     options = {"iterations": 1, "boxes": str(boxes), "plot": False, "full_precision": True}
-    units = {"aus": True, "au_models": str(folder)}
+    units = {"aus": True, "au_models": str(folder), "hog": True, "masked": True}
     return Settings(model=str(write_model(place / "m", made)), one=True, **options, **units)
 
 
@@ -72,17 +82,29 @@ def test_the_table_ends_in_the_final_action_units(whole, clip, folder):
     rows = table_of(whole / "face.csv")
     assert list(rows[0])[-4:] == COLUMNS
     predictors = load_action_units(folder)
-    person, units, seen = Person(predictors), [], []
+    person, units, seen, described = Person(predictors), [], [], []
     for frame, row in zip(open_source(clip).frames(), rows, strict=True):
-        descriptor = None
+        face = None
         if row["success"] == "1":
             points = np.array([[float(row[f"{axis}_{i}"]) for axis in "xy"] for i in range(68)])
-            descriptor = describe_openface(predictors, frame.image, points).descriptor
-        seen.append(descriptor is not None)
+            face = describe_openface(predictors, frame.image, points)
+        descriptor = None if face is None else face.descriptor
+        described.append(face)
+        seen.append(face is not None)
         units.append(person.step(descriptor))
     assert 10 < sum(seen) < COUNT
     kept, kinds = (np.array([getattr(u, name) for u in units]) for name in ("kept", "kind"))
     final = finish(predictors, kept, kinds, person.of_median)
+    record = np.dtype([("size", "<i4", (3,)), ("good", "<f4"), ("values", "<f4", (4464,))])
+    hog = np.fromfile(whole / "face.hog", record)
+    assert hog.nbytes == COUNT * 17872
+    np.testing.assert_array_equal(hog["size"], [(12, 12, 31)] * COUNT)
+    np.testing.assert_array_equal(hog["good"], np.where(seen, 1, -1))
+    for number, (one, hidden) in enumerate(zip(described, hog["values"], strict=True), 1):
+        image = cv2.imread(str(whole / "face_masked" / f"frame_det_00_{number:06d}.bmp"))
+        expected = np.zeros((112, 112, 3)) if one is None else one.aligned
+        np.testing.assert_array_equal(image, expected)
+        np.testing.assert_array_equal(hidden, 0 if one is None else one.appearance.reshape(-1))
     for row, one, expected in zip(rows, seen, final, strict=True):
         found = [row[name] for name in COLUMNS]
         if one:
@@ -91,7 +113,8 @@ def test_the_table_ends_in_the_final_action_units(whole, clip, folder):
             assert found == [""] * 4
     about = json.loads((whole / "face.json").read_text())
     assert about["action_units"] == "dynamic_svms"
-    assert sorted(path.name for path in whole.iterdir()) == ["face.csv", "face.json"]
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == ["face.csv", "face.hog", "face.json", "face_masked"]
 
 
 def test_as_openface_fills_it_frames_without_a_face_have_action_units_too(
@@ -121,7 +144,8 @@ def test_frames_without_a_row_count_all_the_same(settings, model, clip, whole, t
 
 
 def undisturbed(path):
-    return (path / "face.csv").read_bytes()
+    files = [path / "face.csv", path / "face.hog", *sorted((path / "face_masked").iterdir())]
+    return [(file.name, file.read_bytes()) for file in files]
 
 
 @pytest.mark.parametrize("moment", ["frame", "rewriting", "rewritten"])
@@ -155,7 +179,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     done = process_video(settings, model, clip, tmp_path, "face", resume=True)
     assert not done.problems
     assert undisturbed(tmp_path) == undisturbed(whole)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["face.csv", "face.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
 def test_what_is_kept_of_rows_that_were_lost_is_left_out(folder, tmp_path):
@@ -177,6 +201,8 @@ def test_what_is_kept_of_rows_that_were_lost_is_left_out(folder, tmp_path):
 
 def test_options_that_need_action_units(clip, tmp_path, capfd, settings):
     given = ["video", clip, "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*given, "--hog"]) == 2
+    assert "hog: there are no action units without aus" in capfd.readouterr().err
     assert main([*given, "--au-static"]) == 2
     assert "au_static: there are no action units without aus" in capfd.readouterr().err
     assert main([*given, "--aus"]) == 1
@@ -185,3 +211,27 @@ def test_options_that_need_action_units(clip, tmp_path, capfd, settings):
     nowhere = ["--no-parts", "--no-validator", "--aus", "--au-models", str(tmp_path)]
     assert main([*given, "--model", settings.model, *nowhere]) == 1
     assert "holds no main_dynamic_svms.txt" in capfd.readouterr().err
+
+
+def test_files_of_descriptors_and_faces_are_openfaces(shared, tmp_path):
+    recorded = shared / "openface" / "au"
+    if not recorded.is_dir():
+        pytest.skip(f"needs recordings of action units, not at {shared}")
+    stages = np.load(recorded / "stages_dyn_default.npz")
+    expected = (recorded / "default_first20.hog").read_bytes()
+    early = np.flatnonzero(stages["frame_index0"] < 20)
+    assert len(early)
+    for i in early:
+        appearance = stages["hog"][i].reshape(12, 12, 31)
+        face = Described(stages["aligned_au"][i], appearance, stages["geom"][i])
+        units = FrameUnits(*[np.zeros(35)] * 2, 1, face)
+        frame = int(stages["frame_index0"][i]) + 1
+        file = DescriptorFile(tmp_path / "one.hog", 0)
+        file.append(units)
+        file.close()
+        start = (frame - 1) * RECORD.itemsize
+        written = (tmp_path / "one.hog").read_bytes()
+        assert written == expected[start : start + RECORD.itemsize]
+        write_face(tmp_path, frame, 0, units)
+        name = f"frame_det_00_{frame:06d}.bmp"
+        assert (tmp_path / name).read_bytes() == (recorded / "aligned" / name).read_bytes()

@@ -22,9 +22,12 @@ from jclnf.runtime import (
     programs_compiled,
     share_device,
     use_device,
+    use_one_thread_each,
 )
 from jclnf.video import Settings
 from jclnf.video import _workers as workers
+
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 @pytest.fixture
@@ -167,6 +170,16 @@ class TestDevice:
         assert jax.config._read("jax_rocm_visible_devices") == "2"
         use_device("cpu")
         assert jax.config._read("jax_platforms") == "cpu"
+
+    def test_one_thread_each_is_said_once(self, monkeypatch):
+        """JAX takes programs of its cache for others if the flags are."""
+        for before in ("", "--xla_dump_to=there", ONE_THREAD):
+            monkeypatch.setenv("XLA_FLAGS", before)
+            use_one_thread_each()
+            once = os.environ["XLA_FLAGS"]
+            assert once.split() == list(dict.fromkeys([*before.split(), ONE_THREAD]))
+            use_one_thread_each()
+            assert os.environ["XLA_FLAGS"] == once
 
     def test_several_processes_share_its_memory(self):
         assert share_device(3, {}) == {

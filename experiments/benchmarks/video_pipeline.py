@@ -1,7 +1,7 @@
 """How many frames a second does `jclnf video` do, and does its memory stay flat?
 
     python -m experiments.benchmarks.video_pipeline speed [--frames 800]
-    python -m experiments.benchmarks.video_pipeline memory [--minutes 60]
+    python -m experiments.benchmarks.video_pipeline memory [--minutes 60] [--aus]
 
 The whole pipeline (decoding, tracking, eye models, confidence, head pose, gaze, table), one face,
 640 x 480 pixels: OpenFace's clip `default.wmv` over and over. Speed is measured on the second run
@@ -49,15 +49,16 @@ class Looped(VideoFile):
             begun = last + 1 / self.rate
 
 
-def settings(kind: str) -> Settings:
+def settings(kind: str, units: bool = False) -> Settings:
     """One face; OpenFace's model with everything that it comes with, or the bundled one."""
     model = str(model_file("general")) if kind == "OpenFace's general model" else None
-    return Settings(model=model, one=True, plot=False)
+    folder = str(OPENFACE / "AU_predictors") if units else None
+    return Settings(model=model, one=True, plot=False, aus=units, au_models=folder)
 
 
-def performed(kind: str, count: int, on_frame=None) -> tuple[Counts, float]:
+def performed(kind: str, count: int, on_frame=None, units: bool = False) -> tuple[Counts, float]:
     """A run, and its seconds."""
-    chosen = settings(kind)
+    chosen = settings(kind, units)
     model = load(chosen)
     with tempfile.TemporaryDirectory() as folder:
         # The whole clip: each size of crop that its face comes to is compiled when it first comes.
@@ -91,7 +92,7 @@ def speed(count: int) -> None:
     write_results(folder, "The whole of jclnf video", body, {"load": load_before, "rows": rows})
 
 
-def memory(minutes: float) -> None:
+def memory(minutes: float, units: bool) -> None:
     count, kind = round(60 * minutes * 30), "OpenFace's general model"
     page = os.sysconf("SC_PAGE_SIZE")
     seen: list[tuple[int, float]] = []
@@ -102,7 +103,7 @@ def memory(minutes: float) -> None:
             seen.append((frame.number, resident * page / 2**20))
         return True
 
-    counts, seconds = performed(kind, count, on_frame)
+    counts, seconds = performed(kind, count, on_frame, units)
     first = next(size for number, size in seen if number >= 1800)
     growth = max(size for number, size in seen if number >= 1800) - first
     rows = [
@@ -111,10 +112,10 @@ def memory(minutes: float) -> None:
         Row("video", kind, 1, counts.frames / 1800, unit="minutes"),
         Row("frames a second", kind, 1, counts.frames / seconds),
     ]
-    folder = HERE / "video_memory"
+    folder = HERE / ("video_memory_units" if units else "video_memory")
     write_results(
         folder,
-        "Memory of a long run",
+        "Memory of a long run" + (" with action units" if units else ""),
         f"{CLIP.name} over and over, {counts.frames} frames (at 30 a second).\n\n{pivot(rows)}",
         {"rows": rows, "megabytes": seen},
     )
@@ -125,12 +126,13 @@ def main() -> None:
     parser.add_argument("what", choices=("speed", "memory"))
     parser.add_argument("--frames", type=int, default=800)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--aus", action="store_true", help="action units as well (memory)")
     args = parser.parse_args()
     jclnf.enable_compilation_cache()
     if args.what == "speed":
         speed(args.frames)
     else:
-        memory(args.minutes)
+        memory(args.minutes, args.aus)
 
 
 if __name__ == "__main__":

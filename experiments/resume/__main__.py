@@ -5,6 +5,9 @@ killed by the system (SIGKILL) at a random moment; a copy of what it left is com
 `process_videos(..., resume=True)`, which the command calls, and compared with the
 files of a run that nothing disturbed. What was left itself goes on in the next process, which is
 killed as well: so there are runs that were stopped twice.
+
+With `--aus` there is a table with action units, and nothing else: by random predictors, of the
+landmarks of a random model in OpenFace's files, since the bundled one's are refused.
 """
 
 import argparse
@@ -31,15 +34,18 @@ from jclnf.video import (
     process_videos,
 )
 from jclnf.video._settings import CHUNK
+from tests.support.action_unit_files import write_predictors
+from tests.support.openface_files import random_model, write_model
 from tests.support.videos import frames, write_video
 
 HERE = Path(__file__).resolve().parent
 
 COUNT = 128
 STEM = "face"
+MAIN = "main_clnf_general.txt"
 EVERY = 0.05
 """Seconds between checkpoints: several in a run as short as these."""
-KILLS = 200
+KILLS, KILLS_WITH_UNITS = 200, 50
 STOPS = 2
 """Times that a run is killed before another one begins."""
 SETTINGS = Settings(
@@ -51,6 +57,34 @@ SETTINGS = Settings(
 )
 
 
+def settings_of(clip: Path) -> Settings:
+    """With action units if there are predictors beside the clip."""
+    predictors = clip.parent / "AU_predictors"
+    if not predictors.is_dir():
+        return SETTINGS
+    return Settings(
+        model=str(clip.parent / "model" / MAIN),
+        validator=False,
+        parts=False,
+        aus=True,
+        au_models=str(predictors),
+        boxes=str(clip.parent / "boxes.csv"),
+        one=True,
+        iterations=1,
+        plot=False,
+    )
+
+
+def write_units(folder: Path) -> None:
+    """Write a model and predictors; and a box, as that model does not follow anybody for long."""
+    model = random_model(1, landmarks=68, modes=3, scalings=(0.25,), views=1)
+    written = write_model(folder / "model", model)
+    assert written == folder / "model" / "main_clnf_general.txt", written
+    write_predictors(folder / "AU_predictors")
+    rows = [f"{number},72,46,95,100\n" for number in (4, 30, 60, 90)]
+    (folder / "boxes.csv").write_text("frame,x,y,w,h\n" + "".join(rows))
+
+
 def followed(settings: Settings, clip: Path, out: Path, **options: Any) -> JobResult:
     (done,) = process_videos(settings, [str(clip)], out, **options)
     return done
@@ -60,12 +94,12 @@ def child(clip: Path) -> None:
     """Get everything ready, wait for the name of a folder, and do the run there."""
     jclnf.enable_compilation_cache()
     with tempfile.TemporaryDirectory() as name:
-        short = dataclasses.replace(SETTINGS, end=0.05, plot=False)
+        short = dataclasses.replace(settings_of(clip), end=0.05, plot=False)
         followed(short, clip, Path(name))
     print("ready", flush=True)
     out = Path(sys.stdin.readline().strip())
     begun = time.monotonic()
-    done = followed(SETTINGS, clip, out, resume=True, every=EVERY)
+    done = followed(settings_of(clip), clip, out, resume=True, every=EVERY)
     print(json.dumps([time.monotonic() - begun, done.problems]), flush=True)
 
 
@@ -131,7 +165,7 @@ class Trials:
         self.wrong: list[str] = []
         first = folder / "whole"
         first.mkdir()
-        done = followed(SETTINGS, clip, first)
+        done = followed(settings_of(clip), clip, first)
         assert not done.problems, done.problems
         self.expected = contents(first)
         process = start(clip)
@@ -192,7 +226,7 @@ class Trials:
             self.stages[where] += 1
             copy = out.with_name(f"{out.name}_copy")
             shutil.copytree(out, copy)
-            done = followed(SETTINGS, self.clip, copy, resume=True)
+            done = followed(settings_of(self.clip), self.clip, copy, resume=True)
             label = f"kill {self.kills}, after {delay:.3f} s, {where}"
             if done.problems:
                 self.wrong.append(f"{label}: {done.problems[0]}")
@@ -206,6 +240,7 @@ class Trials:
 def main() -> None:
     parser = killing_command_line(__doc__, kills=KILLS, seed=11)
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--aus", action="store_true", help="with action units")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
@@ -215,6 +250,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clip = write_video(folder / f"{STEM}.mp4", frames(COUNT))
+        if args.aus:
+            write_units(folder)
         trials = Trials(clip, folder, args.kills, args.minutes, args.seed)
         threads = [
             threading.Thread(target=trials.work, args=(number,)) for number in range(args.processes)
@@ -237,7 +274,10 @@ def main() -> None:
         f"wrote {len(trials.expected)} files ({files}), all of which are compared."
     )
     wrong = {"results that differ": trials.wrong}
-    write_killed(HERE, "Killed runs", text, counts, wrong, asked=KILLS, add=args.add)
+    where, title, asked = HERE, "Killed runs", KILLS
+    if args.aus:
+        where, title, asked = HERE / "units", "Killed runs with action units", KILLS_WITH_UNITS
+    write_killed(where, title, text, counts, wrong, asked=asked, add=args.add)
 
 
 if __name__ == "__main__":

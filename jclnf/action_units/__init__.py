@@ -5,7 +5,7 @@ its shape (`describe`, `describe_openface`); linear predictors take that (`Actio
 after the person's median has been taken away (`Person`, `People`).
 """
 
-from jclnf.action_units._exact import describe
+from jclnf.action_units._exact import describe, describe_batch, estimate
 from jclnf.action_units._model import ActionUnits, check_detector, load_action_units
 from jclnf.action_units._openface import Described, describe_openface
 from jclnf.action_units._people import People
@@ -19,7 +19,9 @@ __all__ = [
     "Person",
     "check_detector",
     "describe",
+    "describe_batch",
     "describe_openface",
+    "estimate",
     "finish",
     "load_action_units",
 ]

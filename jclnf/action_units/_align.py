@@ -10,7 +10,8 @@ import numpy as np
 from jclnf.action_units._model import SCALE, SIDE
 
 RIGID = np.array(
-    [*range(1, 5), *range(12, 16), 27, 28, 29, *range(31, 37), 39, 40, 41, 42, 45, 46, 47]
+    [*range(1, 5), *range(12, 16), 27, 28, 29, *range(31, 37), 39, 40, 41, 42, 45, 46, 47],
+    np.int32,
 )
 """Landmarks that faces are aligned by: those that expressions move least."""
 RAISED = np.array([0, *range(16, 27)])

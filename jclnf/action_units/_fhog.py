@@ -3,12 +3,15 @@
 Source: Felzenszwalb, Girshick, McAllester, Ramanan, "Object detection with discriminatively trained
 part-based models" (PAMI 2010), section 6. What differs from it: texture is not divided by the
 square root of the number of channels, and there is no channel of zeros.
+
+XLA computes what it fuses anew for each of its readers. There are loops over colours and
+orientations where that would be many times: what enters a loop is computed once.
 """
 
-import functools
-from typing import Any
-
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from jclnf.action_units._model import SIDE
 from jclnf.openface import AU_CELLS
@@ -24,7 +27,10 @@ DIRECTIONS = np.array(
     ],
     np.float32,
 )  # fmt: skip
-"""dlib's unit vectors in steps of 20 degrees, rounded as it rounds them."""
+"""dlib's unit vectors in steps of 20 degrees, rounded as it rounds them.
+
+No gradient of whole grey levels is so near to the middle of two that rounding decides.
+"""
 BINS = 2 * len(DIRECTIONS)
 
 _TRUNCATION = 0.2
@@ -33,79 +39,79 @@ _TEXTURE = 2 * 0.2357
 _GROUPED = 105
 """Columns before this are computed eight at a time by dlib, which resolves ties of the channels
 otherwise than the rest does."""
+_TOGETHER = 6
+"""Orientations that are counted at a time."""
 
 
-def fhog(image: np.ndarray) -> np.ndarray:
-    """The descriptor `(12, 12, 31)` float32 of an image `(SIDE, SIDE, 3)` uint8 (blue, green,
-    red): 18 signed orientations, 9 unsigned ones, 4 textures."""
-    values = image.astype(np.int16)
-    gx = values[1:-1, 2:] - values[1:-1, :-2]
-    gy = values[2:, 1:-1] - values[:-2, 1:-1]
-    lengths = gx.astype(np.int32) ** 2 + gy.astype(np.int32) ** 2
-    channel = _steepest(lengths)[..., None]
-    gx, gy = (np.take_along_axis(g, channel, 2)[..., 0] for g in (gx, gy))
-    magnitudes, bins = _table()
-    index = (gy.astype(np.int32) + 255) * 511 + gx + 255
-    votes = magnitudes[index].astype(np.float64)
-    cells, low, high = _spread()
-    hist = np.zeros((GRID + 2) ** 2 * BINS)
-    at = bins[index]
-    for row, weight_row in ((cells, low), (cells + 1, high)):
-        for column, weight_column in ((cells, low), (cells + 1, high)):
-            place = (row[:, None] * (GRID + 2) + column) * BINS + at
-            weights = votes * (weight_row[:, None] * weight_column)
-            hist += np.bincount(place.reshape(-1), weights.reshape(-1), len(hist))
-    histograms = hist.reshape(GRID + 2, GRID + 2, BINS)[1:-1, 1:-1]
-    return np.asarray(normalised(histograms.astype(np.float32)))
+def fhog(image: Float[Array, "s s 3"]) -> Float[Array, "c c 31"]:
+    """The descriptor of an image `(SIDE, SIDE, 3)` (blue, green, red): 18 signed orientations, 9
+    unsigned ones, 4 textures of each of 12 x 12 cells."""
+
+    def gradients(grey: Float[Array, "s s"]) -> tuple[Array, Array, Array]:
+        gx = grey[1:-1, 2:] - grey[1:-1, :-2]
+        gy = grey[2:, 1:-1] - grey[:-2, 1:-1]
+        return gx, gy, gx**2 + gy**2
+
+    gx, gy, squared = lax.map(gradients, jnp.moveaxis(image, 2, 0))
+    is_blue, is_red = _steepest(*squared)
+    gx, gy, squared = (
+        jnp.where(is_blue, blue, jnp.where(is_red, red, green))
+        for blue, green, red in (gx, gy, squared)
+    )
+    steep = squared > 0
+    magnitude = jnp.where(steep, jnp.sqrt(jnp.where(steep, squared, 1.0)), 0.0)
+    bins = _orientation(lax.stop_gradient(gx), lax.stop_gradient(gy))
+    parts = _parts().astype(image.dtype)
+
+    def count(some: Int[Array, " o"]) -> Float[Array, "o i j"]:
+        votes = jnp.where(bins == some[:, None, None], magnitude, 0.0)
+        columns = jnp.einsum("oyx,xj->oyj", votes, parts, precision="highest")
+        return jnp.einsum("oyj,yi->oij", columns, parts, precision="highest")
+
+    histograms = lax.map(count, jnp.arange(BINS).reshape(-1, _TOGETHER))
+    return _normalised(jnp.moveaxis(histograms.reshape(BINS, GRID, GRID), 0, 2))
 
 
-def _steepest(lengths: np.ndarray) -> np.ndarray:
-    """Which channel has the steepest gradient, `(y, x)`; ties as dlib resolves them."""
-    blue, green, red = np.moveaxis(lengths, 2, 0)
-    grouped = np.where(red > green, 2, 1)
-    grouped = np.where(np.maximum(green, red) > blue, grouped, 0)
-    rest = np.where(green > red, 1, 2)
-    rest = np.where(blue > np.maximum(green, red), 0, rest)
-    return np.where(np.arange(1, SIDE - 1) < _GROUPED, grouped, rest)
+def _steepest(blue: Array, green: Array, red: Array) -> tuple[Array, Array]:
+    """Where blue has the steepest gradient, and where red a steeper one than green, of squared
+    gradients `(y, x)`; ties as dlib resolves them."""
+    grouped = np.arange(1, SIDE - 1) < _GROUPED
+    is_red = (red > green) | (~grouped & (red == green))
+    other = jnp.where(is_red, red, green)
+    return (blue > other) | (grouped & (blue == other)), is_red
 
 
-@functools.cache
-def _table() -> tuple[np.ndarray, np.ndarray]:
-    """Magnitude, float32, and orientation of each gradient of whole numbers from -255 to 255."""
-    values = np.arange(-255, 256, dtype=np.float32)
-    gx, gy = values[None], values[:, None]
-    dots = gx * DIRECTIONS[:, 0, None, None] + gy * DIRECTIONS[:, 1, None, None]
-    best = np.abs(dots).argmax(0)
-    negative = np.take_along_axis(dots, best[None], 0)[0] < 0
-    bins = (best + len(DIRECTIONS) * negative).astype(np.int32)
-    return np.sqrt(gx**2 + gy**2).reshape(-1), bins.reshape(-1)
+def _orientation(gx: Float[Array, "y x"], gy: Float[Array, "y x"]) -> Int[Array, "y x"]:
+    """The bin of each gradient, the first of several that are as near."""
+    best, bins = jnp.zeros_like(gx), jnp.zeros(gx.shape, jnp.int32)
+    for k, (cosine, sine) in enumerate(DIRECTIONS.tolist()):
+        dot = cosine * gx + sine * gy
+        nearer = jnp.abs(dot) > best
+        bins = jnp.where(nearer, jnp.where(dot < 0, k + len(DIRECTIONS), k), bins)
+        best = jnp.where(nearer, jnp.abs(dot), best)
+    return bins
 
 
-@functools.cache
-def _spread() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each pixel but the outermost ones, its first cell (from 0, the border's), and the parts of
-    its vote that this cell and the next one get."""
-    position = (np.arange(1, SIDE - 1, dtype=np.float32) + 0.5) / CELL - 0.5
-    first = np.floor(position)
-    return first.astype(np.int64) + 1, 1 - (position - first), position - first
+def _parts() -> np.ndarray:
+    """Which part of its vote a pixel but the outermost gives to each cell."""
+    position = (np.arange(1, SIDE - 1) + 0.5) / CELL - 0.5
+    return np.maximum(0.0, 1 - np.abs(position[:, None] - np.arange(GRID)))
 
 
-def normalised(histograms: Any) -> Any:
-    """The descriptor `(12, 12, 31)` of histograms `(GRID, GRID, 18)`, NumPy's or JAX's."""
-    xp = histograms.__array_namespace__()
+def _normalised(histograms: Float[Array, "g g 18"]) -> Float[Array, "c c 31"]:
+    """The descriptor of the histograms of all cells."""
     half = BINS // 2
     unsigned = histograms[..., :half] + histograms[..., half:]
-    energy = xp.sum(unsigned**2, axis=-1)
+    energy = jnp.sum(unsigned**2, axis=-1)
     rows = energy[:-1] + energy[1:]
-    blocks = rows[:, :-1] + rows[:, 1:]
-    limits = _TRUNCATION * xp.sqrt(blocks + _NORM)
+    limits = _TRUNCATION * jnp.sqrt(rows[:, :-1] + rows[:, 1:] + _NORM)
     inner, inner_unsigned = histograms[1:-1, 1:-1], unsigned[1:-1, 1:-1]
-    signed_sum, unsigned_sum, textures = 0.0, 0.0, []
+    signed_sum, unsigned_sum, textures = jnp.zeros(()), jnp.zeros(()), []
     for y, x in ((1, 1), (0, 1), (1, 0), (0, 0)):
         limit = limits[y : y + AU_CELLS, x : x + AU_CELLS, None]
         weight = _TRUNCATION / 2 / limit
-        signed = xp.minimum(inner, limit) * weight
+        signed = jnp.minimum(inner, limit) * weight
         signed_sum = signed_sum + signed
-        unsigned_sum = unsigned_sum + xp.minimum(inner_unsigned, limit) * weight
-        textures.append(_TEXTURE * xp.sum(signed, axis=-1))
-    return xp.concatenate([signed_sum, unsigned_sum, xp.stack(textures, axis=-1)], axis=-1)
+        unsigned_sum = unsigned_sum + jnp.minimum(inner_unsigned, limit) * weight
+        textures.append(_TEXTURE * jnp.sum(signed, axis=-1))
+    return jnp.concatenate([signed_sum, unsigned_sum, jnp.stack(textures, axis=-1)], axis=-1)

@@ -1,5 +1,6 @@
-"""What a face is described by, in OpenFace's arithmetic: NumPy's and OpenCV's, on the host, since
-XLA contracts products and sums, which moves a rounding here and there."""
+"""What a face is described by, in OpenFace's arithmetic: the aligned face is NumPy's and OpenCV's,
+on the host, since XLA contracts products and sums, which moves a rounding here and there. Where
+nothing is rounded to whole numbers it is XLA's."""
 
 import functools
 from typing import Any
@@ -54,7 +55,7 @@ def describe_openface(model: ActionUnits, image: np.ndarray, landmarks: Any) -> 
         raise ImageError("the landmarks are not those of a face: the shape model cannot be fitted")
     mean = np.asarray(model.pdm.mean)
     aligned = aligned_face(image, points, mean, translation, model.triangles)
-    return Described(aligned, fhog(aligned), geometry(model.pdm, shape))
+    return Described(aligned, np.asarray(_fhog(aligned)), geometry(model.pdm, shape))
 
 
 def check_frame(image: np.ndarray, landmarks: Any) -> None:
@@ -85,3 +86,8 @@ def _fitted(pdm: PDM, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _fit(pdm: PDM, points: Any) -> Any:
     pose, shape = fit_points(pdm, points, jnp.ones(len(points), bool))
     return pose.translation, shape
+
+
+@jax.jit
+def _fhog(aligned: Any) -> Any:
+    return fhog(aligned.astype(jnp.float32))

@@ -47,14 +47,16 @@ class People:
         self._frame += 1
         found: dict[int, FrameUnits] = {}
         for face in faces:
-            descriptor = None
+            described = descriptor = None
             if face.success and frame is not None:
                 landmarks = np.asarray(face.result.landmarks)
                 check_frame(frame, landmarks)
                 # Of points that are no face's shape there is nothing to say.
                 with suppress(ImageError):
-                    descriptor = describe_openface(self.model, frame, landmarks).descriptor
-            found[face.id] = self._person(face.id).step(descriptor)
+                    described = describe_openface(self.model, frame, landmarks)
+                    descriptor = described.descriptor
+            units = self._person(face.id).step(descriptor)
+            found[face.id] = units._replace(described=described)
         if self.single and not found:
             found[0] = self._person(0).step(None)
         for number in found:

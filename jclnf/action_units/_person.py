@@ -6,6 +6,7 @@ import numpy as np
 
 from jclnf.action_units._medians import RunningMedians
 from jclnf.action_units._model import APPEARANCE, HIGHEST, ActionUnits
+from jclnf.action_units._openface import Described
 
 KEPT = 3000
 """Frames in which a person was seen that are judged again once all have come."""
@@ -24,6 +25,8 @@ class FrameUnits(NamedTuple):
     """`(k,)` what `finish` makes the final ones of; zeros if the person was not seen."""
     kind: int
     """Which of `FAILED`, `FINAL`, `AGAIN` that is."""
+    described: Described | None = None
+    """What they were told by, from `People`."""
 
 
 class Person:

@@ -23,6 +23,7 @@ from jclnf.video import (
 _SPACE = {"group": "in space, in millimetres; distances follow the focal length"}
 _FACES = {"group": "which faces (default: all that are found)"}
 _WHICH = _FACES | {"exclusive": "which"}
+_CLUSTER = {"group": "many photographs"}
 _OPENFACE = {"group": "OpenFace's models only"}
 _FIT = {"group": "the fit (default: as the model was trained)"}
 _UNITS = {"group": "action units"}
@@ -57,6 +58,15 @@ DataArgument = Annotated[
 SplitOption = Annotated[str | None, "only faces of this split of the data", {"metavar": "NAME"}]
 
 
+RayOption = Annotated[
+    str | None,
+    "on a Ray cluster, with a process for each of its devices; ADDRESS is HOST:PORT, or auto for "
+    "the cluster that this machine is part of (default: the one that RAY_ADDRESS names, or else "
+    "the cores of this machine). Needs `pip install 'jclnf[ray]'`",
+    {"nargs": "?", "const": "", "metavar": "ADDRESS"},
+]
+
+
 COMPILING = "compiling for faces of this size, which takes up to a minute, once ..."
 
 
@@ -79,6 +89,13 @@ class Fit:
                                OpenFace's FaceLandmarkImg: gaze (with --parts), head pose and
                                landmarks in space in millimetres
     With --aus, both tables have columns of action units.
+    With --ray, PATH may also be a Parquet file with a column of images' bytes, or a URI such as
+    s3://bucket/folder, and the output is
+      DIR/faces.parquet        a Parquet data set, a file for each 256 photographs: the columns of
+                               landmarks.csv (nulls for empty cells), and message, which says of an
+                               unreadable photograph (status unreadable) why. It does not depend on
+                               the number of workers
+
     Of a folder, all images are taken, in folders within it too, and what is left out is named; what
     jclnf has written there is not. Results take the place of those of an earlier run when they are
     complete; until then they are beside them in hidden files, with which --resume goes on.
@@ -101,6 +118,7 @@ class Fit:
       jclnf fit crowd.jpg --detector mtcnn:OpenFace/model
       jclnf fit frames/ --boxes boxes.csv --starts 1 --no-overlay --quiet
       jclnf fit photo.jpg --model clnf_general --parts --aus --openface-csv
+      jclnf fit photos/ more.parquet --resume --ray
     """
 
     paths: Annotated[tuple[str, ...], "an image, or a folder of images", {"metavar": "PATH"}]
@@ -114,6 +132,9 @@ class Fit:
         bool, "go on with a run that was ended, or do the images that have come since"
     ] = False
     compiling, interrupted = COMPILING, "go on with --resume"
+
+    ray: Annotated[RayOption, _CLUSTER] = None
+    workers: Annotated[int | None, "processes (default: one for each device)", _CLUSTER] = None
 
     openface_csv: Annotated[
         bool,
@@ -182,6 +203,10 @@ class Video:
       and on request NAME.parquet, NAME_smoothed.csv, NAME_overlay.mp4, NAME_pts/, NAME_aligned/
     Frames are counted from 1. Time is that of the file's own time stamps, from the first frame.
 
+    With --ray, all machines need jclnf, and the videos and DIR under the same paths; results are
+    those of --workers 2, byte for byte. DIR/report.csv has a row for each video then, and a video
+    whose process is killed goes on in another.
+
     Of a folder, all videos are taken, in folders within it too; if there are none, the images of
     each of these folders as the frames of one. What is left out is named; what jclnf has written
     there is not. DIR/NAME_images.csv says which image is which frame: numbers that the images'
@@ -202,6 +227,7 @@ class Video:
       jclnf video recordings/ --out results --one --workers 2 --resume
       jclnf video clip.avi --out results --model clnf_general --detector mtcnn --overlay
       jclnf video frames/ --out results --rate 25
+      jclnf video recordings/ --out results --resume --ray   all cores
       jclnf video 0 --out results                            a camera
     """
 
@@ -213,7 +239,12 @@ class Video:
     settings: Settings
     out: OutOption = Path("videos")
     resume: Annotated[bool, "go on with a run that was ended"] = False
-    workers: Annotated[int, "videos done at the same time; on one GPU they share its memory"] = 1
+    workers: Annotated[
+        int | None,
+        "videos done at the same time; on one GPU they share its memory (default: 1; with --ray, "
+        "one for each device)",
+    ] = None
+    ray: RayOption = None
     device: DeviceOption = None
     quiet: QuietOption = False
     compiling, interrupted = COMPILING, "the same command goes on from here with --resume"

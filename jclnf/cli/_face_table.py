@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jclnf.annotations import NO_FACE, face_columns, face_values
 from jclnf.errors import OutputError
-from jclnf.fitting import FitStatus
 from jclnf.outputs import appending, growing
 
 PIXEL_DECIMALS = 4
@@ -19,24 +19,6 @@ PIXEL_DECIMALS = 4
 
 NUMBER_DECIMALS = 6
 """Decimals of scale, angles, likelihood and shape parameters, about what float32 holds."""
-
-
-def columns(n_landmarks: int, n_modes: int, units: Sequence[str] = ()) -> list[str]:
-    """Return the names of the columns for a model of `n_landmarks` and `n_modes`, and for action
-    units."""
-    return [
-        *("image", "face", "status", "likelihood", "confidence", "success"),
-        *("box_x", "box_y", "box_w", "box_h"),
-        *("scale", "weak_pitch", "weak_yaw", "weak_roll", "tx", "ty"),
-        *(f"x_{i}" for i in range(n_landmarks)),
-        *(f"y_{i}" for i in range(n_landmarks)),
-        *(f"p_{i}" for i in range(n_modes)),
-        *units,
-    ]
-
-
-_NO_FACE = "no_face"
-"""The status of an image without a face."""
 
 
 class FaceTable:
@@ -87,7 +69,7 @@ class FaceTable:
         self.done: set[str] = set()
         self._n_landmarks = n_landmarks
         self._n_modes = n_modes
-        self._columns = columns(n_landmarks, n_modes, units)
+        self._columns = face_columns(n_landmarks, n_modes, units)
         self._units = len(units)
         self._header = _line(self._columns)
         self._resume = bool(resume)
@@ -125,7 +107,7 @@ class FaceTable:
                 while rows and rows[-1][1][0] == last:
                     start = rows.pop()[0]
             file.truncate(start)
-        self.rows = sum(status != _NO_FACE for _, (_, status, _) in rows)
+        self.rows = sum(status != NO_FACE for _, (_, status, _) in rows)
         self.failed = sum(success != "1" for _, (_, _, success) in rows)
         self.done = {image for _, (image, _, _) in rows}
 
@@ -151,35 +133,15 @@ class FaceTable:
                 f"a face of {len(landmarks)} landmarks and {len(shape)} modes in a table of "
                 f"{self._n_landmarks} and {self._n_modes}"
             )
-        pose, confidence = result.pose, result.confidence
-        numbers = np.concatenate([np.reshape(pose.scale, 1), np.asarray(pose.rotation)])
-        pixels = np.concatenate([np.asarray(pose.translation), landmarks.T.reshape(-1)])
         units = np.full(self._units, np.nan) if units is None else units
-        if not result.success:  # which are not the face's
-            numbers, pixels, shape, units = (a * np.nan for a in (numbers, pixels, shape, units))
-        self._append(
-            _line(
-                [
-                    image,
-                    str(face),
-                    FitStatus(int(result.status)).name.lower(),
-                    _text(float(result.likelihood), NUMBER_DECIMALS),
-                    "" if confidence is None else _text(float(confidence), NUMBER_DECIMALS),
-                    str(int(result.success)),
-                    *(_text(float(v), PIXEL_DECIMALS) for v in box),
-                    *(_text(v, NUMBER_DECIMALS) for v in numbers.tolist()),
-                    *(_text(v, PIXEL_DECIMALS) for v in pixels.tolist()),
-                    *(_text(v, NUMBER_DECIMALS) for v in shape.tolist()),
-                    *(_text(v, NUMBER_DECIMALS) for v in units.tolist()),
-                ]
-            )
-        )
+        values = face_values(image, face, box, result, units)
+        self._append(_line([_text(*each) for each in zip(self._columns, values, strict=True)]))
         self.rows += 1
         self.failed += not result.success
 
     def write_without_face(self, image: str) -> None:
         """Append a row for an image in which there is no face: nothing but that."""
-        known = {"image": image, "status": _NO_FACE, "success": "0"}
+        known = {"image": image, "status": NO_FACE, "success": "0"}
         names = self._columns
         self._append(_line([known.get(name, "") for name in names]))
 
@@ -201,6 +163,10 @@ def _line(fields: list[str]) -> bytes:
     return text.getvalue().encode(errors="surrogateescape")
 
 
-def _text(value: float, decimals: int) -> str:
+def _text(column: str, value: Any) -> str:
     """Return a number with fixed decimals and no negative zero; nothing if it is not finite."""
+    if not isinstance(value, float):
+        return str(value)
+    pixels = column in ("tx", "ty") or column.startswith(("box_", "x_", "y_"))
+    decimals = PIXEL_DECIMALS if pixels else NUMBER_DECIMALS
     return f"{value:z.{decimals}f}" if math.isfinite(value) else ""

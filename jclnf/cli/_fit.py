@@ -42,7 +42,7 @@ from jclnf.outputs import (
     write_png,
 )
 from jclnf.params import FitParams
-from jclnf.runtime import silent_stderr
+from jclnf.runtime import check_interrupted, silent_stderr
 from jclnf.space import Camera
 
 _OVERLAY, _TABLE = "_overlay.png", ".csv"
@@ -51,6 +51,12 @@ _OVERLAY, _TABLE = "_overlay.png", ".csv"
 
 def run(options: Fit) -> int:
     """Fit all faces of all images; return the exit code that the help describes."""
+    if options.ray is not None:
+        from jclnf.cli._fit_cluster import run as run_on_cluster
+
+        return run_on_cluster(options)
+    if options.workers is not None:
+        raise CommandError("--workers is for --ray")
     found = find_images(options.paths)
     images, notes = found.files, found.notes
     for problem in found.problems:
@@ -132,6 +138,7 @@ def _fit_all(
         for path in () if options.resume else results:
             abandon(path)
         for image, stem in zip(images, stems, strict=True):
+            check_interrupted()
             if os.path.abspath(image) not in done:
                 failed += not task.do(image, options.out / stem)
         if table.beside and table.rows == 0:

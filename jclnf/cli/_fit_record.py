@@ -14,7 +14,18 @@ from jclnf.outputs import abandon, by_option, check_same, growing, settle, write
 from jclnf.runtime import device_report
 from jclnf.video import model_digest, source_digest
 
-_NO_MATTER = ("paths", "out", "quiet", "resume", "model", "boxes", "device", "au_models")
+_NO_MATTER = (
+    "paths",
+    "out",
+    "quiet",
+    "resume",
+    "model",
+    "boxes",
+    "device",
+    "au_models",
+    "ray",
+    "workers",
+)
 """Options that results do not depend on, or that name a file whose contents are compared."""
 
 

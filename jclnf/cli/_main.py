@@ -11,7 +11,7 @@ from jclnf.cli._base import INCOMPLETE, INTERRUPTED, PROGRAM, UNUSABLE, CommandE
 from jclnf.cli._commands import COMMANDS
 from jclnf.cli._options import Parser, add_options, join_numbers, read_options, unknown
 from jclnf.errors import JclnfError
-from jclnf.runtime import check_jax
+from jclnf.runtime import check_jax, interrupts_noted
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +74,8 @@ def _run(argv: Sequence[str]) -> int:
         module, _, function = values.function.partition(".")
         check_jax()
         run = getattr(import_module(f"jclnf.cli.{module}"), function)
-        return int(run(read_options(values.declared, values)))
+        with interrupts_noted():
+            return int(run(read_options(values.declared, values)))
     except SystemExit as e:  # help and version
         return e.code if isinstance(e.code, int) else UNUSABLE
     except (CommandError, JclnfError) as e:

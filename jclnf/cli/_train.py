@@ -1,7 +1,6 @@
 """`jclnf train`: a model from annotated images."""
 
 import dataclasses
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,7 +15,7 @@ from jclnf.cli._learning import begin_folder, check_options, read_faces, split_p
 from jclnf.cli._settings import start_jax
 from jclnf.errors import JclnfError
 from jclnf.images import read_image
-from jclnf.runtime import Meter, use_all_cores
+from jclnf.runtime import Meter, use_all_cores, use_one_thread_each
 from jclnf.train import (
     MIRROR_68,
     Faces,
@@ -42,8 +41,7 @@ def run(options: Train) -> int:
         raise CommandError("--effort lies above 0")
     # One device a core, each with one thread: faster than threads within a convolution. It must
     # be said before JAX is first used.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    use_one_thread_each()
     use_all_cores(MOST_DEVICES)
 
     def log(text: str) -> None:

@@ -3,18 +3,19 @@
 from typing import Any
 
 import jclnf
+from jclnf import distributed
 from jclnf.annotations import FrameBoxTable
 from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._commands import Video
 from jclnf.cli._live import Window
 from jclnf.cli._settings import announce
-from jclnf.runtime import Meter
+from jclnf.runtime import Meter, say
 from jclnf.video import Camera, Source, find_videos, process_videos
 
 
 def run(options: Video) -> int:
     """Do all videos; return the exit code that the help describes."""
-    if options.workers < 1:
+    if options.workers is not None and options.workers < 1:
         raise CommandError("--workers must be at least 1")
     found = find_videos(options.sources)
     for problem in found.problems:
@@ -28,23 +29,33 @@ def run(options: Video) -> int:
         return INCOMPLETE
     jclnf.enable_compilation_cache()
     failed = bool(found.problems)
-    with _Display(options, lines=options.workers > 1) as display:
-        for done in process_videos(
-            options.settings,
-            found.files,
-            options.out,
-            workers=options.workers,
-            device=options.device,
-            resume=options.resume,
-            every=options.checkpoint_every,
-            on_start=display.start,
-            on_frame=display.show,
-        ):
+    workers = options.workers or 1
+    with _Display(options, lines=workers > 1) as display:
+        common: dict[str, Any] = {
+            "device": options.device,
+            "resume": options.resume,
+            "every": options.checkpoint_every,
+        }
+        work = options.settings, found.files, options.out
+        if options.ray is None:
+            each = process_videos(
+                *work,
+                workers=workers,
+                on_start=display.start,
+                on_frame=display.show,
+                **common,
+            )
+        else:
+            each = distributed.process_videos(
+                *work, address=options.ray, workers=options.workers, **common
+            )
+            each = Meter("all", len(found.files), unit="videos", quiet=options.quiet).over(each)
+        for done in each:
             display.end()
             for problem in done.problems:
                 complain(problem)
             if done.summary and not options.quiet:
-                print(printable(f"{done.path}: {done.summary}"), flush=True)
+                say(printable(f"{done.path}: {done.summary}"))
             failed = failed or bool(done.problems)
     return INCOMPLETE if failed else OK
 

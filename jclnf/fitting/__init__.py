@@ -1,6 +1,6 @@
 """The fit of a face: the mean shifts, the regularised updates, and what is made of the result."""
 
-from jclnf.fitting._batch import crops_of_one_size, fit_images, padded
+from jclnf.fitting._batch import crops_of_one_size, distribute, fit_images, map_everywhere, padded
 from jclnf.fitting._confidence import (
     FACE_LIMIT,
     LANDMARK_LIMIT,
@@ -47,6 +47,7 @@ __all__ = [
     "check_levels",
     "crops_of_one_size",
     "decode_start",
+    "distribute",
     "fit",
     "fit_face",
     "fit_from",
@@ -54,6 +55,7 @@ __all__ = [
     "fit_points",
     "initial_state",
     "likelihood_of",
+    "map_everywhere",
     "map_faces",
     "one_by_one",
     "padded",

@@ -1,6 +1,6 @@
 """Fits of many faces at once, on all devices that JAX sees."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -78,8 +78,7 @@ def fit_images(
             np.stack([one.offset for one in crops]),
             jax.tree.map(lambda array: array[list(at)], init) if isinstance(init, tuple) else None,
         )
-        batch = jax.device_put(batch, NamedSharding(mesh(), PartitionSpec("faces")))
-        return list(at[: len(faces)]), _fit_batch(*shared, batch)
+        return list(at[: len(faces)]), _fit_batch(*shared, distribute(batch))
 
     waiting: dict[int, list[tuple[int, Crop]]] = {}
     full: set[int] = set()
@@ -154,18 +153,36 @@ def _cropped(images: Iterable[np.ndarray], boxes: np.ndarray) -> Iterable[Crop]:
 
 @eqx.filter_jit
 def _fit_batch(model: Model, params: FitParams, rotations: Any, batch: Any) -> FitResult:
-    # shard_map takes arrays only: what is static in the model stays outside.
-    arrays, static = eqx.partition((model, params, rotations), eqx.is_array)
+    def one(shared: Any, face: Any) -> FitResult:
+        model, params, rotations = shared
+        image, box, offset, start = face
+        init: Init = rotations if start is None else start
+        return fit_face_at(model, image, box, init, params, offset)
 
-    def on_one_device(arrays: Any, batch: Any) -> FitResult:
-        model, params, rotations = eqx.combine(arrays, static)
+    return map_everywhere(one, (model, params, rotations), batch)
 
-        def one(face: Any) -> FitResult:
-            image, box, offset, start = face
-            init: Init = rotations if start is None else start
-            return fit_face_at(model, image, box, init, params, offset)
 
-        return map_faces(one, batch)
+def distribute(batch: Any) -> Any:
+    """A batch, spread over all of JAX's devices as `map_everywhere` takes it."""
+    return jax.device_put(batch, NamedSharding(mesh(), PartitionSpec("faces")))
+
+
+def map_everywhere(function: Callable[[Any, Any], Any], shared: Any, batch: Any) -> Any:
+    """`function(shared, one)` of each of a batch, spread over all of JAX's devices, and in the form
+    that is fastest on each (`map_faces`).
+
+    Args:
+        function: what is to be done.
+        shared: what is the same for all, a tree; its arrays as `replicate` returns them.
+        batch: from `distribute`, a tree of arrays with a leading axis, whose length is a multiple
+            of the number of devices.
+    """
+    # shard_map takes arrays only: what is static stays outside.
+    arrays, static = eqx.partition(shared, eqx.is_array)
+
+    def on_one_device(arrays: Any, batch: Any) -> Any:
+        shared = eqx.combine(arrays, static)
+        return map_faces(lambda one: function(shared, one), batch)
 
     faces, everywhere = PartitionSpec("faces"), PartitionSpec()
     return jax.shard_map(

@@ -2,11 +2,20 @@
 
 from jclnf.images._check import check_grey
 from jclnf.images._crop import BUCKETS, Crop, check_box, crop, cut, region
-from jclnf.images._folder import Folder, Found, kind_of, names
-from jclnf.images._read import ImageFile, file_bytes, read_image, read_image_file
+from jclnf.images._folder import IMAGE_SUFFIXES, Folder, Found, kind_of, names
+from jclnf.images._read import (
+    MAX_BYTES,
+    ImageFile,
+    decode_image_file,
+    file_bytes,
+    read_image,
+    read_image_file,
+)
 
 __all__ = [
     "BUCKETS",
+    "IMAGE_SUFFIXES",
+    "MAX_BYTES",
     "Crop",
     "Folder",
     "Found",
@@ -15,6 +24,7 @@ __all__ = [
     "check_grey",
     "crop",
     "cut",
+    "decode_image_file",
     "file_bytes",
     "kind_of",
     "names",

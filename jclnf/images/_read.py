@@ -61,7 +61,11 @@ def read_image_file(path: str | os.PathLike[str]) -> ImageFile:
             damaged, declares more than `MAX_PIXELS`, or holds values of another kind.
     """
     where = Path(path)
-    data = file_bytes(where)
+    return decode_image_file(where, file_bytes(where))
+
+
+def decode_image_file(where: Path, data: bytes) -> ImageFile:
+    """As `read_image_file`, of a file whose contents are there already; `where` is its name."""
     _check_complete(where, data)
     size = _declared_size(data)
     if size is not None and size[0] * size[1] > MAX_PIXELS:

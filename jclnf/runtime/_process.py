@@ -95,6 +95,36 @@ def use_all_cores(most: int) -> None:
         jax.config.update("jax_num_cpu_devices", min(cores, most))
 
 
+def use_one_thread_each() -> None:
+    """Have each device of XLA's use one thread, where there are as many of them, or of processes,
+    as cores: more would only wait for each other. Only before the first computation."""
+    flags, own = os.environ.get("XLA_FLAGS", "").split(), "--xla_cpu_multi_thread_eigen=false"
+    # Not twice: JAX would take programs of its cache for others.
+    if own not in flags:
+        os.environ["XLA_FLAGS"] = " ".join([*flags, own])
+
+
+_OWN_THREADS = "NPROC"
+"""Of the environment: how many threads XLA has at most."""
+
+
+def keep_to_one_core() -> None:
+    """Have this process compute in one thread, as one of several that share a machine: as many
+    threads as cores in each would only wait for each other. Call it before the first computation.
+    """
+    import cv2
+
+    use_one_thread_each()
+    os.environ[_OWN_THREADS] = "1"
+    cv2.setNumThreads(1)
+
+
+def own_threads() -> int:
+    """How many threads libraries may use in this process; 0 if they are to choose."""
+    text = os.environ.get(_OWN_THREADS, "")
+    return int(text) if text.isascii() and text.isdecimal() else 0
+
+
 @contextmanager
 def silent_stderr() -> Iterator[None]:
     """Discard what the process writes to file descriptor 2 meanwhile.

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from jclnf.runtime._compilation import programs_compiled
+from jclnf.runtime._interrupts import check_interrupted
 
 LINES_EVERY = 30.0
 """Seconds between lines where there is no terminal, as in a log."""
@@ -64,7 +65,8 @@ class Meter:
             )  # fmt: skip
 
     def step(self, count: int = 1) -> None:
-        """So many more are done."""
+        """So many more are done; raises KeyboardInterrupt after a Ctrl-C that got lost."""
+        check_interrupted()
         self._done += count
         now, programs = monotonic(), programs_compiled()
         waited = now - self._last if programs > self._programs else 0.0

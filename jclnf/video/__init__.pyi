@@ -1,7 +1,13 @@
 from ._derived import one_euro as one_euro
 from ._job import JobResult as JobResult
+from ._job import count_segments as count_segments
+from ._job import forget as forget
 from ._job import load as load
+from ._job import process_segment as process_segment
+from ._job import process_video as process_video
+from ._job import unfinished as unfinished
 from ._open import open_source as open_source
+from ._run import CHECKPOINT_SECONDS as CHECKPOINT_SECONDS
 from ._settings import ArithmeticOption as ArithmeticOption
 from ._settings import CentreOption as CentreOption
 from ._settings import DetectorOption as DetectorOption
@@ -20,5 +26,7 @@ from ._source import Camera as Camera
 from ._source import Frame as Frame
 from ._source import Selection as Selection
 from ._source import Source as Source
+from ._workers import claim_results as claim_results
 from ._workers import find_videos as find_videos
+from ._workers import is_camera as is_camera
 from ._workers import process_videos as process_videos

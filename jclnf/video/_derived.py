@@ -135,7 +135,8 @@ def write_plot(table: Path, out: Path) -> None:
 
     series = _series(table)
     known = {name for face in series.values() for name in face}
-    panels = [(title, names) for title, names in PLOTTED if known & set(names)]
+    panels = [(title, [name for name in names if name in known]) for title, names in PLOTTED]
+    panels = [(title, names) for title, names in panels if names]
     figure = Figure(figsize=(10, 1.7 * max(1, len(panels))), dpi=100, layout="constrained")
     grid = figure.subplots(max(1, len(panels)), sharex=True, squeeze=False)[:, 0]
     styles = ("-", "--", ":")
@@ -148,7 +149,7 @@ def write_plot(table: Path, out: Path) -> None:
                     linewidth=0.9,
                 )  # fmt: skip
         axes.set_ylabel(title, fontsize="small")
-        if names == ("confidence",):
+        if names == ["confidence"]:
             axes.set_ylim(-0.05, 1.05)
         axes.grid(alpha=0.3)
         if len(series) * len(names) <= 8:

@@ -17,12 +17,13 @@ import jclnf
 from jclnf.errors import JclnfError, OutputError, VideoError
 from jclnf.fitting import Model
 from jclnf.images import names
-from jclnf.outputs import check_same, locked, write_bytes
+from jclnf.outputs import check_same, locked, make_folder, write_bytes
 from jclnf.runtime import device_report
 from jclnf.video._derived import write_parquet, write_plot, write_smoothed
 from jclnf.video._open import open_source
 from jclnf.video._overlay import write_overlay
-from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run
+from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, Run, checkpoint_of
+from jclnf.video._segments import folder_of, join, name_of, remove, segments
 from jclnf.video._settings import Settings, model_digest
 from jclnf.video._source import ImageFolder, Source
 
@@ -71,11 +72,12 @@ def process_video(
     *,
     resume: bool = False,
     every: float = CHECKPOINT_SECONDS,
+    wait: float = 0.2,
     source: Source | None = None,
     on_frame: OnFrame | None = None,
     on_start: OnStart | None = None,
 ) -> JobResult:
-    """Make all results of a video; `process_videos` is what to call from elsewhere.
+    """Make all results of a video; `process_videos` is what to call with several.
 
     What cannot be done is said in the result: nothing is raised.
 
@@ -85,27 +87,43 @@ def process_video(
         out, stem: the folder of the results, and the first part of their names; both are claimed.
         resume: go on with a run that was ended; one that is complete is left as it is.
         every: seconds between checkpoints.
+        wait: seconds to wait for another process that is at the same results.
         source: the opened video, if it is no file.
         on_frame: called after each frame with it and its faces; returns False to end the run.
         on_start: see `OnStart`.
     """
     done = JobResult(path)
     try:
-        with locked(out / f"{stem}.csv"):
+        with locked(out / f"{stem}.csv", wait=wait):
             source = open_source(path, rate=settings.rate) if source is None else source
             run = Run(settings, model, source, out, stem)
             metadata = out / f"{stem}.json"
             before = _metadata(metadata)
             if resume and _complete(metadata, before, run):
+                remove(out, stem)
                 done.summary = f"complete already, in {run.path}"
                 return done
+            if not resume:
+                remove(out, stem)
             start = time.monotonic()
-            counts = run.perform(
-                resume=resume,
-                every=every,
-                on_frame=on_frame,
-                on_start=None if on_start is None else functools.partial(on_start, source),
-            )
+            begins: list[float] = []
+            if parts := segments(settings, source):
+                told = [
+                    process_segment(
+                        settings, model, path, out, stem, number,
+                        every=every, wait=wait, on_frame=on_frame, on_start=on_start,
+                    ).problems
+                    for number in range(len(parts))
+                ]  # fmt: skip
+                begins = join(run, source, parts, folder_of(out, stem), told)
+            else:
+                run.perform(
+                    resume=resume,
+                    every=every,
+                    on_frame=on_frame,
+                    on_start=None if on_start is None else functools.partial(on_start, source),
+                )
+            counts = run.counts
             seconds = time.monotonic() - start
             if counts.rows_with_success == 0 and run.beside and before.get("rows_with_success", 1):
                 run.withdraw()
@@ -122,11 +140,13 @@ def process_video(
                 **({} if failed else {"depends": run.checkpoint.depends}),
                 **asdict(counts),
                 "problems": [*found, *failed],
+                "segments": begins,
                 "seconds": round(seconds, 3),
             }
             write_bytes(metadata, (json.dumps(description, indent=1) + "\n").encode())
             if not failed:
                 run.clean_up()
+                remove(out, stem)
             part = counts.rows_with_success / counts.rows if counts.rows else 0.0
             done.summary = (
                 f"{counts.frames} frames, {counts.rows} rows, {100 * part:.1f} % with success, "
@@ -143,6 +163,57 @@ def process_video(
         # A night's other videos must not wait for whatever this is.
         done.problems.append(f"{path}: stopped by an error in jclnf: {error!r}")
     return done
+
+
+def unfinished(out: Path, stem: str) -> bool:
+    """Whether there is something of a run that was ended, for another to go on with."""
+    return checkpoint_of(out, stem).exists() or folder_of(out, stem).exists()
+
+
+def forget(out: Path, stem: str) -> None:
+    """Have the next run begin anew even if it is told to go on with what was ended.
+
+    Raises:
+        OutputError: another process is at it.
+    """
+    with locked(out / f"{stem}.csv"):
+        checkpoint_of(out, stem).unlink(missing_ok=True)
+        remove(out, stem)
+
+
+def count_segments(settings: Settings, path: str) -> int:
+    """Into how many segments a video is cut; 0 if into none, or if it cannot be read."""
+    if settings.segment is None:
+        return 0
+    try:
+        return len(segments(settings, open_source(path, rate=settings.rate)))
+    except VideoError:
+        return 0
+
+
+def process_segment(
+    settings: Settings,
+    model: Model,
+    path: str,
+    out: Path,
+    stem: str,
+    number: int,
+    **options: Any,
+) -> JobResult:
+    """Make the table of a segment of a video, if it is not there; `process_video` then joins them.
+
+    Args:
+        settings, model, path, out, stem: as for `process_video`.
+        number: of the segment, from 0.
+        options: as for `process_video`.
+    """
+    folder = folder_of(out, stem)
+    try:
+        part = segments(settings, open_source(path, rate=settings.rate))[number]
+        make_folder(folder)
+    except JclnfError as error:
+        return JobResult(path, problems=[str(error)])
+    return process_video(part, model, path, folder, name_of(number), **options | {"resume": True})
 
 
 def _derive(settings: Settings, run: Run, source: Source) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jclnf.errors import VideoError
+from jclnf.runtime import own_threads
 
 _ONE_PACKET_A_FRAME = frozenset(
     ("av1", "dvvideo", "ffv1", "h264", "hevc", "mjpeg", "mpeg2video", "mpeg4", "prores", "vp9")
@@ -60,6 +61,7 @@ class Reading:
             self.close()
             raise VideoError(f"{path}: this FFmpeg cannot decode its codec")
         self.stream.thread_type = "AUTO"
+        self.stream.codec_context.thread_count = own_threads()
         # AVI knows no other order than that of decoding.
         self._decoding_order = self.container.format.name == "avi"
         self.interlaced = False

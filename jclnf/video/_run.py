@@ -27,6 +27,7 @@ from jclnf.space import EYES, Camera
 from jclnf.tracking import TrackedFace, Tracker, TrackParams
 from jclnf.video._aligned import aligned_face
 from jclnf.video._checkpoint import Checkpoint
+from jclnf.video._faces import DescriptorFile, write_face
 from jclnf.video._fitters import IndependentFitter, TrackingFitter
 from jclnf.video._settings import CHUNK, Settings, model_digest, source_digest
 from jclnf.video._source import Camera as CameraSource
@@ -53,8 +54,9 @@ _DERIVED = {
 }
 """How the names end of the files that are written once the table is complete, with the settings
 that ask for them."""
-_GROWING = {".csv": "", "_pts": "pts", "_aligned": "aligned"}
-"""The same of the table, and of the folders that are filled with it."""
+_FOLDERS = {"_pts": "pts", "_aligned": "aligned", "_masked": "masked"}
+_GROWING = {".csv": "", ".hog": "hog", **_FOLDERS}
+"""The same of the table, and of the file and the folders that are filled with it."""
 
 
 def endings(settings: Settings) -> tuple[list[str], list[str]]:
@@ -64,6 +66,11 @@ def endings(settings: Settings) -> tuple[list[str], list[str]]:
     for ending, name in (_GROWING | _DERIVED).items():
         (wanted if not name or getattr(settings, name) else others).append(ending)
     return wanted, others
+
+
+def checkpoint_of(out: Path, stem: str) -> Path:
+    """Where a run says how far it is."""
+    return out / f"{stem}.checkpoint"
 
 
 @dataclass
@@ -146,9 +153,10 @@ class Run:
         for what, file in (("the video", path), ("the boxes", settings.boxes)):
             if file is not None:
                 depends[what] = source_digest(Path(file))
-        self.checkpoint = Checkpoint(out / f"{stem}.checkpoint", depends)
+        self.checkpoint = Checkpoint(checkpoint_of(out, stem), depends)
         self._grown = {ending: out / f"{stem}{ending}" for ending in _GROWING}
-        self._pts = self._aligned = out
+        self._pts = self._aligned = self._masked = out
+        self._descriptors: DescriptorFile | None = None
         self.beside = False
         """Whether there is an earlier table, which stays until `put_in_place`."""
         self._last = Frame(0, 0.0, None)
@@ -226,14 +234,7 @@ class Run:
             self.checkpoint.remove()
         if on_start is not None:
             on_start(self.counts.frames, self.source.expected(self._selection()))
-        table, self._pts, self._aligned = (
-            growing(path, resume=saved is not None) for path in self._grown.values()
-        )
-        if self.settings.pts:
-            self._pts.mkdir(exist_ok=True)
-        if self.settings.aligned:
-            self._aligned.mkdir(exist_ok=True)
-        self.beside = table != self.path
+        table, descriptors = self.grow(resume=saved is not None)
         self._last = Frame(first - 1, begin, None)
         if self.units is not None:
             self.units.open(units_offset)
@@ -255,17 +256,41 @@ class Run:
                         self._save(file)
                         last = time.monotonic()
             self._save(file, ended=True)
+        if self._descriptors is not None:
+            self._descriptors.close()
         if self.counts.frames == 0 and self.settings.begin > 0:
             self.withdraw()
             if not self.beside:
                 table.unlink()
-                for folder in (self._pts, self._aligned):
+                if self._descriptors is not None:
+                    descriptors.unlink(missing_ok=True)
+                for folder in (self._pts, self._aligned, self._masked):
                     with contextlib.suppress(OSError):  # there are earlier ones, or none are asked
                         folder.rmdir()
             raise VideoError(f"--from {self.settings.begin:g} lies beyond its end")
         if self.units is not None:
             self.units.finish(table, self.table)
         return self.counts
+
+    def grow(self, *, resume: bool) -> tuple[Path, Path]:
+        """Where the table and the descriptors are written, and all that grows with them; see
+        `jclnf.outputs.growing`."""
+        table, descriptors, *folders = (
+            growing(path, resume=resume) for path in self._grown.values()
+        )
+        self._pts, self._aligned, self._masked = folders
+        for folder in self.images.values():
+            folder.mkdir(exist_ok=True)
+        if self.settings.hog:
+            self._descriptors = DescriptorFile(descriptors, self.counts.rows)
+        self.beside = table != self.path
+        return table, descriptors
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """The folders that are filled with the table, by how their names end in the end."""
+        folders = zip(_FOLDERS, (self._pts, self._aligned, self._masked), strict=True)
+        return {e: folder for e, folder in folders if getattr(self.settings, _FOLDERS[e])}
 
     def unused_boxes(self) -> list[int]:
         """The frames that boxes were given for and that the video, read to its end, has not."""
@@ -291,9 +316,8 @@ class Run:
         self.withdraw()
         for ending in _DERIVED:
             discard(self.out / f"{self.stem}{ending}")
-        for ending in ("pts", "png"):
-            folder = self._grown["_pts" if ending == "pts" else "_aligned"]
-            for part in folder.glob(f".*.part.{ending}"):
+        for ending in _FOLDERS:
+            for part in self._grown[ending].glob(".*.part.*"):
                 part.unlink(missing_ok=True)
 
     def selected_frames(self, first: int = 1, begin: float = 0.0) -> Iterator[Frame]:
@@ -308,6 +332,8 @@ class Run:
     def _save(self, file: BinaryIO, *, ended: bool = False) -> None:
         file.flush()
         os.fsync(file.fileno())
+        if self._descriptors is not None:
+            self._descriptors.sync()
         numbers = {
             "frame": self._last.number + 1,
             "time": self._last.time,
@@ -333,6 +359,9 @@ class Run:
         for frame, faces in self._fitter.fit_frames(chunk):
             self._write_images(frame, faces)
             told.append({} if self.units is None else self.units.people.step(frame.image, faces))
+            if self.settings.masked:
+                for number, one in told[-1].items():
+                    write_face(self._masked, frame.number, number, one)
             going = on_frame is None or on_frame(frame, faces)
             # A chunk of large images would fill the memory.
             frames.append(dataclasses.replace(frame, image=None))
@@ -378,6 +407,10 @@ class Run:
         file.flush()
         if self.units is not None:
             self.units.append(kept)
+        if self._descriptors is not None:
+            for row in kept:
+                if row.has_row:
+                    self._descriptors.append(row.units)
         return frames[-1], going
 
     def _write_images(self, frame: Frame, faces: list[TrackedFace]) -> None:

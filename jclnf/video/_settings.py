@@ -112,6 +112,12 @@ class Settings:
     end: Annotated[
         float | None, "seconds after which nothing is used", _TIME | {"name": "to", "metavar": "S"}
     ] = None
+    segment: Annotated[
+        float | None,
+        "cut longer videos into segments of about so many seconds, each of which begins with a "
+        "detection and has faces of its own; with --ray they are done at the same time",
+        _TIME | {"metavar": "S"},
+    ] = None
     every: Annotated[int, "use every N-th frame only", _TIME] = 1
     rate: Annotated[
         float | None, "frames per second of a folder of images (default: 30)", _TIME
@@ -125,6 +131,14 @@ class Settings:
         _UNITS,
     ] = False
     au_models: Annotated[UnitModelsOption, _UNITS] = None
+    hog: Annotated[
+        bool,
+        "what they are told by, a descriptor for each row, as OpenFace's file NAME.hog",
+        _UNITS,
+    ] = False
+    masked: Annotated[
+        bool, "NAME_masked, OpenFace's files of the aligned faces that they are told by", _UNITS
+    ] = False
     empty_rows: Annotated[bool, "rows for frames in which there is no face", _RESULTS] = True
     openface_csv: Annotated[
         bool,
@@ -165,9 +179,16 @@ class Settings:
             raise ParamsError(f"faces: at least 1, not {self.faces}")
         if self.aligned and not 8 <= self.aligned <= 4096:
             raise ParamsError(f"aligned: a side of 8 to 4096 pixels, not {self.aligned}")
-        for name in ("au_static", "au_models"):
+        for name in ("au_static", "au_models", "hog", "masked"):
             if getattr(self, name) and not self.aus:
                 raise ParamsError(f"{name}: there are no action units without aus")
+        if self.segment is not None:
+            if self.segment < 1:
+                raise ParamsError(f"segment: at least a second, not {self.segment:g}")
+            if self.boxes is not None:
+                raise ParamsError("segment: each begins with a detection, and not with boxes")
+            if self.aus:
+                raise ParamsError("segment: action units are judged by the whole video")
         if self.end is not None and self.end < self.begin:
             raise ParamsError(f"from {self.begin:g} to {self.end:g} seconds there is no frame")
         if self.smooth is not None:

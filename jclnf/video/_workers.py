@@ -15,7 +15,12 @@ from jclnf.files import find_model
 from jclnf.fitting import Model
 from jclnf.images import Found
 from jclnf.outputs import Origin, claim, make_folder
-from jclnf.runtime import enable_compilation_cache, share_device, use_device
+from jclnf.runtime import (
+    enable_compilation_cache,
+    keep_to_one_core,
+    share_device,
+    use_device,
+)
 from jclnf.video import _source
 from jclnf.video._job import JobResult, OnStart, load, process_video
 from jclnf.video._run import CHECKPOINT_SECONDS, OnFrame, endings
@@ -99,23 +104,39 @@ def process_videos(
         find_model(settings.model or "default")
     else:
         model = _begin(settings, device)
+    jobs = claim_results(settings, paths, out)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a run says itself that there is no camera
+    options = {"resume": resume, "every": every, "on_start": on_start, "on_frame": on_frame}
+    if model is None:
+        return _in_processes(settings, jobs, out, min(workers, len(jobs)), device, options)
+    return _in_turn(settings, model, jobs, out, options)
+
+
+def claim_results(
+    settings: Settings, paths: list[str], out: Path, *, fixed: tuple[str, ...] = ()
+) -> list[tuple[str, str]]:
+    """Each video with the first part of its results' names in a folder, which is made if need be.
+
+    Args:
+        settings, paths, out: as for `process_videos`.
+        fixed: names of files that are about all videos.
+
+    Raises:
+        OutputError: `out` cannot be written.
+    """
     make_folder(out)
     wanted, others = endings(settings)
     stems = claim(
         out,
         "video",
+        fixed=fixed,
         sources=list(map(_origin, paths)),
         stems=list(map(_stem, paths)),
         endings=wanted,
         spared=others,
         inputs=[*paths, *([] if settings.boxes is None else [settings.boxes])],
     )
-    jobs = list(zip(paths, stems, strict=True))
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a run says itself that there is no camera
-    options = {"resume": resume, "every": every, "on_start": on_start, "on_frame": on_frame}
-    if model is None:
-        return _in_processes(settings, jobs, out, min(workers, len(jobs)), device, options)
-    return _in_turn(settings, model, jobs, out, options)
+    return list(zip(paths, stems, strict=True))
 
 
 def _begin(settings: Settings, device: str | None) -> Model:
@@ -286,16 +307,11 @@ def _serve(
     environment: dict[str, str],
 ) -> None:
     """Do the videos that are asked for, in a process of its own."""
-    import cv2
-
     # Ctrl-C goes to all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # As many threads as cores in each process would only wait for each other.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    keep_to_one_core()
     os.environ.update(environment)
-    cv2.setNumThreads(1)
     if cache is not None:
         enable_compilation_cache(cache)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.openface_files import OpenFaceModel, Writer, pdm_text
+from .openface_files import OpenFaceModel, Writer, pdm_text
 
 KINDS = {"_r": 0, "_c": 4}
 """The kind of a static file of each output."""

@@ -117,6 +117,13 @@ def _planted(seed: int, views: int, size: int, precise: bool) -> Planted:
     return Planted(model, image, pose, shape, np.asarray(landmarks))
 
 
+def uncropped(image: np.ndarray, side: int = 256) -> jnp.ndarray:
+    """The image as fits see it that crop it to this size: a JAX array, which no box crops to
+    another size. So fits with any box are one program."""
+    height, width = image.shape
+    return jnp.asarray(np.pad(image, ((0, side - height), (0, side - width))))
+
+
 def default_params(**changes: object) -> FitParams:
     return FitParams(
         regularisation=jnp.array([5.0, 1.0]),
