@@ -79,7 +79,9 @@ class FitParams(eqx.Module):
     weight_factor: Float[Array, " s"] = eqx.field(converter=lambda v: _floats(v))
     """Factor on the experts' confidences at each scale; 0 weighs all landmarks by 1."""
     rotations: Float[Array, "r 3"] | None = eqx.field(
-        default=None, kw_only=True, converter=lambda r: None if r is None else as_rotations(r)
+        default=None,
+        kw_only=True,
+        converter=lambda r: None if r is None else jnp.asarray(as_rotations(r)),
     )
     """Start rotations that are tried, Euler angles (pitch, yaw, roll) in radians; the likeliest fit
     is kept. None: the model's learned start, or the frontal mean shape where it has none."""
@@ -198,17 +200,18 @@ class FitParams(eqx.Module):
         )
 
 
-def as_rotations(rotations: Any) -> Float[Array, "r 3"]:
-    """One start rotation or several as an array.
+def as_rotations(rotations: Any) -> Any:
+    """One start rotation or several as an array `(r, 3)`, JAX's if they are one.
 
     Raises:
         ParamsError: it is of another shape.
     """
+    traced = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(rotations))
     try:
-        array = _floats(rotations)
+        array = _floats(rotations) if traced else np.asarray(rotations, jnp.result_type(float))
     except (TypeError, ValueError):
         raise ParamsError(f"a rotation is three Euler angles, not {rotations!r}") from None
-    array = array[None] if array.shape == (3,) else array
+    array = array.reshape(1, 3) if array.shape == (3,) else array
     if array.ndim != 2 or array.shape[1] != 3 or len(array) == 0:
         raise ParamsError(f"rotations are three Euler angles each, (r, 3), not {array.shape}")
     return array

@@ -402,7 +402,7 @@ def test_what_ends_the_command_at_once(astronaut, model, capfd, arguments, messa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fitt", "a.png"], "'fitt' is not one of models, fit, video, eval, train, tune"),
+        (["fitt", "a.png"], "'fitt' is not one of models, fit, video, eval, train, tune, bench"),
         (["fitt", "a.png"], "did you mean fit?"),
         (["models", "instal"], "did you mean install?"),
         (
@@ -772,7 +772,7 @@ def test_help_into_a_closed_pipe_and_without_heavy_modules():
     assert p.returncode in (0, 1)  # whether argparse or we meet the closed pipe
     code = (
         "import sys, jclnf.cli\n"
-        "for command in ('fit', 'video', 'eval', 'train', 'tune', 'models'):\n"
+        "for command in ('fit', 'video', 'eval', 'train', 'tune', 'bench', 'models'):\n"
         "    assert jclnf.cli.main([command, '--help']) == 0\n"
         "assert not {'jax', 'numpy', 'cv2', 'matplotlib'} & set(sys.modules)\n"
     )

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 import jclnf
@@ -27,7 +28,6 @@ from jclnf.action_units import (
     finish,
     load_action_units,
 )
-from jclnf.images import read_image
 from jclnf.video import open_source
 from tests.support.recordings import csv_rows
 
@@ -156,7 +156,7 @@ def photographs(static: ActionUnits, out: Path) -> tuple[list[Row], str]:
             Row("classes that differ", file.stem, len(apart) - n, int((apart[n:] > 0).sum()),
                 at_most=0),
         ]  # fmt: skip
-        lines.append([file.stem, *traced(static, read_image(file).colour, ours, theirs)])
+        lines.append([file.stem, *traced(static, cv2.imread(str(file)), ours, theirs)])
     header = ["", "AU", "differs by", "landmark", "alone makes", "is off, px"]
     return rows, table(header, lines)
 

@@ -15,7 +15,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jclnf.experts import CCNF, ccnf_responses, covariance, gains, to_blocks
+from jclnf.experts import (
+    CCNF,
+    ccnf_responses,
+    covariance,
+    fill_lanes,
+    gains,
+    neurons_last,
+    to_blocks,
+)
 from jclnf.geometry import sample_areas, similarity_between, similarity_matrix
 from jclnf.train import Progress, TrainConfig
 from jclnf.train._examples import Batch, Example, Perturbation, perturbed, warped
@@ -119,12 +127,14 @@ def train_ccnf(
             area = window + SUPPORT - 1
             upright = jnp.array([1.0, 0.0])
             areas = sample_areas(image.astype(jnp.float32), landmarks, upright, area)
+            weights = learned.weights[view].reshape(n, neurons, SUPPORT, SUPPORT)
             responses = ccnf_responses(
                 areas,
-                learned.weights[view],
-                learned.bias[view],
-                gains(alpha[view]),
-                fields[view],
+                neurons_last(weights, jnp.ones((n, neurons))),
+                fill_lanes(learned.bias[view]),
+                fill_lanes(gains(alpha[view])),
+                fields,
+                view,
                 window,
             )
             return response_loss(responses, points - landmarks + (window - 1) / 2)

@@ -418,6 +418,37 @@ class Tune(_Learning):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure how fast jclnf is on this machine.
+
+    Nothing else should run meanwhile. It takes one to two minutes, with --full some more. Fits
+    are of one photograph of a face, with the model's own settings; a video's figure is that of
+    following a face in frames that are in memory already.
+
+    output:
+      a table; with --out as JSON: format ("jclnf-bench/1"), machine (system, processor, cores,
+      device, devices, python, jax, jclnf), model, and rows, each with what was measured, the number
+      of faces done at once, the milliseconds a face (a frame) took, and how many a second that is
+
+    examples:
+      jclnf bench
+      jclnf bench --model clnf_general --full --out bench.json
+    """
+
+    model: NamedModel = "default"
+    image: Annotated[
+        Path | None,
+        "a photograph of a face (default: the one that matplotlib brings)",
+        {"metavar": "FILE"},
+    ] = None
+    full: Annotated[bool, "batches of 1 to 1024, and a gradient"] = False
+    out: Annotated[Path | None, "write the figures there as well", {"metavar": "JSON"}] = None
+    device: DeviceOption = None
+    quiet: QuietOption = False
+    compiling, interrupted = COMPILING, "nothing was written"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Install:
     """Install OpenFace's model files, from your own copy or from the network.
 
@@ -468,6 +499,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "eval": (Eval, "_eval.run"),
     "train": (Train, "_train.run"),
     "tune": (Tune, "_tune.run"),
+    "bench": (Bench, "_bench.run"),
     "models install": (Install, "_models.install"),
     "models list": (List, "_models.show_list"),
     "models info": (Info, "_models.info"),

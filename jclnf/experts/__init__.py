@@ -1,7 +1,16 @@
 """Patch experts: what turns the image around a landmark into a map of where the landmark is."""
 
 from jclnf.experts._base import GaussianResponses, PatchExperts, Responses, WholeFaceExperts
-from jclnf.experts._ccnf import CCNF, PreparedCCNF, ccnf_responses, covariance, gains, to_blocks
+from jclnf.experts._ccnf import (
+    CCNF,
+    PreparedCCNF,
+    ccnf_responses,
+    covariance,
+    fill_lanes,
+    gains,
+    neurons_last,
+    to_blocks,
+)
 from jclnf.experts._cen import CEN
 from jclnf.experts._layers import (
     Layer,
@@ -38,10 +47,12 @@ __all__ = [
     "convolve",
     "covariance",
     "doubled",
+    "fill_lanes",
     "gains",
     "initial_weights",
     "map_network",
     "map_shapes",
+    "neurons_last",
     "normalised",
     "plain_layer",
     "to_blocks",

@@ -17,11 +17,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts._base import AreaExperts
-from jclnf.geometry import inverses
+from jclnf.geometry import bilinear, inverses, pairwise_sum
 from jclnf.params import EXACT, Arithmetic
 
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
+LANES = 8
+"""How many neurons are evaluated side by side: as many as a processor's vector has numbers."""
+
+precise = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+"""`jnp.einsum` whose operands no device rounds."""
 
 
 class CCNF(AreaExperts):
@@ -115,10 +120,11 @@ class CCNF(AreaExperts):
         alpha = self.alpha[at]
         return ccnf_responses(
             areas,
-            _flatten(self.weights[at] * self.norm_weight[at][..., None, None]),
-            self.bias[at],
-            gains(alpha),
-            covariance(alpha, self.beta[at], self._components_at(window, scale)),
+            neurons_last(self.weights[at], self.norm_weight[at]),
+            fill_lanes(self.bias[at]),
+            fill_lanes(gains(alpha)),
+            covariance(alpha, self.beta[at], self._components_at(window, scale))[None],
+            0,
             window,
         )
 
@@ -133,7 +139,6 @@ class CCNF(AreaExperts):
         derived = _derived(self, tuple((window, tuple(scales_of[window])) for window in scales_of))
         return PreparedCCNF(
             **derived,
-            bias=self.bias,
             centres=self.centres,
             visible=self.visible,
             confidence=self.confidence,
@@ -156,10 +161,10 @@ class PreparedCCNF(AreaExperts):
     derivative with respect to them is not one with respect to the parameters.
     """
 
-    weights: Float[Array, "s v n q p"]
-    """Weights times `norm_weight`, patches flattened row by row."""
-    bias: Float[Array, "s v n q"]
-    gain: Float[Array, "s v n q"]
+    weights: Float[Array, "s v n support support l"]
+    """As `neurons_last` has them."""
+    bias: Float[Array, "s v n l"]
+    gain: Float[Array, "s v n l"]
     covariances: dict[int, Float[Array, "_ v n ..."]]
     """By window: the field's covariance for each scale with that window, see `covariance`."""
     centres: Float[Array, "s v 3"]
@@ -182,12 +187,14 @@ class PreparedCCNF(AreaExperts):
         del arithmetic
         at = (scale, view)
         slots = np.cumsum(np.equal(self.windows, window)) - 1
+        covariances = self.covariances[window]
         return ccnf_responses(
             areas,
             self.weights[at],
             self.bias[at],
             self.gain[at],
-            self.covariances[window][jnp.asarray(slots)[scale], view],
+            covariances.reshape(-1, *covariances.shape[2:]),
+            jnp.asarray(slots)[scale] * covariances.shape[1] + view,
             window,
         )
 
@@ -213,8 +220,9 @@ def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) 
         return covariance(experts.alpha[k], experts.beta[k], components)
 
     return {
-        "weights": _flatten(experts.weights * experts.norm_weight[..., None, None]),
-        "gain": gains(experts.alpha),
+        "weights": neurons_last(experts.weights, experts.norm_weight),
+        "bias": fill_lanes(experts.bias),
+        "gain": fill_lanes(gains(experts.alpha)),
         "covariances": {
             window: jnp.stack([at_scale(window, k) for k in scales]) for window, scales in scales_of
         },
@@ -223,10 +231,11 @@ def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) 
 
 def ccnf_responses(
     areas: Float[Array, "n a a"],
-    weights: Float[Array, "n q p"],
-    bias: Float[Array, "n q"],
-    gain: Float[Array, "n q"],
-    covariance: Float[Array, "n ..."],
+    weights: Float[Array, "n support support l"],
+    bias: Float[Array, "n l"],
+    gain: Float[Array, "n l"],
+    covariances: Float[Array, "m n ..."],
+    at: Any,
     window: int,
 ) -> Float[Array, "n k k"]:
     """Response maps of CCNF experts.
@@ -239,53 +248,126 @@ def ccnf_responses(
 
     Args:
         areas: grey levels around each landmark.
-        weights: each neuron's weights over the `p` pixels of a patch, row by row.
+        weights: each neuron's weights, as `neurons_last` has them: since they are centred, patches
+            need not be.
         bias: each neuron's bias.
         gain: each neuron's factor, twice its alpha.
-        covariance: Sigma, as `covariance` gives it.
+        covariances: several, as `covariance` gives them.
+        at: which of those is Sigma.
         window: side `k` of a map.
     """
-    patches, _, scale = patch_statistics(areas, window)
-    # Centring the weights and scaling the products saves two passes over the patches.
-    weights = weights - weights.mean(axis=-1, keepdims=True)
-    projections = jnp.einsum("nqp,npk->nqk", weights, patches) * scale[:, None]
-    neurons = jax.nn.sigmoid(projections + bias[..., None])
-    field = jnp.einsum("nq,nqk->nk", gain, neurons).reshape(-1, window, window)
-    response = smooth(covariance, field)
+    # Single precision would lose digits to a common grey level.
+    areas = areas - areas.mean(axis=(1, 2), keepdims=True)
+    projections = correlate(areas, weights) * patch_scale(areas, window)[..., None]
+    neurons = jax.nn.sigmoid(projections + bias[:, None, None])
+    response = smooth(covariances, at, jnp.einsum("nyxl,nl->nyx", neurons, gain))
     lowest = response.min(axis=(1, 2), keepdims=True)
     return response - jnp.minimum(lowest, 0.0)
+
+
+def neurons_last(
+    weights: Float[Array, "*n q support support"], norm_weight: Float[Array, "*n q"]
+) -> Float[Array, "*n support support l"]:
+    """Weights times `norm_weight`, less each neuron's mean; pixel by pixel those of all neurons,
+    filled up with zeros to a multiple of `LANES`."""
+    weights = weights - weights.mean(axis=(-2, -1), keepdims=True)
+    return fill_lanes(jnp.moveaxis(weights * norm_weight[..., None, None], -3, -1))
+
+
+def fill_lanes(array: Float[Array, "*n q"]) -> Float[Array, "*n l"]:
+    """Numbers by neuron, filled up with zeros to a multiple of `LANES`."""
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % LANES)])
+
+
+def _patch_products(
+    areas: Float[Array, "n a a"], weights: Float[Array, "n support support l"]
+) -> Float[Array, "n k k l"]:
+    window = areas.shape[-1] - weights.shape[-2] + 1
+    flat = weights.reshape(len(weights), -1, weights.shape[-1])
+    products = jnp.einsum("npk,npl->nkl", patch_columns(areas, window), flat)
+    return products.reshape(-1, window, window, weights.shape[-1])
+
+
+@bilinear(_patch_products)
+def correlate(
+    areas: Float[Array, "n a a"], weights: Float[Array, "n support support l"]
+) -> Float[Array, "n k k l"]:
+    """Products of each patch of an area with each neuron's weights.
+
+    A sum over the pixels of a patch, of whole windows of the area times the weights of all neurons:
+    compiled, one loop without any copy of patches, with the neurons side by side in vectors.
+    """
+    support, lanes = weights.shape[-2:]
+    window = areas.shape[-1] - support + 1
+
+    def product(y: int, x: int, neurons: slice) -> Array:
+        shifted = areas[:, y : y + window, x : x + window, None]
+        return shifted * weights[:, None, None, y, x, neurons]
+
+    groups = [
+        pairwise_sum(
+            [
+                pairwise_sum([product(y, x, slice(at, at + LANES)) for x in range(support)])
+                for y in range(support)
+            ]
+        )
+        for at in range(0, lanes, LANES)
+    ]
+    # XLA fuses nothing with a product of matrices, and the long loop compiles best by itself.
+    return precise(
+        "nyxl,lm->nyxm", jnp.concatenate(groups, axis=-1), jnp.eye(lanes, dtype=areas.dtype)
+    )
+
+
+def patch_scale(areas: Float[Array, "n a a"], window: int) -> Float[Array, "n k k"]:
+    """One over the norm of each patch less its mean, 0 where it is flat, so that no more than
+    rounding is left of it."""
+    side = areas.shape[-1]
+    support = side - window + 1
+    # Products with it are means of so many neighbours.
+    apart = np.subtract.outer(np.arange(side), np.arange(window))
+    band = jnp.asarray(((apart >= 0) & (apart < support)) / support, areas.dtype)
+
+    def shifted(array: Array, axis: int) -> list[Array]:
+        return [lax.slice_in_dim(array, d, d + window, axis=axis) for d in range(support)]
+
+    # Of each run of pixels along a row, and then of the runs one above the other: nothing large is
+    # ever subtracted from something large.
+    runs = precise("nyu,ux->nyx", areas, band)
+    within = pairwise_sum([(pixel - runs) ** 2 for pixel in shifted(areas, 2)])
+    mean = precise("nvx,vy->nyx", runs, band)
+    between = pairwise_sum([(run - mean) ** 2 for run in shifted(runs, 1)])
+    energy = support * (precise("nvx,vy->nyx", within, band) + between)
+    return _inverse_root(energy, mean, support)
+
+
+def patch_columns(areas: Float[Array, "n a a"], window: int) -> Float[Array, "n p positions"]:
+    """The patches of each area as columns, both row by row."""
+    n, side, _ = areas.shape
+    support = side - window + 1
+    rows = jnp.stack([areas[:, dy : dy + window] for dy in range(support)], axis=1)
+    patches = jnp.stack([rows[..., dx : dx + window] for dx in range(support)], axis=2)
+    # Without the barrier XLA gathers the patches again wherever they are used.
+    return lax.optimization_barrier(patches.reshape(n, support**2, window**2))
 
 
 def patch_contrast(
     areas: Float[Array, "n a a"], window: int
 ) -> tuple[Float[Array, "n p positions"], Float[Array, "n positions"]]:
-    """The patches of each area as columns, less their mean, and one over the norm of each.
-
-    Where a patch is flat, so that no more than rounding is left of it, the latter is 0.
-    """
-    patches, mean, scale = patch_statistics(areas, window)
-    return patches - mean[:, None], scale
-
-
-def patch_statistics(
-    areas: Float[Array, "n a a"], window: int
-) -> tuple[Float[Array, "n p positions"], Float[Array, "n positions"], Float[Array, "n positions"]]:
-    """The patches of each area, less the area's mean, as columns; the mean that is left in each;
-    and one over the norm of each less its mean, 0 as in `patch_contrast`."""
-    n, side, _ = areas.shape
-    support = side - window + 1
-    # Single precision would lose digits to a common grey level.
+    """The patches of each area as columns, less their mean, and one over the norm of each, 0 where
+    it is flat, so that no more than rounding is left of it."""
     areas = areas - areas.mean(axis=(1, 2), keepdims=True)
-    rows = jnp.stack([areas[:, dy : dy + window] for dy in range(support)], axis=1)
-    patches = jnp.stack([rows[..., dx : dx + window] for dx in range(support)], axis=2)
-    # Without the barrier XLA gathers the patches again for the mean, the norm and the products.
-    patches = lax.optimization_barrier(patches.reshape(n, support**2, window**2))
+    patches = patch_columns(areas, window)
     mean = patches.mean(axis=1)
-    energy = jnp.sum((patches - mean[:, None]) ** 2, axis=1)
-    rounding = support**2 * (8 * jnp.finfo(areas.dtype).eps * mean) ** 2
-    textured = energy > rounding
-    scale = jnp.where(textured, lax.rsqrt(jnp.where(textured, energy, 1.0)), 0.0)
-    return patches, mean, scale
+    patches = patches - mean[:, None]
+    support = areas.shape[-1] - window + 1
+    return patches, _inverse_root(jnp.sum(patches**2, axis=1), mean, support)
+
+
+def _inverse_root(energy: Array, mean: Array, support: int) -> Array:
+    """One over the root of the patches' energy, 0 where that is no more than rounding."""
+    rounding = support**2 * (8 * jnp.finfo(mean.dtype).eps * mean) ** 2
+    return lax.rsqrt(jnp.where(energy > rounding, energy, jnp.inf))
 
 
 def gains(alpha: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -314,17 +396,39 @@ def covariance(
     return inverses(blocks + precision[..., None, None, None] * identity)
 
 
-def smooth(covariance: Float[Array, "n ..."], field: Float[Array, "n k k"]) -> Array:
-    """`Sigma vec(field)` of each map, Sigma as `covariance` gives it."""
-    if covariance.ndim == 1:
-        return covariance[:, None, None] * field
+def smooth(covariances: Float[Array, "m n ..."], at: Any, field: Float[Array, "n k k"]) -> Array:
+    """`Sigma vec(field)` of each map, Sigma the one at `at` of what `covariance` gives."""
+    if covariances.ndim == 2:
+        return covariances[at][:, None, None] * field
     n, window, _ = field.shape
-    basis = jnp.asarray(mirror_basis(window), field.dtype)
-    half = basis.shape[-1]
-    parts = jnp.einsum("nyx,yai,xbj->nabij", field, basis, basis)
-    parts = jnp.einsum("ncij,ncj->nci", covariance, parts.reshape(n, 4, half**2))
-    parts = parts.reshape(n, 2, 2, half, half)
-    return jnp.einsum("nabij,yai,xbj->nyx", parts, basis, basis)
+    one = mirror_basis(window)
+    both = np.einsum("yai,xbj->yxabij", one, one).reshape(window**2, -1)
+    basis = jnp.asarray(both, field.dtype)
+    parts = precise("np,pb->nb", field.reshape(n, -1), basis).reshape(n, 4, -1)
+    parts = _filtered(covariances, parts, at).reshape(n, -1)
+    return precise("nb,pb->np", parts, basis).reshape(field.shape)
+
+
+def _block_products(
+    blocks: Float[Array, "m n c h h"], parts: Float[Array, "n c h"], at: Any
+) -> Float[Array, "n c h"]:
+    return jnp.einsum("ncji,ncj->nci", blocks[at], parts)
+
+
+@bilinear(_block_products)
+def _filtered(
+    blocks: Float[Array, "m n c h h"], parts: Float[Array, "n c h"], at: Any
+) -> Float[Array, "n c h"]:
+    """Products of the symmetric blocks at `at` with vectors. They are read from where they are: for
+    a product of matrices XLA would first copy them."""
+
+    def column(j: int) -> Array:
+        # Not `blocks[at][:, :, j]`, which would be one copy with many readers.
+        start = (at, *[jnp.zeros_like(at)] * 2, jnp.full_like(at, j), jnp.zeros_like(at))
+        sizes = (1, *blocks.shape[1:3], 1, blocks.shape[-1])
+        return lax.dynamic_slice(blocks, start, sizes).reshape(parts.shape)
+
+    return pairwise_sum([column(j) * parts[:, :, j, None] for j in range(parts.shape[-1])])
 
 
 def mirror_basis(window: int) -> np.ndarray:
@@ -371,7 +475,3 @@ def to_blocks(components: np.ndarray, window: int) -> np.ndarray:
         "sbyxvu,yci,xdj,vck,udl->sbcdijkl", matrices, basis, basis, basis, basis, optimize=True
     )
     return blocks.reshape(*components.shape[:2], 4, half**2, half**2).astype(np.float32)
-
-
-def _flatten(weights: Float[Array, "*n y x"]) -> Float[Array, "*n p"]:
-    return weights.reshape(*weights.shape[:-2], -1)

@@ -1,6 +1,7 @@
 """The fit of a face in a box, as it is called: inputs checked, cropped and compiled for."""
 
 import dataclasses
+import math
 import weakref
 from typing import Any
 
@@ -73,7 +74,7 @@ def fit(
 def _fit(
     model: Model,
     image: Real[Array, "h w"] | np.ndarray,
-    box: Float[Array, "4"],
+    box: Float[Array, "4"] | Float[np.ndarray, "4"],
     init: Init,
     params: FitParams,
     offset: Any,
@@ -84,7 +85,7 @@ def _fit(
 def fit_face_at(
     model: Model,
     image: Real[Array, "h w"] | np.ndarray,
-    box: Float[Array, "4"],
+    box: Float[Array, "4"] | Float[np.ndarray, "4"],
     init: Init,
     params: FitParams,
     offset: Any,
@@ -100,12 +101,12 @@ def fit_face_at(
     return fit_face(model, image, box, init, params).shifted(offset)
 
 
-def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float[Array, "4"]:
+def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Any:
     """Raise on inputs that no fit can be started from, as far as they are concrete.
 
     Returns:
-        The box as an array of the model's precision: plain numbers would be compiled into a fit,
-        each box anew.
+        The box as an array of the model's precision, JAX's if it was one: plain numbers would be
+        compiled into a fit, each box anew.
     """
     check_process()
     if len(params.windows) != len(model.scalings):
@@ -131,15 +132,17 @@ def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Float
             f"the image is of type {image.dtype}: scale it to 0-255 and convert it to float32"
         )
     try:
-        array = jnp.asarray(box, model.pdm.mean.dtype)
+        # NumPy's where it can be: JAX's would go to the device and back.
+        library = jnp if isinstance(box, jax.Array) or _traced(box) else np
+        array = library.asarray(box, model.pdm.mean.dtype)
     except (TypeError, ValueError):
         raise BoxError(f"a box is four numbers (x, y, w, h), not {box!r}") from None
     if array.shape != (4,):
         raise BoxError(f"a box is four numbers (x, y, w, h), not of shape {array.shape}")
     if not _traced(array):
-        numbers = np.asarray(array)
-        if not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
-            raise BoxError(f"box {numbers.tolist()}: it must be finite, with w and h above 0")
+        numbers = np.asarray(array).tolist()
+        if not all(map(math.isfinite, numbers)) or min(numbers[2:]) <= 0:
+            raise BoxError(f"box {numbers}: it must be finite, with w and h above 0")
     return array
 
 

@@ -17,7 +17,7 @@ from jclnf.fitting._scales import fit_from
 from jclnf.geometry import Pose, pose_from_box
 from jclnf.params import FitParams, as_dtype, as_rotations
 
-Init = Float[Array, "r 3"] | tuple[Pose, Float[Array, "*b m"]] | None
+Init = Float[Array, "r 3"] | Float[np.ndarray, "r 3"] | tuple[Pose, Float[Array, "*b m"]] | None
 """Start rotations, a pose and shape, or the model's own start."""
 
 

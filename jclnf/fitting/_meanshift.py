@@ -9,28 +9,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.experts import GaussianResponses, Responses
+from jclnf.geometry import bilinear, pairwise_sum
 
 TABLE_STEP = 0.1
 """Spacing in pixels of the kernel table that OpenFace looks positions up in."""
 LIKELIHOOD_FLOOR = 1e-8
 """Added to a landmark's likelihood before its logarithm is taken."""
-
-
-def kernel(
-    positions: Float[Array, " n"], size: int, width: Float[Array, ""]
-) -> tuple[Float[Array, "n k"], Float[Array, " n"]]:
-    """Gaussian kernel along one axis, scaled so that its largest value in the window is 1.
-
-    Returns:
-        `exp(-((u - d)^2 - c) / (2 width^2))` at the pixels `u = 0..size-1`, and `c`, the squared
-        distance from `d` to the nearest pixel. However far `d` lies outside the window, the kernel
-        does not underflow; the true one is `exp(-c / (2 width^2))` times as large.
-    """
-    pixels = jnp.arange(size, dtype=positions.dtype)
-    squared = (pixels[None] - positions[:, None]) ** 2
-    nearest = squared.min(axis=1)
-    scaled = jnp.exp(-(squared - lax.stop_gradient(nearest)[:, None]) / (2 * width**2))
-    return scaled, lax.stop_gradient(nearest)
 
 
 def centre(responses: Responses) -> float:
@@ -76,18 +60,47 @@ def mean_shift(
         centres = jnp.floor(offsets / step + 0.5) * step
     else:
         centres = offsets
-    along_x, _ = kernel(centres[:, 0], size, width)
-    along_y, _ = kernel(centres[:, 1], size, width)
-    # The barrier keeps XLA from computing the exponentials again inside each sum.
-    along_x, along_y = lax.optimization_barrier((along_x, along_y))
-    by_column = along_x * jnp.einsum("nyx,ny->nx", responses, along_y)
-    by_row = along_y * jnp.einsum("nyx,nx->ny", responses, along_x)
-    pixels = jnp.arange(size, dtype=responses.dtype)
-    mass = by_column.sum(axis=1)
+    moments, _ = _kernel_moments(responses, centres, width)
+    mass = moments[0, 0]
     present = mass > 0
     safe = jnp.where(present, mass, 1.0)
-    mean = jnp.stack([by_column @ pixels, by_row @ pixels], axis=1) / safe[:, None]
+    mean = jnp.stack([moments[0, 1], moments[1, 0]], axis=1) / safe[:, None]
     return jnp.where(present[:, None], mean - offsets, 0.0)
+
+
+def _kernel_moments(
+    responses: Float[Array, "n k k"], offsets: Float[Array, "n 2"], width: Float[Array, ""]
+) -> tuple[Float[Array, "2 2 n"], Float[Array, " n"]]:
+    """Sums over each map under a kernel that is scaled so that its largest value in it is 1.
+
+    Returns:
+        `[j, i]`: `sum_uv w_uv r_uv v^j u^i`, where `log w_uv = -(|(u, v) - d|^2 - c) / (2 width^2)`
+        and `c` is the squared distance from `d` to the nearest pixel, which comes with it. However
+        far `d` lies outside the window, nothing underflows; the true kernel is
+        `exp(-c / (2 width^2))` times as large.
+    """
+    size = responses.shape[-1]
+    pixels = jnp.arange(size, dtype=offsets.dtype)[None, :, None]
+    nearest = (offsets - jnp.clip(jnp.rint(offsets), 0, size - 1)) ** 2
+    nearest = lax.stop_gradient(nearest)
+    squared = (pixels - offsets.T[:, None]) ** 2
+    along = jnp.exp(-(squared - nearest.T[:, None]) / (2 * width**2))
+    # Landmarks come last from here on: it is them that stand side by side in vectors.
+    powers = jnp.stack([along, along * pixels])
+    by_column = _contract(jnp.transpose(responses, (1, 2, 0)), powers[:, 1])
+    return _contract(by_column, powers[:, 0]), nearest.sum(axis=1)
+
+
+def _products(terms: Float[Array, "k *s n"], factors: Float[Array, "p k n"]) -> Array:
+    return jnp.einsum("k...n,pkn->...pn", terms, factors)
+
+
+@bilinear(_products)
+def _contract(terms: Float[Array, "k *s n"], factors: Float[Array, "p k n"]) -> Array:
+    """Sums over pixels `k`, for each landmark `n` and each of the factors `p`."""
+    wide = [1] * (terms.ndim - 2) + [factors.shape[0], factors.shape[-1]]
+    each = [factors[:, i].reshape(wide) for i in range(len(terms))]
+    return pairwise_sum([terms[i][..., None, :] * factor for i, factor in enumerate(each)])
 
 
 def _against_kernel(
@@ -109,12 +122,8 @@ def landmark_likelihood(
     if isinstance(responses, GaussianResponses):
         against, wide, away = _against_kernel(responses, offsets, width)
         return width**2 * lax.rsqrt(wide) * jnp.exp(-(against * away).sum(1) / (2 * wide))
-    size = responses.shape[-1]
-    along_x, beyond_x = kernel(offsets[:, 0], size, width)
-    along_y, beyond_y = kernel(offsets[:, 1], size, width)
-    along_x, along_y = lax.optimization_barrier((along_x, along_y))
-    mass = jnp.sum(along_x * jnp.einsum("nyx,ny->nx", responses, along_y), axis=1)
-    return mass * jnp.exp(-(beyond_x + beyond_y) / (2 * width**2))
+    moments, beyond = _kernel_moments(responses, offsets, width)
+    return moments[0, 0] * jnp.exp(-beyond / (2 * width**2))
 
 
 def peak(responses: Responses) -> Float[Array, "n 2"]:

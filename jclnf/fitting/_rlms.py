@@ -6,9 +6,10 @@ wild" (ICCVW 2013), section 3.2, for the weights.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jclnf.geometry import PDM, Pose, rigid_jacobian, solve
+from jclnf.geometry import PDM, Pose, shape3d, solve
 
 
 def mode_products(pdm: PDM, weights: Float[Array, " n"]) -> Float[Array, "3 3 m m"]:
@@ -36,10 +37,9 @@ def rigid_step(
         shifts: mean shifts in image pixels.
         weights: weight of each landmark.
     """
-    columns = rigid_jacobian(pdm, pose, shape)
-    weighted = columns * weights[:, None, None]
-    normal = jnp.einsum("nai,naj->ij", weighted, columns)
-    return solve(normal, jnp.einsum("nai,na->i", weighted, shifts))
+    points, weighted = _homogeneous(pdm, shape, shifts, weights)
+    rigid = _rigid_products(_rows(pose), weighted @ points.T)
+    return solve(rigid[:6], rigid[6])
 
 
 def nonrigid_step(
@@ -54,8 +54,8 @@ def nonrigid_step(
     """The joint update of pose and shape: `(J^T W J + L) delta = J^T W shifts - L p`.
 
     `L = diag(0, ..., 0, r / eigenvalue_1, ..., r / eigenvalue_m)`, `J` as in
-    `jclnf.geometry.jacobian`. Since the modes' columns of `J` are `s R[:2] V_i`, their products
-    follow from `mode_products` without the full Jacobian being formed.
+    `jclnf.geometry.jacobian`, which is never formed: all of its columns are linear in the points
+    `(X, 1)` or in the modes, so the products of both, summed over the landmarks, are enough.
 
     Args:
         pdm: the shape model.
@@ -80,15 +80,61 @@ def normal_equations(
 ) -> tuple[Float[Array, "6+m 6+m"], Float[Array, " 6+m"]]:
     """Both sides of `nonrigid_step`: its matrix and its right side, which vanishes where the fit
     stands still."""
-    m = shape.shape[0]
-    modes = pdm.components.reshape(-1, m)
-    axes = pose.scale * pose.matrix[:2]
-    columns = rigid_jacobian(pdm, pose, shape)
-    # The first six columns of J and the shifts meet the modes in the same way: through axes^T W.
-    against = jnp.concatenate([columns, shifts[..., None]], axis=-1) * weights[:, None, None]
-    with_modes = jnp.einsum("ac,nak->knc", axes, against).reshape(7, -1) @ modes
+    n, _, m = pdm.components.shape
+    points, weighted = _homogeneous(pdm, shape, shifts, weights)
+    rows, axes = _rows(pose), pose.scale * pose.matrix[:2]
+    rigid = _rigid_products(rows, weighted @ points.T)
+    # The modes' columns of J are axes @ V_i.
+    against = (weighted @ pdm.components.reshape(n, 3 * m)).reshape(18, m)
+    with_modes = jnp.einsum("kab,ac->kbc", rows, axes).reshape(7, 18) @ against
     prior = regularisation / pdm.eigenvalues
-    rigid = jnp.einsum("nak,nai->ki", against, columns)
-    flexible = jnp.einsum("cd,cdij->ij", axes.T @ axes, products) + jnp.diag(prior)
+    flexible = ((axes.T @ axes).reshape(9) @ products.reshape(9, m * m)).reshape(m, m)
+    flexible = flexible + jnp.diag(prior)
     normal = jnp.block([[rigid[:6], with_modes[:6]], [with_modes[:6].T, flexible]])
     return normal, jnp.concatenate([rigid[6], with_modes[6] - prior * shape])
+
+
+def _homogeneous(
+    pdm: PDM, shape: Float[Array, " m"], shifts: Float[Array, "n 2"], weights: Float[Array, " n"]
+) -> tuple[Float[Array, "4 n"], Float[Array, "6 n"]]:
+    """The landmarks `(X, 1)` in the model's frame; and those and the shifts, weighted."""
+    points = shape3d(pdm, shape).T
+    points = jnp.concatenate([points, jnp.ones_like(points[:1])])
+    return points, jnp.concatenate([points, shifts.T]) * weights[None]
+
+
+def _rows(pose: Pose) -> Float[Array, "7 2 6"]:
+    """What the first six columns of `J`, and the shifts, are of `(X, 1, shift)`: `rows[k] @` it is
+    column `k` of `jclnf.geometry.rigid_jacobian`, and `rows[6] @` it the shift."""
+    axes = pose.matrix[:2]
+    by_pose = jnp.asarray(_BY_POSE, axes.dtype) @ jnp.stack([axes, pose.scale * axes]).reshape(12)
+    return jnp.asarray(_FIXED, axes.dtype) + by_pose.reshape(7, 2, 6)
+
+
+def _linear_rows() -> tuple[np.ndarray, np.ndarray]:
+    """The parts of `_rows` that are the same for all poses, and that are linear in `R[:2]` and
+    `s R[:2]`."""
+    by_pose, fixed = np.zeros((7, 2, 6, 2, 2, 3)), np.zeros((7, 2, 6))
+    cross = np.cross(np.eye(3)[:, None], np.eye(3)[None])
+    for a in range(2):
+        by_pose[0, a, :3, 0, a] = np.eye(3)
+        for k in range(3):
+            by_pose[1 + k, a, :3, 1, a] = cross[k]
+        fixed[4 + a, a, 3] = 1
+        fixed[6, a, 4 + a] = 1
+    return by_pose.reshape(84, 12), fixed
+
+
+_BY_POSE, _FIXED = _linear_rows()
+
+
+def _rigid_products(
+    rows: Float[Array, "7 2 6"], moments: Float[Array, "6 4"]
+) -> Float[Array, "7 6"]:
+    """`J^T W J` of the first six columns; and, the last row, `J^T W shifts`.
+
+    Args:
+        rows: `_rows`.
+        moments: `sum_i w_i (X_i, 1, shift_i) (X_i, 1)^T`.
+    """
+    return (rows.reshape(14, 6) @ moments).reshape(7, 8) @ rows[:6, :, :4].reshape(6, 8).T

@@ -126,9 +126,17 @@ class _Pass(NamedTuple):
     shape: Float[Array, " m"]
     landmarks: Float[Array, "n 2"]
     """Those of pose and shape."""
-    offsets: Float[Array, "n 2"]
-    """In the maps, of the landmarks that the last iteration began with."""
-    movement: Float[Array, ""]
+    before: Float[Array, "n 2"]
+    """Those that the last iteration began with."""
+
+
+class _Record(NamedTuple):
+    """What is kept of an iteration; all of a pass have a leading axis."""
+
+    performed: Bool[Array, "*t"]
+    before: Float[Array, "*t n 2"]
+    shifts: Float[Array, "*t n 2"]
+    update: Float[Array, "*t _"]
 
 
 def _nothing_measured(pdm: PDM) -> _Measured:
@@ -234,24 +242,17 @@ def _fit_scale(
     """Responses at one scale, then the rigid and the non-rigid pass over them."""
     view = model.experts.nearest_view(scale, state.pose.rotation)
     maps = response_maps(model, image, params, state.pose, state.shape, scale, view, window)
-    carry = _Pass(
-        state.pose,
-        state.shape,
-        maps.base,
-        jnp.zeros_like(maps.base),
-        jnp.full_like(state.likelihood, jnp.inf),
-    )
+    carry = _Pass(state.pose, state.shape, maps.base, maps.base)
     carry, rigid = _iterate(model.pdm, maps, params, carry, scale, rigid=True)
-    carry = carry._replace(movement=jnp.full_like(carry.movement, jnp.inf))
     carry, nonrigid = _iterate(model.pdm, maps, params, carry, scale, rigid=False)
-    each = _likelihoods(maps, params, scale, carry.offsets)
+    each = _likelihoods(maps, params, scale, _offsets(maps, carry.before))
     after = _State(
         pose=carry.pose,
         shape=carry.shape,
         likelihood=model_likelihood(each, maps.visible),
         landmark_likelihood=each,
         visible=maps.visible,
-        settled=carry.movement < params.tolerance,
+        settled=_norm(carry.landmarks - carry.before) < params.tolerance,
         too_small=carry.pose.scale < model.experts.smallest_scale,
         measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
         if params.uncertainty
@@ -323,8 +324,8 @@ def _iterate(
     """One pass: `params.iterations` steps over the same maps, or fewer if they may stop early."""
     products = None if rigid else rlms.mode_products(pdm, maps.weights)
 
-    def iteration(carry: _Pass, _: None) -> tuple[_Pass, dict[str, Array]]:
-        shifts, offsets = _shifts(maps, params, scale, carry.landmarks)
+    def iteration(carry: _Pass, index: Int[Array, ""]) -> tuple[_Pass, _Record]:
+        shifts, _ = _shifts(maps, params, scale, carry.landmarks)
         in_image = apply_similarity(maps.to_image, shifts)
         if products is None:
             delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
@@ -335,34 +336,56 @@ def _iterate(
                 pdm, carry.pose, carry.shape, in_image, maps.weights, products, strength
             )
         pose, shape = update(pdm, carry.pose, carry.shape, delta)
-        landmarks = project(pdm, pose, shape)
-        movement = _norm(landmarks - carry.landmarks)
-        after = _Pass(pose, shape, landmarks, offsets, movement)
-        # Only where the trace is looked at is this computed at all.
+        after = _Pass(pose, shape, project(pdm, pose, shape), carry.landmarks)
+        record = _Record(jnp.array(True), carry.landmarks, shifts, delta)
+        if not params.arithmetic.early_stop:
+            return after, record
+        moved = _norm(carry.landmarks - carry.before)
+        stopped = (index > 0) & (moved < params.tolerance)
+        return _select(stopped, carry, after), record._replace(performed=~stopped)
+
+    carry, records = lax.scan(iteration, carry, jnp.arange(params.iterations))
+    return carry, _trace(maps, params, scale, records, carry.landmarks)
+
+
+def _trace(
+    maps: _Maps,
+    params: FitParams,
+    scale: Int[Array, ""],
+    records: _Record,
+    last: Float[Array, "n 2"],
+) -> dict[str, Array]:
+    """The course of a pass that ended at the landmarks `last`. Only where a result's trace is
+    looked at is this computed at all."""
+
+    def of_one(record: _Record, after: Float[Array, "n 2"]) -> dict[str, Array]:
+        offsets = _offsets(maps, record.before)
         each = _likelihoods(maps, params, scale, offsets)
-        trace = {
-            "performed": jnp.array(True),
-            "mean_shift": _norm(shifts),
-            "update": _norm(delta),
-            "movement": after.movement,
+        return {
+            "performed": record.performed,
+            "mean_shift": _norm(record.shifts),
+            "update": _norm(record.update),
+            "movement": _norm(after - record.before),
             "likelihood": model_likelihood(each, maps.visible),
             "peak_offset": jnp.where(maps.visible[:, None], maps.peaks - offsets, 0.0),
         }
-        if not params.arithmetic.early_stop:
-            return after, trace
-        stopped = carry.movement < params.tolerance
-        nothing = jax.tree.map(jnp.zeros_like, trace)
-        return _select(stopped, carry, after), _select(stopped, nothing, trace)
 
-    return lax.scan(iteration, carry, None, length=params.iterations)
+    trace = jax.vmap(of_one)(records, jnp.concatenate([records.before[1:], last[None]]))
+    if not params.arithmetic.early_stop:
+        return trace
+
+    def where_performed(array: Array) -> Array:
+        performed = records.performed.reshape(-1, *[1] * (array.ndim - 1))
+        return jnp.where(performed, array, jnp.zeros_like(array))
+
+    return jax.tree.map(where_performed, trace)
 
 
 def _shifts(
     maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
 ) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
     """Mean shifts of the landmarks, and their offsets in the maps, both in map pixels."""
-    offsets = apply_similarity(maps.to_reference, landmarks - maps.base)
-    offsets += meanshift.centre(maps.responses)
+    offsets = _offsets(maps, landmarks)
     shifts = meanshift.mean_shift(
         maps.responses,
         offsets,
@@ -370,6 +393,12 @@ def _shifts(
         tabulated=params.arithmetic.tabulated_kernel,
     )
     return jnp.where(maps.visible[:, None], shifts, 0.0), offsets
+
+
+def _offsets(maps: _Maps, landmarks: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
+    """Where landmarks are in their maps, in map pixels."""
+    offsets = apply_similarity(maps.to_reference, landmarks - maps.base)
+    return offsets + meanshift.centre(maps.responses)
 
 
 def _freed(

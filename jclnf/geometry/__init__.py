@@ -1,6 +1,6 @@
 """Rotations, the shape model, similarities, sampling of images and small linear systems."""
 
-from jclnf.geometry._linalg import inverse, inverses, solve
+from jclnf.geometry._linalg import bilinear, inverse, inverses, pairwise_sum, solve
 from jclnf.geometry._pdm import (
     MODE_LIMIT,
     PDM,
@@ -30,6 +30,7 @@ __all__ = [
     "Pose",
     "apply_similarity",
     "atan2",
+    "bilinear",
     "clamp",
     "displaced",
     "euler_to_matrix",
@@ -38,6 +39,7 @@ __all__ = [
     "invert_similarity",
     "jacobian",
     "matrix_to_euler",
+    "pairwise_sum",
     "pose_from_box",
     "project",
     "retract",

@@ -7,12 +7,14 @@ thousands of systems at once, does without jaxlib's factorisations.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
 from jax import lax
 from jax.custom_batching import sequential_vmap
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 
@@ -87,3 +89,36 @@ def _product(a: Float[Array, "*n i j"], b: Float[Array, "*n j k"]) -> Float[Arra
 def _inverses_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     inverted = inverses(primals[0])
     return inverted, -inverted @ tangents[0] @ inverted
+
+
+def bilinear(products: Callable[..., Array]) -> Callable[..., Callable[..., Array]]:
+    """For a function of two arrays (and what selects among them) that is linear in each: its
+    derivatives are `products`, the same as products of matrices, whose transposes are such as well.
+    """
+
+    def decorate(function: Callable[..., Array]) -> Callable[..., Array]:
+        differentiable = jax.custom_jvp(function)
+
+        def jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+            a, b, *rest = primals
+            da, db, *_ = tangents
+            value = differentiable(*primals)
+            change = jnp.zeros_like(value)
+            if not isinstance(da, SymbolicZero):
+                change += products(da, b, *rest)
+            if not isinstance(db, SymbolicZero):
+                change += products(a, db, *rest)
+            return value, change
+
+        differentiable.defjvp(jvp, symbolic_zeros=True)
+        return differentiable
+
+    return decorate
+
+
+def pairwise_sum(arrays: list[Array]) -> Array:
+    """Their sum, added pairwise."""
+    while len(arrays) > 1:
+        pairs = zip(arrays[::2], arrays[1::2], strict=False)
+        arrays = [a + b for a, b in pairs] + arrays[len(arrays) & ~1 :]
+    return arrays[0]
