@@ -131,15 +131,16 @@ def plain_moments(maps: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray
 def test_maps_and_moments_are_those_of_a_plain_network(split: int) -> None:
     made = network(range(3), 32, 80.0, split=split)
     crops = np.random.default_rng(3).uniform(0, 255, (2, 32, 32)).astype(np.float32)
+    moments_of = eqx.filter_jit(made.moments)
     assert (made.split, made.grid) == (split, 8 * split)
-    maps = made.maps(jnp.asarray(crops))
+    maps = eqx.filter_jit(made.maps)(jnp.asarray(crops))
     for crop, found in zip(crops, maps, strict=True):
         expected = plain_maps(made, crop)
         laid_out = found.transpose(4, 0, 2, 1, 3).reshape(expected.shape)
         assert expected.std() > 0.1
         np.testing.assert_allclose(laid_out, expected, atol=1e-4)
         mean, covariance = plain_moments(expected, 80 / made.grid)
-        moments = made.moments(found)
+        moments = moments_of(found)
         np.testing.assert_allclose(moments.mean, mean, atol=1e-3)
         np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-3, atol=1e-2)
 
@@ -356,7 +357,7 @@ def test_a_fit_goes_to_the_means_of_the_maps(model, face) -> None:
     result = jclnf.fit(free, face[0], box)
     pose = pose_from_box(pdm, box, jnp.zeros(3))
     at = pose, pdm.mean_shape(), jnp.array(1), jnp.array(0), WINDOW
-    maps = response_maps(free, face[0], free.defaults, *at)
+    maps = eqx.filter_jit(response_maps)(free, face[0], free.defaults, *at)
     wanted = maps.base + apply_similarity(maps.to_image, maps.responses.mean)
     before = np.linalg.norm(maps.base - wanted, axis=1).mean()
     after = np.linalg.norm(result.landmarks - wanted, axis=1).mean()
@@ -386,11 +387,11 @@ class TestBadOnes:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"refined": (True,)}, "refined has 1"),
-            ({"face": network(range(N - 1), 32, 160.0)}, "not all 7"),
-            ({"regions": (network((5, 7), 16, 50.0),)}, "of 7"),
+            (lambda: {"refined": (True,)}, "refined has 1"),
+            (lambda: {"face": network(range(N - 1), 32, 160.0)}, "not all 7"),
+            (lambda: {"regions": (network((5, 7), 16, 50.0),)}, "of 7"),
         ],
     )
     def test_parts_that_do_not_go_together(self, experts, change, words) -> None:
         with pytest.raises(ModelFileError, match=words):
-            PyramidExperts(**{**vars(experts), **change})
+            PyramidExperts(**{**vars(experts), **change()})

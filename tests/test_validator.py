@@ -3,6 +3,7 @@
 import random
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -186,12 +187,14 @@ def load(folder: Path, data: bytes, landmarks: int = N):
     return make_validator(read_validator(path, landmarks))
 
 
+compiled = jax.jit(Validator.__call__)
+
+
 @pytest.mark.parametrize("sides", [(9, 9, 9), (9, 12, 10)])
 def test_it_is_that_of_the_plain_version(tmp_path, image, rng, sides):
     nets = [network(rng, side) for side in sides]
     validator = load(tmp_path, bytes(validator_file(nets).data))
     assert isinstance(validator.views, View) == (len(set(sides)) == 1)
-    compiled = jax.jit(Validator.__call__)
     shown = set()
     for i, landmarks in enumerate(faces(60, rng)):
         rotation = np.radians(np.array(CENTRES[i % 3]) + rng.uniform(-15, 15, 3))
@@ -213,13 +216,12 @@ def test_vmap_gives_the_same(tmp_path, image, rng, sides):
     rotations = jnp.radians(jnp.array(CENTRES * 3))
     together = jax.jit(jax.vmap(Validator.__call__, in_axes=(None, None, 0, 0)))
     found = together(validator, image, landmarks, rotations)
-    one = jax.jit(Validator.__call__)
-    each = [one(validator, image, x, r) for x, r in zip(landmarks, rotations, strict=True)]
+    each = [compiled(validator, image, x, r) for x, r in zip(landmarks, rotations, strict=True)]
     np.testing.assert_allclose(found, each, atol=1e-6)
 
 
 def test_nothing_to_see_gives_none(tmp_path, nets, image):
-    validator = load(tmp_path, bytes(validator_file(nets).data))
+    validator = partial(compiled, load(tmp_path, bytes(validator_file(nets).data)))
     landmarks, front = jnp.asarray(20 + nets[0].landmarks, jnp.float32), jnp.zeros(3)
     assert validator(image, landmarks, front) > 0
     for level in (0.0, 90.7, 254.9):
@@ -234,7 +236,7 @@ def test_pooling_keeps_the_last_of_an_odd_row():
 
 
 def test_bytes_of_grey_levels_will_do(tmp_path, nets, image, rng):
-    validator = load(tmp_path, bytes(validator_file(nets).data))
+    validator = partial(compiled, load(tmp_path, bytes(validator_file(nets).data)))
     landmarks, front = jnp.asarray(faces(1, rng)[0], jnp.float32), jnp.zeros(3)
     grey = image.astype(np.uint8)
     expected = validator(grey.astype(np.float32), landmarks, front)
