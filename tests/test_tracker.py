@@ -30,9 +30,8 @@ def case() -> Planted:
 
 @pytest.fixture(scope="module")
 def params(case: Planted) -> TrackParams:
-    """One scale each, of which half as much is compiled as of two."""
     settings = case.model.defaults
-    return TrackParams(settings.replace(windows=(0, 9)), settings.replace(windows=(0, 7)))
+    return TrackParams(settings, settings.replace(windows=(7, 7)))
 
 
 def frame(case: Planted, *, at: int = 0, left: bool = True, right: bool = True) -> np.ndarray:

@@ -19,7 +19,6 @@ import pyarrow.csv
 import pytest
 import skimage.data
 from pyarrow import parquet
-from support.openface_files import random_model, write_model
 from support.videos import SIZE, frames, write_video
 
 import jclnf
@@ -60,18 +59,6 @@ def whole(clip, tmp_path_factory):
     asked = ["--parquet", "--smooth", "one-euro", "--overlay", "--pts", "--aligned", "64"]
     assert main(["video", str(clip), "--out", str(out), "--quiet", *asked]) == 0
     return out
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """Options of a run that begins soon, in each of several processes: a small model of random
-    experts, whose fits of one iteration stay near the boxes."""
-    place = tmp_path_factory.mktemp("quick")
-    made = random_model(1, landmarks=68, modes=3, scalings=(0.25,), views=1)
-    boxes = place / "boxes.csv"
-    boxes.write_text("frame,x,y,w,h\n1,72,46,95,100\n")
-    model = write_model(place / "model", made)
-    return ["--model", str(model), "--iterations", "1", "--boxes", str(boxes), "--one"]
 
 
 class TestTable:
@@ -296,13 +283,13 @@ class TestResume:
 
     @pytest.mark.slow
     @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
-    def test_workers_end_with_the_process_that_began_them(self, tmp_path, quick):
+    def test_workers_end_with_the_process_that_began_them(self, tmp_path):
         folder = tmp_path / "videos"
         folder.mkdir()
         for name in ("a.avi", "b.avi"):
             write_video(folder / name, 10 * frames(30))
         command = [sys.executable, "-m", "jclnf", "video", str(folder), "--out", str(tmp_path)]
-        command += ["--quiet", "--workers", "2", "--checkpoint-every", "0", *quick]
+        command += ["--quiet", "--workers", "2", "--checkpoint-every", "0"]
         process = subprocess.Popen(command, start_new_session=True)
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("*.checkpoint")) and time.monotonic() < deadline:
@@ -314,13 +301,13 @@ class TestResume:
 
     @pytest.mark.slow
     @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for children")
-    def test_a_killed_worker_takes_no_other_video_with_it(self, tmp_path, quick):
+    def test_a_killed_worker_takes_no_other_video_with_it(self, tmp_path):
         folder = tmp_path / "videos"
         folder.mkdir()
         for name in ("a.avi", "b.avi", "c.avi"):
             write_video(folder / name, (20 if name == "a.avi" else 1) * frames(30))
         command = [sys.executable, "-m", "jclnf", "video", str(folder), "--out", str(tmp_path)]
-        command += ["--quiet", "--no-plot", "--workers", "2", "--checkpoint-every", "0", *quick]
+        command += ["--quiet", "--no-plot", "--one", "--workers", "2", "--checkpoint-every", "0"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
         while not (tmp_path / "a.checkpoint").exists() and time.monotonic() < deadline:
