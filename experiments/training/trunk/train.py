@@ -109,12 +109,14 @@ def optimiser(schedule: Schedule, steps: int) -> optax.GradientTransformation:
 def initial_state(network: Trainable, schedule: Schedule, steps: int) -> dict[str, Any]:
     """The state before the first step."""
     weights = initial_weights(network.shapes, jax.random.key(schedule.seed))
-    return {
+    state = {
         "weights": weights,
-        "averaged": jax.tree.map(jnp.copy, weights),
+        "averaged": weights,
         "optimiser": optimiser(schedule, steps).init(weights),
         "step": jnp.zeros((), jnp.int32),
     }
+    # None weakly typed: a step would be compiled for those, and again for what it returns.
+    return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), state)
 
 
 def statistics(network: Trainable, weights: Weights, images: jax.Array) -> dict[str, Any]:
@@ -278,7 +280,7 @@ def folded_averages(
     """The averaged weights without normalisation: means and variances are taken anew for them,
     over some batches of examples."""
     found = []
-    seen = jax.jit(partial(statistics, network))
+    seen = partial(jax.jit(statistics, static_argnums=0), network)
     once = dataclasses.replace(schedule, seed=schedule.seed + 1)
     for images, _ in batches(make, count, once, 0, sets):
         found.append(seen(state["averaged"], images))
