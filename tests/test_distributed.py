@@ -319,7 +319,11 @@ class TestPhotographs:
         parts[1].unlink()
         asked = ["fit", *sources, "--out", str(out), "--ray", "--quiet", "--resume"]
         assert main(asked) == 1
-        assert {path: path.read_bytes() for path in parts} == {p: b for p, (b, _) in before.items()}
+        again = pandas.read_parquet(out / "faces.parquet")
+        # Another process may have other last digits, if it compiled what the first one did not.
+        pandas.testing.assert_frame_equal(again, found, check_exact=False, rtol=0, atol=1e-3)
+        if _photographs.each is each_here:
+            assert parts[1].read_bytes() == before[parts[1]][0]
         assert parts[0].stat().st_mtime_ns == before[parts[0]][1]
         assert main([*asked, "--one"]) == 2
         assert "other settings, or something else has changed: one" in capsys.readouterr().err

@@ -6,6 +6,8 @@ time, are compared byte by byte. Rates are taken between the first result and th
 workers are at work; the machine's load is told beside them.
 """
 
+import dataclasses
+import json
 import os
 import random
 import secrets
@@ -222,6 +224,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=20000, help="photographs, for the memory")
     parser.add_argument("--minutes", type=float, default=60, help="of these, at most")
     parser.add_argument("--without", nargs="*", default=(), help="videos, photographs or memory")
+    parser.add_argument("--add", action="store_true", help="to the results that there are")
     args = parser.parse_args()
     random.seed(7)
     rows: list[Row] = []
@@ -239,6 +242,12 @@ def main() -> None:
         if "memory" not in args.without:
             words = ["fit", str(photographs(folder / "many", args.many))]
             memory(rows, words, folder / "fit_many", args.many, args.minutes)
+    if args.add:
+        before: list[Row] = []
+        names = {field.name for field in dataclasses.fields(Row)}
+        for row in json.loads((HERE / "results.json").read_text())["rows"]:
+            before.append(Row(**{name: value for name, value in row.items() if name in names}))
+        rows = before + rows
     write_results(HERE, "A local Ray cluster", pivot(rows), {"rows": rows})
 
 

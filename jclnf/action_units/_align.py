@@ -20,6 +20,12 @@ is part of the face."""
 RAISE = 30.0
 """By how much, in pixels of the aligned face."""
 
+_STARTS, _ENDS = [1, 0, 0], [2, 2, 1]
+"""The corners that each side of a triangle goes from and to; it is opposite the corner of its own
+number."""
+_SLACK = 1e-5
+"""Part by which sums of products of coordinates in single precision may be off, and more."""
+
 _BITS, _FRACTIONS = 10, 5
 """Binary digits of a pixel in which OpenCV's `warpAffine` adds positions up, and interpolates."""
 _F = np.float32
@@ -126,36 +132,54 @@ def mask_points(matrix: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 def face_mask(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Which pixels lie in a triangle or on its border, `(SIDE, SIDE)` bool.
+    """Which pixels lie in a triangle or on its border, `(SIDE, SIDE)` bool, as single precision
+    tells it.
 
     Args:
         points: `(68, 2)` float32 pixels of the aligned face.
         triangles: `(t, 3)` of them.
     """
-    corners = points[triangles]
+    # The first axis is that of x and y, the next that of the corners, or sides, of a triangle.
+    corners = np.ascontiguousarray(points[triangles].T)
+    start = corners[:, _STARTS]
+    direction = corners[:, _ENDS] - start
+    of_corner = _cross(direction, corners - start)
     low = np.clip(np.ceil(corners.min(1)), 0, SIDE).astype(np.int64)
-    high = np.clip(np.floor(corners.max(1)), -1, SIDE - 1).astype(np.int64)
-    sides = np.maximum(high - low + 1, 0)
-    counts = sides[:, 0] * sides[:, 1]
-    # A number for each pixel of each triangle's box.
+    high = np.clip(np.floor(corners.max(1)) + 1, 0, SIDE).astype(np.int64)
+    # Of each row of each triangle's box, which pixels are inside certainly, and which perhaps.
+    counts = np.maximum(high[1] - low[1], 0)
     which = np.repeat(np.arange(len(triangles)), counts)
-    within = np.arange(len(which)) - np.repeat(counts.cumsum() - counts, counts)
-    dy, dx = np.divmod(within, sides[which, 0])
-    x, y = low[which, 0] + dx, low[which, 1] + dy
-    row, column = which * SIDE + y, which * SIDE + x
-    steps = np.arange(SIDE, dtype=_F)
-    inside = np.ones(len(which), bool)
-    for first, second, opposite in ((1, 2, 0), (0, 2, 1), (0, 1, 2)):
-        a, b, o = (corners[:, k, :, None] for k in (first, second, opposite))
-        d = b - a
-        # The cross product of a pixel with an edge, and of the opposite corner with it.
-        of_rows = (d[:, 0] * (steps - a[:, 1])).reshape(-1)
-        of_columns = ((steps - a[:, 0]) * d[:, 1]).reshape(-1)
-        of_corner = (d[:, 0] * (o[:, 1] - a[:, 1]) - (o[:, 0] - a[:, 0]) * d[:, 1]).reshape(-1)
-        inside &= (of_rows[row] - of_columns[column]) * of_corner[which] >= 0
-    mask = np.zeros((SIDE, SIDE), bool)
-    mask[y[inside], x[inside]] = True
+    y = np.arange(len(which)) - np.repeat(counts.cumsum() - counts - low[1], counts)
+    low_x, high_x = low[0, which], np.maximum(low[0], high[0])[which]
+    inwards = (np.sign(of_corner) * direction).astype(np.float64)
+    (x0, y0), (dx, dy) = (sides.take(which, 2) for sides in (start.astype(np.float64), inwards))
+    level = dx * (y - y0)
+    slack = _SLACK * (np.abs(level) + np.abs(dy) * (np.abs(x0) + SIDE))
+    ends = dy >= 0  # the side ends the row's pixels, or else they begin at it
+    masks = []
+    for reach in (level - slack, level + slack):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = reach / np.abs(dy)
+        x = np.where(np.isnan(x), np.inf, x)  # a side that is a part of the row
+        begin = np.where(ends, -np.inf, x0 - x).max(0)
+        end = np.where(ends, x0 + x, np.inf).min(0)
+        begin = np.clip(np.ceil(begin), low_x, high_x).astype(np.int64)
+        end = np.clip(np.floor(end) + 1, begin, high_x).astype(np.int64)
+        # How many begin at each pixel, less those that ended before it.
+        begun, ended = (
+            np.bincount(y * (SIDE + 1) + x, minlength=SIDE * (SIDE + 1)) for x in (begin, end)
+        )
+        masks.append((begun - ended).reshape(SIDE, -1).cumsum(1)[:, :-1] > 0)
+    mask, perhaps = masks
+    # What lies so near to a border is told by the rule itself.
+    for pixel in np.argwhere(perhaps & ~mask)[:, ::-1, None]:
+        inside = (_cross(direction, pixel[..., None].astype(_F) - start) * of_corner >= 0).all(0)
+        mask[pixel[1], pixel[0]] = (inside & ((pixel >= low) & (pixel < high)).all(0)).any()
     return mask
+
+
+def _cross(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.asarray(one[0] * other[1] - other[0] * one[1])
 
 
 def aligned_face(
