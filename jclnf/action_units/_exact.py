@@ -80,7 +80,10 @@ def estimate(
     (`ActionUnits.shown`), in the order of `model.columns`; pure as `describe`.
 
     Args:
-        model, image, landmarks, rounded: see `describe`.
+        model: see `describe`.
+        image: see `describe`.
+        landmarks: see `describe`.
+        rounded: see `describe`.
         median: `(d,)` the person's median of descriptors, see `ActionUnits.predict`.
 
     Raises:
@@ -102,9 +105,10 @@ def describe_batch(
     `jclnf.fit_images`. It is compiled for each number of faces and size of images.
 
     Args:
-        model, rounded: see `describe`.
+        model: see `describe`.
         images: `(b, h, w, 3)`, one for each face, all of one size.
         landmarks: `(b, 68, 2)`.
+        rounded: see `describe`.
 
     Returns:
         `(b, d)`.

@@ -1,0 +1,103 @@
+"""Measure how near the responses of CCNF experts are to what a processor core can do.
+
+Counted are the operations and bytes of the algorithm, whatever the implementation does; measured in
+the same run, alternately, are the core's two ceilings (a large product of matrices, and a sum over
+a large array) and `ccnf_responses` with weights of OpenFace's shapes. Run it with one core:
+
+    taskset -c 0 python -m experiments.roofline
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common import command_line, table, write_results
+from experiments.timing import timed
+from jclnf.experts import ccnf_responses, fill_lanes, neurons_last
+
+HERE = Path(__file__).resolve().parent
+LANDMARKS, NEURONS, SUPPORT = 68, 7, 11
+WINDOWS = (11, 9, 7)
+ROUNDS = 15
+
+
+def work(window: int) -> tuple[float, float]:
+    """Floating-point operations and bytes of one face's responses at one scale."""
+    positions, patch = window**2, SUPPORT**2
+    half = ((window + 1) // 2) ** 2
+    projections = 2 * LANDMARKS * NEURONS * patch * positions
+    # Sums and squares along rows and columns, from which mean and norm of each patch follow.
+    normalisation = 4 * LANDMARKS * positions * 2 * SUPPORT
+    sigmoids = 10 * LANDMARKS * NEURONS * positions
+    smoothing = LANDMARKS * 4 * (2 * half**2 + 4 * positions)
+    read = LANDMARKS * (NEURONS * (patch + 2) + 4 * half**2 + (window + SUPPORT - 1) ** 2)
+    return projections + normalisation + sigmoids + smoothing, 4.0 * (read + LANDMARKS * positions)
+
+
+def responses(window: int):
+    """The responses of random experts, compiled."""
+    rng = np.random.default_rng(window)
+    side, half = window + SUPPORT - 1, ((window + 1) // 2) ** 2
+
+    def random(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    weights = neurons_last(
+        random(LANDMARKS, NEURONS, SUPPORT, SUPPORT), jnp.ones((LANDMARKS, NEURONS))
+    )
+    bias, gain = (fill_lanes(random(LANDMARKS, NEURONS)) for _ in range(2))
+    covariances = random(1, LANDMARKS, 4, half, half)
+    areas = 128 + 40 * random(LANDMARKS, side, side)
+    compiled = jax.jit(functools.partial(ccnf_responses, window=window))
+    return lambda: compiled(areas, weights, bias, gain, covariances, jnp.int32(0))
+
+
+def main() -> None:
+    """Measure, print and write the results."""
+    command_line(__doc__).parse_args()
+    square, long = jnp.ones((1024, 1024)), jnp.ones(2**24)
+    product, total = jax.jit(jnp.matmul), jax.jit(jnp.sum)
+    pieces = {
+        "product": lambda: product(square, square),
+        "sum": lambda: total(long),
+        **{f"window {window}": responses(window) for window in WINDOWS},
+    }
+    # Each twice: the first time it may wait for memory that the one before has used.
+    rounds = [
+        {name: [timed(piece) for _ in range(2)][1] for name, piece in pieces.items()}
+        for _ in range(ROUNDS)
+    ]
+    seconds = {name: float(np.median([found[name] for found in rounds])) for name in pieces}
+    peak, bandwidth = 2 * 1024**3 / seconds["product"], long.nbytes / seconds["sum"]
+    lines, numbers = [], {"gflops": peak / 1e9, "gigabytes": bandwidth / 1e9}
+    for window in WINDOWS:
+        operations, moved = work(window)
+        least = max(operations / peak, moved / bandwidth)
+        took = seconds[f"window {window}"]
+        numbers[f"window {window}"] = {"ms": 1e3 * took, "least_ms": 1e3 * least}
+        lines.append(
+            [
+                window,
+                f"{operations / 1e6:.1f}",
+                f"{moved / 1e6:.2f}",
+                f"{1e3 * least:.3f}",
+                f"{1e3 * took:.3f}",
+                f"{took / least:.1f}",
+                f"{operations / took / 1e9:.1f}",
+            ]
+        )
+    body = (
+        f"One core: {peak / 1e9:.0f} GFLOP/s in a product of 1024 x 1024 matrices, "
+        f"{bandwidth / 1e9:.1f} GB/s in a sum over 64 MB. {LANDMARKS} landmarks, {NEURONS} neurons "
+        f"of {SUPPORT} x {SUPPORT}; medians of {ROUNDS} rounds.\n\n"
+    )
+    head = ["window", "MFLOP", "MB", "least ms", "ms", "times the least", "GFLOP/s"]
+    body += table(head, lines)
+    write_results(HERE, "The roofline of CCNF responses", body, numbers)
+
+
+if __name__ == "__main__":
+    main()
