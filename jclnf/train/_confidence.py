@@ -85,7 +85,7 @@ def adapt_confidence(
     return calibrated(learned, fits, len(faces))
 
 
-def _fits_of(model: Model, faces: Faces, mirror: np.ndarray, count: float, seed: int) -> Fits:
+def _fits_of(model: Model, faces: Faces, mirror: np.ndarray, count: float | int, seed: int) -> Fits:
     each = math.ceil(count / len(faces))
     return fits_of(model, repeated(FitExamples(faces, mirror), each, seed=seed))
 
