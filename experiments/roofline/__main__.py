@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.common import command_line, table, write_results
 from experiments.timing import timed
-from jclnf.experts import ccnf_responses, fill_lanes, neurons_last
+from jclnf.experts import ccnf_responses, neurons_last
 
 HERE = Path(__file__).resolve().parent
 LANDMARKS, NEURONS, SUPPORT = 68, 7, 11
@@ -45,14 +45,12 @@ def responses(window: int):
     def random(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
-    weights = neurons_last(
-        random(LANDMARKS, NEURONS, SUPPORT, SUPPORT), jnp.ones((LANDMARKS, NEURONS))
-    )
-    bias, gain = (fill_lanes(random(LANDMARKS, NEURONS)) for _ in range(2))
+    by_neuron = [random(LANDMARKS, NEURONS) for _ in range(3)]
+    neurons = neurons_last(random(LANDMARKS, NEURONS, SUPPORT, SUPPORT), *by_neuron)
     covariances = random(1, LANDMARKS, 4, half, half)
     areas = 128 + 40 * random(LANDMARKS, side, side)
     compiled = jax.jit(functools.partial(ccnf_responses, window=window))
-    return lambda: compiled(areas, weights, bias, gain, covariances, jnp.int32(0))
+    return lambda: compiled(areas, *neurons, covariances, jnp.int32(0))
 
 
 def main() -> None:

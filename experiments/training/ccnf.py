@@ -15,15 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jclnf.experts import (
-    CCNF,
-    ccnf_responses,
-    covariance,
-    fill_lanes,
-    gains,
-    neurons_last,
-    to_blocks,
-)
+from jclnf.experts import CCNF, ccnf_responses, covariance, neurons_last, to_blocks
 from jclnf.geometry import sample_areas, similarity_between, similarity_matrix
 from jclnf.train import Progress, TrainConfig
 from jclnf.train._examples import Batch, Example, Perturbation, perturbed, warped
@@ -130,9 +122,7 @@ def train_ccnf(
             weights = learned.weights[view].reshape(n, neurons, SUPPORT, SUPPORT)
             responses = ccnf_responses(
                 areas,
-                neurons_last(weights, jnp.ones((n, neurons))),
-                fill_lanes(learned.bias[view]),
-                fill_lanes(gains(alpha[view])),
+                *neurons_last(weights, jnp.ones((n, neurons)), learned.bias[view], alpha[view]),
                 fields,
                 view,
                 window,

@@ -24,7 +24,7 @@ from jclnf.cli._settings import start_jax
 from jclnf.detect import default, find_faces
 from jclnf.images import read_image
 from jclnf.outputs import replacing
-from jclnf.runtime import device_report, use_all_cores
+from jclnf.runtime import available_cores, device_report, use_all_cores
 
 FORMAT = "jclnf-bench/1"
 """Of the JSON file: changes with the meaning of what is there already."""
@@ -175,11 +175,10 @@ def _machine() -> dict[str, Any]:
     if info.exists():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "system": platform.platform(),
         "processor": name,
-        "cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
+        "cores": available_cores(),
         "device": device_report(),
         "devices": jax.local_device_count(),
         "python": platform.python_version(),

@@ -6,8 +6,6 @@ from jclnf.experts._ccnf import (
     PreparedCCNF,
     ccnf_responses,
     covariance,
-    fill_lanes,
-    gains,
     neurons_last,
     to_blocks,
 )
@@ -47,8 +45,6 @@ __all__ = [
     "convolve",
     "covariance",
     "doubled",
-    "fill_lanes",
-    "gains",
     "initial_weights",
     "map_network",
     "map_shapes",

@@ -120,9 +120,7 @@ class CCNF(AreaExperts):
         alpha = self.alpha[at]
         return ccnf_responses(
             areas,
-            neurons_last(self.weights[at], self.norm_weight[at]),
-            fill_lanes(self.bias[at]),
-            fill_lanes(gains(alpha)),
+            *neurons_last(self.weights[at], self.norm_weight[at], self.bias[at], alpha),
             covariance(alpha, self.beta[at], self._components_at(window, scale))[None],
             0,
             window,
@@ -219,10 +217,13 @@ def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) 
         components = experts._components_at(window, k)
         return covariance(experts.alpha[k], experts.beta[k], components)
 
+    weights, bias, gain = neurons_last(
+        experts.weights, experts.norm_weight, experts.bias, experts.alpha
+    )
     return {
-        "weights": neurons_last(experts.weights, experts.norm_weight),
-        "bias": fill_lanes(experts.bias),
-        "gain": fill_lanes(gains(experts.alpha)),
+        "weights": weights,
+        "bias": bias,
+        "gain": gain,
         "covariances": {
             window: jnp.stack([at_scale(window, k) for k in scales]) for window, scales in scales_of
         },
@@ -248,10 +249,8 @@ def ccnf_responses(
 
     Args:
         areas: grey levels around each landmark.
-        weights: each neuron's weights, as `neurons_last` has them: since they are centred, patches
-            need not be.
-        bias: each neuron's bias.
-        gain: each neuron's factor, twice its alpha.
+        weights, bias, gain: as `neurons_last` has them: since weights are centred, patches need
+            not be.
         covariances: several, as `covariance` gives them.
         at: which of those is Sigma.
         window: side `k` of a map.
@@ -266,16 +265,22 @@ def ccnf_responses(
 
 
 def neurons_last(
-    weights: Float[Array, "*n q support support"], norm_weight: Float[Array, "*n q"]
-) -> Float[Array, "*n support support l"]:
-    """Weights times `norm_weight`, less each neuron's mean; pixel by pixel those of all neurons,
-    filled up with zeros to a multiple of `LANES`."""
+    weights: Float[Array, "*n q support support"],
+    norm_weight: Float[Array, "*n q"],
+    bias: Float[Array, "*n q"],
+    alpha: Float[Array, "*n q"],
+) -> tuple[Float[Array, "*n support support l"], Float[Array, "*n l"], Float[Array, "*n l"]]:
+    """What `ccnf_responses` takes of neurons: weights times `norm_weight`, less each neuron's mean,
+    pixel by pixel those of all neurons; biases; and gains, `2 alpha` of the neurons that count
+    (above `ALPHA_THRESHOLD`) and 0 of the others. All are filled up with zeros to a multiple of
+    `LANES`."""
     weights = weights - weights.mean(axis=(-2, -1), keepdims=True)
-    return fill_lanes(jnp.moveaxis(weights * norm_weight[..., None, None], -3, -1))
+    last = jnp.moveaxis(weights * norm_weight[..., None, None], -3, -1)
+    gain = jnp.where(alpha > ALPHA_THRESHOLD, 2 * alpha, 0.0)
+    return _fill_lanes(last), _fill_lanes(bias), _fill_lanes(gain)
 
 
-def fill_lanes(array: Float[Array, "*n q"]) -> Float[Array, "*n l"]:
-    """Numbers by neuron, filled up with zeros to a multiple of `LANES`."""
+def _fill_lanes(array: Float[Array, "*n q"]) -> Float[Array, "*n l"]:
     return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % LANES)])
 
 
@@ -368,11 +373,6 @@ def _inverse_root(energy: Array, mean: Array, support: int) -> Array:
     """One over the root of the patches' energy, 0 where that is no more than rounding."""
     rounding = support**2 * (8 * jnp.finfo(mean.dtype).eps * mean) ** 2
     return lax.rsqrt(jnp.where(energy > rounding, energy, jnp.inf))
-
-
-def gains(alpha: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """`2 alpha` of the neurons that count (above `ALPHA_THRESHOLD`), 0 of the others."""
-    return jnp.where(alpha > ALPHA_THRESHOLD, 2 * alpha, 0.0)
 
 
 def covariance(

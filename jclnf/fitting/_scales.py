@@ -212,13 +212,13 @@ def _with_implicit_derivatives(
     params = params.replace(arithmetic=EXACT)
 
     def residual(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
-        shifts, _ = _shifts(maps, params, scale, project(pdm, pose, shape))
+        shifts = _shifts(maps, params, scale, project(pdm, pose, shape))
         in_image = apply_similarity(maps.to_image, shifts)
         weights = maps.weights
         return rlms.normal_equations(pdm, pose, shape, in_image, weights, products, strength)[1]
 
     pose, shape = implicit.fixed_point(model.pdm, residual, after.pose, after.shape)
-    _, offsets = _shifts(maps, params, scale, project(model.pdm, pose, shape))
+    offsets = _offsets(maps, project(model.pdm, pose, shape))
     each = _likelihoods(maps, params, scale, offsets)
     likelihood = model_likelihood(each, maps.visible)
     moved = after._replace(
@@ -325,7 +325,7 @@ def _iterate(
     products = None if rigid else rlms.mode_products(pdm, maps.weights)
 
     def iteration(carry: _Pass, index: Int[Array, ""]) -> tuple[_Pass, _Record]:
-        shifts, _ = _shifts(maps, params, scale, carry.landmarks)
+        shifts = _shifts(maps, params, scale, carry.landmarks)
         in_image = apply_similarity(maps.to_image, shifts)
         if products is None:
             delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
@@ -383,16 +383,15 @@ def _trace(
 
 def _shifts(
     maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
-) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
-    """Mean shifts of the landmarks, and their offsets in the maps, both in map pixels."""
-    offsets = _offsets(maps, landmarks)
+) -> Float[Array, "n 2"]:
+    """Mean shifts of the landmarks, in map pixels."""
     shifts = meanshift.mean_shift(
         maps.responses,
-        offsets,
+        _offsets(maps, landmarks),
         params.kernel_width[scale],
         tabulated=params.arithmetic.tabulated_kernel,
     )
-    return jnp.where(maps.visible[:, None], shifts, 0.0), offsets
+    return jnp.where(maps.visible[:, None], shifts, 0.0)
 
 
 def _offsets(maps: _Maps, landmarks: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
@@ -411,7 +410,7 @@ def _freed(
     last = jnp.array(_used(params)[-1])
     # A kernel that is read from a table has no slope.
     exact = params.replace(arithmetic=EXACT)
-    shifts = apply_similarity(maps.to_image, _shifts(maps, exact, last, landmarks)[0])
+    shifts = apply_similarity(maps.to_image, _shifts(maps, exact, last, landmarks))
     parts = jnp.broadcast_to(jnp.asarray(params.freedom), landmarks.shape[:1])
     return landmarks + jnp.where(state.too_small, 0.0, parts[:, None] * shifts)
 

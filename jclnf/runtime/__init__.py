@@ -6,6 +6,7 @@ from jclnf.runtime._devices import check_jax, device_report, share_device, use_d
 from jclnf.runtime._fork import check_process
 from jclnf.runtime._interrupts import check_interrupted, interrupts_noted
 from jclnf.runtime._process import (
+    available_cores,
     enable_compilation_cache,
     keep_to_one_core,
     own_threads,
@@ -18,6 +19,7 @@ from jclnf.runtime._progress import Meter, say
 __all__ = [
     "Meter",
     "announce_compilation",
+    "available_cores",
     "check_interrupted",
     "check_jax",
     "check_process",

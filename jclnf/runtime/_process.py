@@ -89,10 +89,14 @@ def use_all_cores(most: int) -> None:
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    affinity = getattr(os, "sched_getaffinity", None)  # not on all systems
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     with suppress(RuntimeError):  # JAX is running already
-        jax.config.update("jax_num_cpu_devices", min(cores, most))
+        jax.config.update("jax_num_cpu_devices", min(available_cores(), most))
+
+
+def available_cores() -> int:
+    """How many processor cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on all systems
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def use_one_thread_each() -> None:
