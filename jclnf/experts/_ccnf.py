@@ -249,8 +249,9 @@ def ccnf_responses(
 
     Args:
         areas: grey levels around each landmark.
-        weights, bias, gain: as `neurons_last` has them: since weights are centred, patches need
-            not be.
+        weights: as `neurons_last` has them; since they are centred, patches need not be.
+        bias: as `neurons_last` has them.
+        gain: as `neurons_last` has them.
         covariances: several, as `covariance` gives them.
         at: which of those is Sigma.
         window: side `k` of a map.
