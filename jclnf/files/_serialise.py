@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jclnf.errors import JclnfError, ModelFileError, near_file
@@ -31,7 +30,7 @@ from jclnf.geometry import PDM
 from jclnf.openface import LAYERS, EarlyTermination, Validator, View, load_openface
 from jclnf.outputs import replacing
 from jclnf.params import Arithmetic, FitParams
-from jclnf.runtime import check_process
+from jclnf.runtime import check_process, to_jax
 
 FORMAT_VERSION = 3
 CLASSES: dict[str, Any] = {
@@ -173,7 +172,7 @@ def _build(node: Any, path: Path, at: str, tensors: dict[str, np.ndarray]) -> An
     if not isinstance(node, dict):
         return node
     if "tensor" in node:
-        return jnp.asarray(tensors[node["tensor"]])
+        return to_jax(tensors[node["tensor"]])
     if "items" in node:
         return {key: _build(item, path, f"{at}.{key}", tensors) for key, item in node["items"]}
     fields = node["fields"].items()
