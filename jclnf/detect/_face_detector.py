@@ -7,6 +7,7 @@ to a few sizes, as a program is compiled for each.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jclnf.detect._network import MULTIPLE, SHAPES, boxes_of, look
 from jclnf.errors import DetectorError, ModelFileError
 from jclnf.experts import check_weights, plain_layer
 from jclnf.files import bundled_file
-from jclnf.runtime import check_process, to_jax
+from jclnf.runtime import check_process, kept, to_jax
 
 MIN_SCORE = 0.7
 """Score from which a detection is a face; see experiments/detector."""
@@ -144,7 +145,11 @@ def _weights() -> dict[str, Array]:
 
 
 @jax.jit
-def _seen(
+def _seen(weights: dict[str, Array], images: Any) -> Any:
+    return kept(_look_at)(weights, images)
+
+
+def _look_at(
     weights: dict[str, Array], images: UInt8[Array, "b h w"]
 ) -> Float[Array, "b cells fields"]:
     """For each cell of images a box, x, y, w, h, and its score."""
