@@ -315,6 +315,33 @@ def test_labels_lie_where_faces_do(monkeypatch):
     assert checked >= 10
 
 
+def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch):
+    """A white square is a mistake: it is seen as large as faces are, and no label lies on it."""
+    monkeypatch.setattr("experiments.detector.examples.worsened", lambda image, _: image)
+    monkeypatch.setattr("experiments.detector.examples.HARD", 1.0)
+    monkeypatch.setattr(Examples, "_hide", lambda *_: None)
+    sizes = ((1, 1.0, 60, 100), *[(1, 0.0, 1, 1)] * 3)
+    monkeypatch.setattr("experiments.detector.examples.MOSAICS", sizes)
+    grey = np.zeros((900, 900), np.uint8)
+    grey[600:620, 610:630] = 255
+    points = np.full((68, 2), 60.0) + np.arange(68)[:, None] * [0.5, 0.6]
+    nothing = np.zeros((0, 4))
+    source = Source.of(Picture(grey, points, nothing, nothing))
+    flat = Source.of(Picture(np.zeros((50, 50), np.uint8), None, nothing, nothing))
+    make = Examples([source], [flat], [(source, np.array([610.0, 600, 20, 20]))])
+    checked = 0
+    for number in range(100):
+        image, labels = make(0, np.random.default_rng(number))
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        if image.max() == 0 or border.max() > 0:
+            continue  # a face, nothing, or not the whole square
+        area = np.count_nonzero(image > image.max() / 2)
+        assert 55 < np.sqrt(area) < 105
+        assert not labels.any()
+        checked += 1
+    assert checked >= 5
+
+
 def test_the_correction_of_a_teachers_boxes_is_undone(rng):
     truth = rng.uniform(20, 60, (9, 4))
     found = [box[None] - (2, 5, 0, 0) for box in truth]
