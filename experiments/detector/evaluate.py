@@ -29,7 +29,7 @@ SHIFTS, SCALES = (0.05, 0.1, 0.15, 0.2), (0.8, 0.85, 0.9, 1.1, 1.15, 1.2)
 """Of boxes, to see what they cost a fit: in sides, and factors."""
 SMALL = 24.0
 """Side in pixels of faces of reduced images."""
-SCORES = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+SCORES = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.67, 0.7, 0.75, 0.8, 0.85, 0.9)
 LOWEST = SCORES[0]
 YUNET_SCORE = 0.8
 """From which YuNet's detections are faces by default."""
