@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jclnf.errors import ParamsError
+from jclnf.errors import ParamsError, is_concrete
 
 _FINEST_TUNED_SCALE = 2  # OpenFace's rules stop at its third scale; finer ones repeat its settings
 
@@ -274,4 +274,13 @@ def _openface(
 
 def as_dtype(tree: Any, dtype: Any) -> Any:
     """The floating-point arrays of a model or of settings in another precision."""
-    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+
+    def cast(x: Any) -> Any:
+        if not eqx.is_inexact_array(x) or x.dtype == dtype:
+            return x
+        if isinstance(x, jax.Array) and is_concrete(x) and not x.committed:
+            # A cast by JAX would be a program to compile for each shape.
+            return jnp.asarray(np.asarray(x), dtype)
+        return x.astype(dtype)
+
+    return jax.tree.map(cast, tree)

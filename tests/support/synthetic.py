@@ -81,7 +81,7 @@ def _planted(seed: int, views: int, size: int, precise: bool) -> Planted:
     image = np.clip((image - image.mean()) * 9 + 128, 0, 255).astype(np.float32)
     pose = random_pose(seed, turn=0.08)
     shape = jnp.asarray(rng.normal(0, 0.5, pdm.n_modes) * np.sqrt(pdm.eigenvalues), jnp.float32)
-    landmarks = project(pdm, pose, shape)
+    landmarks = jax.jit(project)(pdm, pose, shape)
 
     scales, neurons = len(SCALINGS), 2
     weights = rng.standard_normal((scales, views, n, neurons, SUPPORT, SUPPORT)) * 0.3
@@ -98,10 +98,15 @@ def _planted(seed: int, views: int, size: int, precise: bool) -> Planted:
         confidence=rng.uniform(0.3, 0.7, (scales, views, n)),
     )
     model = Model(pdm, experts, default_params(), "planted")
-    for k in range(scales):
-        frame = reference_shape(model, shape, jnp.int32(k))
+
+    @jax.jit
+    def seen(model: Model, image: jax.Array, k: jax.Array) -> jax.Array:
+        frame = reference_shape(model, shape, k)
         to_image = invert_similarity(similarity_between(landmarks, frame))
-        patches = np.asarray(sample_areas(jnp.asarray(image), landmarks, to_image, SUPPORT))
+        return sample_areas(image, landmarks, to_image, SUPPORT)
+
+    for k in range(scales):
+        patches = np.asarray(seen(model, jnp.asarray(image), jnp.int32(k)))
         patches = patches - patches.mean((1, 2), keepdims=True)
         weights[k, 0, :, 0] = 10 * patches / np.linalg.norm(patches, axis=(1, 2), keepdims=True)
     visible = np.ones((scales, views, n), bool)
