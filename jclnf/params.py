@@ -272,6 +272,12 @@ def _openface(
     )
 
 
+def to_device(array: Any, dtype: Any = None) -> Any:
+    """NumPy's numbers as a JAX array, outside of transformations: `jnp.asarray` would compile a
+    program for each shape, to copy or to cast."""
+    return jax.device_put(np.asarray(array, dtype))
+
+
 def as_dtype(tree: Any, dtype: Any) -> Any:
     """The floating-point arrays of a model or of settings in another precision."""
 
@@ -280,7 +286,7 @@ def as_dtype(tree: Any, dtype: Any) -> Any:
             return x
         if isinstance(x, jax.Array) and is_concrete(x) and not x.committed:
             # A cast by JAX would be a program to compile for each shape.
-            return jnp.asarray(np.asarray(x), dtype)
+            return to_device(x, dtype)
         return x.astype(dtype)
 
     return jax.tree.map(cast, tree)
