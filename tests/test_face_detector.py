@@ -158,6 +158,14 @@ def test_the_score_of_what_is_doubtful_is_the_mean_of_two_looks(monkeypatch):
     np.testing.assert_allclose(found[1][:, 4], [0.45, 0.375])
 
 
+def test_a_low_least_score_does_not_make_every_cell_a_face(astronaut):
+    image = np.ascontiguousarray(astronaut[:256, 100:356])
+    boxes, scores = FaceDetector(min_score=0.1).detect(image)
+    assert len(boxes) < len(cells(256, 256)[0]) / 20
+    assert scores.min() >= 0.1
+    assert holds(boxes[np.argmax(scores)] + (100, 0, 0, 0), ASTRONAUT)
+
+
 @pytest.mark.parametrize("longer", [1281, 1300, 2500, 9000])
 def test_tiles_cover_a_side_and_overlap(longer):
     starts = module._starts(longer, 1280)

@@ -41,7 +41,7 @@ of the largest, so that none is lost between."""
 _SURE = 0.8
 """Score from which a detection is not looked at again; under it its score is the mean of both."""
 _DOUBT = 0.15
-"""How far under the least score a detection may be to be looked at again."""
+"""How far under the least score, or half of it, a detection may be to be looked at again."""
 _AGAIN_AT, _VIEW, _VIEWS = 24.0, 96, 4
 """Side in pixels of a face that is looked at again, of the images, and how many are at a time."""
 _OVERLAP = 256
@@ -109,6 +109,7 @@ class FaceDetector:
         shape = images.shape[1:]
         least = smallest_face(shape, check_min_face(min_face), self.min_face)
         found: list[list[np.ndarray]] = [[] for _ in images]
+        doubtful = max(self.min_score - _DOUBT, self.min_score / 2)
         reductions = _reductions(max(shape), least)
         for level, factor in enumerate(reductions):
             smallest = _AGAIN if level > 0 else 0.0
@@ -119,7 +120,7 @@ class FaceDetector:
                 for of_image, answer in zip(found, answers, strict=True):
                     sides = answer[:, 2:4].max(axis=1)
                     right = (sides >= smallest) & (sides <= largest)
-                    boxes = answer[right & (answer[:, 4] >= self.min_score - _DOUBT)]
+                    boxes = answer[right & (answer[:, 4] >= doubtful)]
                     boxes[:, :2] += (left, top)
                     # Pixel centres are at integers, so a reduced image's are half a pixel in.
                     boxes[:, :2] = (boxes[:, :2] + 0.5) * (across, down) - 0.5
