@@ -118,6 +118,47 @@ def test_tiles_of_a_large_image(detector, astronaut):
     assert len(found) == len(expected)
 
 
+@pytest.mark.parametrize("side", [9, 24, 70, 1500])
+@pytest.mark.parametrize("x", [-0.2, 0.5, 0.9])
+def test_what_is_doubtful_is_looked_at_in_the_middle_of_a_small_image(side, x):
+    grey = np.zeros((2000, 2400), np.uint8)
+    left, top = round(x * 2400 - side / 2 * (x > 0)), 200
+    grey[top : top + side, max(left, 0) : max(left + side, 0)] = 255
+    view = module._view(grey, np.array([left, top, side, side], np.float64))
+    assert view.shape == (96, 96)
+    rows, columns = np.nonzero(view > 127)
+    if left + side <= 0:
+        assert len(rows) == 0
+        return
+    near = 1 + max(1.0, 24 / side)  # a pixel of the image and one of the view
+    assert abs(rows.min() - 36) <= near
+    assert abs(rows.max() - 59) <= near
+    if left >= 0:
+        assert abs(columns.min() - 36) <= near
+    if left + side <= 2400:
+        assert abs(columns.max() - 59) <= near
+
+
+def test_the_score_of_what_is_doubtful_is_the_mean_of_two_looks(monkeypatch):
+    images = np.zeros((2, 300, 300), np.uint8)
+    rows = [[20.0, 30, 40, 40, 0.6], [100, 100, 50, 50, 0.9], [9, 99, 20, 30, 0.7]]
+    found = [np.array(rows), np.array([[50.0, 60, 20, 20, 0.5], [0, 0, 30, 30, 0.75]])]
+
+    def seen(_, views):
+        assert views.shape == (4, 96, 96)
+        answers = np.zeros((4, 2, 5))
+        middle = [47.5 - 12, 47.5 - 12, 24, 24]
+        answers[:, 0] = [*middle, 0.4]
+        answers[:, 1] = [5, 5, 24, 24, 0.95]  # of something else
+        answers[3, 0, 2:4] = 90  # as the first one of the next image is, which has no face
+        return answers
+
+    monkeypatch.setattr(module, "_seen", seen)
+    module._reconsider(images, found)
+    np.testing.assert_allclose(found[0][:, 4], [0.5, 0.9, 0.55])
+    np.testing.assert_allclose(found[1][:, 4], [0.45, 0.375])
+
+
 @pytest.mark.parametrize("longer", [1281, 1300, 2500, 9000])
 def test_tiles_cover_a_side_and_overlap(longer):
     starts = module._starts(longer, 1280)
@@ -315,6 +356,33 @@ def test_labels_lie_where_faces_do(monkeypatch):
         assert abs(np.hypot(*labels[faces[0], 6:]) - 1) < 1e-6
         checked += 1
     assert checked >= 10
+
+
+def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch):
+    """A white square is a mistake: it is seen as large as faces are, and no label lies on it."""
+    monkeypatch.setattr("experiments.detector.examples.worsened", lambda image, _: image)
+    monkeypatch.setattr("experiments.detector.examples.HARD", 1.0)
+    monkeypatch.setattr(Examples, "_hide", lambda *_: None)
+    sizes = ((1, 1.0, 60, 100), *[(1, 0.0, 1, 1)] * 3)
+    monkeypatch.setattr("experiments.detector.examples.MOSAICS", sizes)
+    grey = np.zeros((900, 900), np.uint8)
+    grey[600:620, 610:630] = 255
+    points = np.full((68, 2), 60.0) + np.arange(68)[:, None] * [0.5, 0.6]
+    nothing = np.zeros((0, 4))
+    source = Source.of(Picture(grey, points, nothing, nothing))
+    flat = Source.of(Picture(np.zeros((50, 50), np.uint8), None, nothing, nothing))
+    make = Examples([source], [flat], [(source, np.array([610.0, 600, 20, 20]))])
+    checked = 0
+    for number in range(100):
+        image, labels = make(0, np.random.default_rng(number))
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        if image.max() == 0 or border.max() > 0:
+            continue  # a face, nothing, or not the whole square
+        area = np.count_nonzero(image > image.max() / 2)
+        assert 55 < np.sqrt(area) < 105
+        assert not labels.any()
+        checked += 1
+    assert checked >= 5
 
 
 def test_the_correction_of_a_teachers_boxes_is_undone(rng):
