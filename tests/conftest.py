@@ -91,10 +91,10 @@ def _one_context_of_mlir() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _release_compiled_programs() -> Iterator[None]:
-    """Each compiled program takes memory maps, of which a process may have only so many (65,530 on
-    most systems), and some 200 kB: without this, the whole suite in one process ends in a
-    segmentation fault. Before that modules share what is compiled, and otherwise the folder of `pytest_configure`, wherever a
-    test has moved the cache."""
+    """Each compiled program takes memory, and memory maps, of which a process may have only so many
+    (65,530 on most systems): without this, the whole suite in one process ends in a segmentation
+    fault. Before that modules share what is compiled, and otherwise the folder of
+    `pytest_configure`, wherever a test has moved the cache."""
     yield
     import jax
     from jax.experimental.compilation_cache import compilation_cache
