@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
     gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
+    gc.set_threshold(100_000, 20, 10)
     gc.enable()
 
 
@@ -91,17 +91,21 @@ def _one_context_of_mlir() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _release_compiled_programs() -> Iterator[None]:
-    """Each compiled program takes memory maps, of which a process may have only so many (65,530 on
-    most systems): without this, the whole suite in one process ends in a segmentation fault. Before
-    that modules share what is compiled, and otherwise the folder of `pytest_configure`, wherever a
-    test has moved the cache."""
+    """Each compiled program takes memory, and memory maps, of which a process may have only so many
+    (65,530 on most systems): without this, the whole suite in one process ends in a segmentation
+    fault. Before that modules share what is compiled, and otherwise the folder of
+    `pytest_configure`, wherever a test has moved the cache."""
     yield
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_text().count("\n") > 25_000:
+    if not maps.exists() or maps.read_text().count("\n") > 15_000:
         jax.clear_caches()
+        gc.unfreeze()
+    # What is left of a module is looked through once, and not again.
+    gc.collect()
+    gc.freeze()
     if jax.config.jax_compilation_cache_dir != os.environ["JAX_COMPILATION_CACHE_DIR"]:
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -5,6 +5,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -284,7 +285,7 @@ def test_cells_lie_on_the_image_and_zeros_are_squares_there():
 
 def test_overlaps_are_those_of_boxes(rng):
     a, b = rng.uniform(5, 40, (2, 20, 4))
-    shared, apart = overlaps(jnp.asarray(a), jnp.asarray(b))
+    shared, apart = jax.jit(overlaps)(jnp.asarray(a), jnp.asarray(b))
     for i in range(20):
         as_corner = [np.array([*(box[:2] - box[2:] / 2), *box[2:]]) for box in (a[i], b[i])]
         assert abs(float(shared[i]) - overlap(*as_corner)) < 1e-5
@@ -300,7 +301,8 @@ def test_cells_of_a_face_and_the_loss_of_what_is_right():
     labels[0, 0] = label(40.5, 52.0, 20, 24)
     labels[0, 1] = label(80.0, 80.0, 60, 64)
     labels[0, 2] = label(110.0, 20.0, 16, 16, DOUBTFUL)
-    own, free, which = (np.asarray(a)[0] for a in assigned(jnp.asarray(labels), 128))
+    loss = jax.jit(detection_loss, static_argnums=2)
+    own, free, which = (np.asarray(a)[0] for a in jax.jit(assigned, static_argnums=1)(labels, 128))
     centres, strides = cells(128, 128)
     assert set(strides[own & (which == 0)]) == {8}
     assert set(strides[own & (which == 1)]) == {16}
@@ -315,19 +317,19 @@ def test_cells_of_a_face_and_the_loss_of_what_is_right():
     right[0, own, 1:3] = (truth[:, :2] - centres[own]) / strides[own, None]
     right[0, own, 3:5] = np.log(truth[:, 2:4] / (3.5 * strides[own, None]))
     right[0, own, 5:] = truth[:, 6:]
-    best = float(detection_loss(jnp.asarray(right), jnp.asarray(labels), 128))
+    best = float(loss(jnp.asarray(right), jnp.asarray(labels), 128))
     assert best < 1e-3
     for place, by in (((0, own, 0), -40.0), ((0, own, 1), 0.5), ((0, own, 5), 1.0)):
         worse = right.copy()
         worse[place] += by
-        assert float(detection_loss(jnp.asarray(worse), jnp.asarray(labels), 128)) > best + 0.05
+        assert float(loss(jnp.asarray(worse), jnp.asarray(labels), 128)) > best + 0.05
     false = right.copy()
     elsewhere = np.flatnonzero(~own & ~free)[:5]
     false[0, elsewhere, 0] = 5.0
-    assert float(detection_loss(jnp.asarray(false), jnp.asarray(labels), 128)) > best + 0.2
+    assert float(loss(jnp.asarray(false), jnp.asarray(labels), 128)) > best + 0.2
     doubt = right.copy()
     doubt[0, at_doubt, 0] = 5.0
-    assert float(detection_loss(jnp.asarray(doubt), jnp.asarray(labels), 128)) < 1e-3
+    assert float(loss(jnp.asarray(doubt), jnp.asarray(labels), 128)) < 1e-3
 
 
 def test_labels_lie_where_faces_do(monkeypatch):

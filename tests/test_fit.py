@@ -207,7 +207,7 @@ def test_statuses(face, start):
         (jnp.zeros_like(face.model.experts.alpha), face.model.pdm.mean * 0.08),
     )
     pull = eqx.tree_at(lambda m: m.experts, biased, Drag.like(face.model.experts))
-    assert status(model=pull, params=default_params(iterations=60)) == jclnf.FitStatus.DIVERGED
+    assert status(model=pull, params=short.replace(iterations=60)) == jclnf.FitStatus.DIVERGED
 
 
 class Drag(jclnf.experts._base.AreaExperts):

@@ -19,6 +19,7 @@ from jclnf.detect._network import MULTIPLE, SHAPES, boxes_of, look
 from jclnf.errors import DetectorError, ModelFileError
 from jclnf.experts import check_weights, plain_layer
 from jclnf.files import bundled_file
+from jclnf.params import to_device
 from jclnf.runtime import check_process
 
 MIN_SCORE = 0.67
@@ -151,7 +152,7 @@ def _arrays() -> dict[str, np.ndarray]:
 @functools.cache
 def _weights() -> dict[str, Array]:
     """The same for JAX, in single precision; made when a device has been chosen."""
-    return {name: jnp.asarray(array, jnp.float32) for name, array in _arrays().items()}
+    return {name: to_device(array, jnp.float32) for name, array in _arrays().items()}
 
 
 @jax.jit

@@ -392,8 +392,7 @@ def covariance(
     if components is None:
         return 1 / precision
     blocks = 2 * jnp.einsum("...b,bcij->...cij", beta, components)
-    identity = jnp.eye(components.shape[-1], dtype=blocks.dtype)
-    identity = jnp.broadcast_to(identity, blocks.shape)
+    identity = np.broadcast_to(np.eye(components.shape[-1], dtype=blocks.dtype), blocks.shape)
     return inverses(blocks + precision[..., None, None, None] * identity)
 
 
