@@ -24,8 +24,7 @@ from jclnf.openface._read_validator import make_validator, read_validator
 from jclnf.openface._svr import read_svr
 from jclnf.openface._text import Entry, read_list
 from jclnf.openface._validator import Validator
-from jclnf.params import FitParams
-from jclnf.runtime import to_jax
+from jclnf.params import FitParams, to_device
 
 
 class _Kind(NamedTuple):
@@ -149,7 +148,7 @@ def _validator(main: Path, entries: Sequence[Entry], landmarks: int) -> Validato
 def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
     """The model of arrays that were read from `path`."""
     try:
-        pdm = PDM(**{name: to_jax(array) for name, array in arrays.pdm._asdict().items()})
+        pdm = PDM(**{name: to_device(array) for name, array in arrays.pdm._asdict().items()})
         kind = _KINDS[arrays.kind]
         experts = kind.create(**arrays.experts)
         settings = kind.settings_wild if "wild" in arrays.name else kind.settings

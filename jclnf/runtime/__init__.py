@@ -2,7 +2,7 @@
 and what a person sees who waits for it."""
 
 from jclnf.runtime._compilation import announce_compilation, programs_compiled
-from jclnf.runtime._devices import check_jax, device_report, share_device, to_jax, use_device
+from jclnf.runtime._devices import check_jax, device_report, share_device, use_device
 from jclnf.runtime._fork import check_process
 from jclnf.runtime._interrupts import check_interrupted, interrupts_noted
 from jclnf.runtime._kept import kept
@@ -34,7 +34,6 @@ __all__ = [
     "say",
     "share_device",
     "silent_stderr",
-    "to_jax",
     "use_all_cores",
     "use_device",
     "use_one_thread_each",

@@ -89,17 +89,6 @@ def share_device(count: int, environment: Mapping[str, str] = os.environ) -> dic
     return {_PREALLOCATE: "false", _FRACTION: f"{share / count:.4g}"}
 
 
-def to_jax(value: Any, dtype: Any = None) -> Any:
-    """A JAX array of what comes from NumPy or a file, in place of `jax.numpy.asarray`, which
-    compiles a program for each new shape."""
-    import jax
-    import numpy as np
-
-    if isinstance(value, jax.Array):
-        return value if dtype is None else value.astype(dtype)
-    return jax.device_put(np.asarray(value, dtype))
-
-
 def device_report() -> dict[str, Any]:
     """What JAX computes on here, for metadata.
 
