@@ -99,6 +99,8 @@ def _release_compiled_programs() -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
+    from jclnf.runtime import keep_traces
+
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_text().count("\n") > 15_000:
         jax.clear_caches()
@@ -106,6 +108,8 @@ def _release_compiled_programs() -> Iterator[None]:
     # What is left of a module is looked through once, and not again.
     gc.collect()
     gc.freeze()
+    # What a command in this process has begun; tests may put other functions in place of jclnf's.
+    keep_traces(None)
     if jax.config.jax_compilation_cache_dir != os.environ["JAX_COMPILATION_CACHE_DIR"]:
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

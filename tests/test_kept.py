@@ -12,7 +12,7 @@ import pytest
 
 import jclnf
 from jclnf.geometry import Pose
-from jclnf.runtime import _kept, kept
+from jclnf.runtime import _kept, kept, programs_compiled
 from tests.support.synthetic import default_params, planted
 
 POINTS = np.arange(3, dtype=np.float32)
@@ -110,6 +110,37 @@ def test_damaged_files_are_replaced(folder: Path, length: int | None) -> None:
     assert count == 1
     np.testing.assert_array_equal(result["points"], 2 * POINTS**2)
     assert path.stat().st_size == len(whole)
+
+
+def test_callbacks_are_traced_each_time(folder: Path) -> None:
+    seen = []
+
+    def watched(points: jax.Array) -> jax.Array:
+        jax.debug.callback(seen.append, points)
+        return points
+
+    for _ in range(2):
+        np.testing.assert_array_equal(eqx.filter_jit(kept(watched))(POINTS), POINTS)
+    jax.effects_barrier()
+    assert len(seen) == 2
+    assert not list(folder.iterdir())
+
+
+def test_followed_faces_share_their_programs(folder: Path) -> None:
+    del folder
+    face = planted()
+    params = default_params(iterations=1, windows=(7, 0))
+    tracker = jclnf.Tracker(face.model, jclnf.TrackParams(params, params))
+    image = face.image.astype(np.uint8)
+    tracker.step(image, face.box)
+    (first,) = tracker.step(image)
+    programs_compiled()
+    before = programs_compiled()
+    state = tracker.state()
+    tracker.restore(state)
+    (second,) = tracker.step(image)
+    assert programs_compiled() == before
+    assert first.id == second.id
 
 
 def test_a_folder_that_cannot_be_written(folder: Path) -> None:

@@ -58,8 +58,10 @@ def kept(function: Callable[..., Any]) -> Callable[..., Any]:
                 return results
 
             types = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-            exported = jax.export.export(jax.jit(flat))(*types)
-            found = exported.serialize(), returned
+            try:
+                found = jax.export.export(jax.jit(flat))(*types).serialize(), returned
+            except NotImplementedError:  # callbacks belong to a process
+                return function(*args)
             _write(path, found)
         program, (places, rest) = found
         # What was read and what was just made take the same way, and compute the same.

@@ -18,6 +18,7 @@ from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.fitting import FitResult, Model, check_inputs, prepared
 from jclnf.geometry import Pose, tight_box
 from jclnf.images import BUCKETS, check_box, check_grey, cut, region
+from jclnf.params import to_device
 from jclnf.runtime import check_process, kept
 from jclnf.tracking._cuts import OTHER_SCENE, Scenes
 from jclnf.tracking._overlap import SAME_FACE, assign, nearness, overlap, shows
@@ -423,8 +424,8 @@ class Tracker:
             _Track(
                 int(arrays["ids"][i]),
                 TrackState(
-                    Pose(*(jnp.array(arrays[n][i]) for n in ("scale", "matrix", "translation"))),
-                    *(jnp.array(arrays[name][i]) for name in ("shape", "seen", "failures")),
+                    Pose(*(to_device(arrays[n][i]) for n in ("scale", "matrix", "translation"))),
+                    *(to_device(arrays[name][i]) for name in ("shape", "seen", "failures")),
                 ),
                 arrays["boxes"][i],
             )
@@ -473,8 +474,9 @@ class _Fits:
         """Compile all of them for faces as large as this box."""
         state, _ = self.find(grey, box)
         for seen in (True, False):
-            start = dataclasses.replace(state, seen=jnp.array(seen))
-            jax.block_until_ready(self.follow(grey, start, box))
+            start = dataclasses.replace(state, seen=to_device(seen))
+            # From the host, as in `step`: JAX compiles apart for what is bound to a device.
+            jax.block_until_ready(self.follow(grey, jax.device_get(start), box))
 
 
 def _cropped(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray, np.ndarray]:
