@@ -1,6 +1,6 @@
 """A fit as one file that runs without jclnf: for a service, by `jax.export`.
 
-python examples/12_export.py [PHOTO] [OUT.jaxexport]    (pip install flatbuffers)
+python examples/12_export.py [PHOTO] [OUT.jaxexport]
 
 The file holds the compiled form of the fit, weights included. Whoever calls it cuts the face out
 to the size that it was exported for.

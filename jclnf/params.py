@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jclnf.errors import ParamsError
+from jclnf.errors import ParamsError, is_concrete
 
 _FINEST_TUNED_SCALE = 2  # OpenFace's rules stop at its third scale; finer ones repeat its settings
 
@@ -272,6 +272,21 @@ def _openface(
     )
 
 
+def to_device(array: Any, dtype: Any = None) -> Any:
+    """NumPy's numbers as a JAX array, outside of transformations: `jnp.asarray` would compile a
+    program for each shape, to copy or to cast."""
+    return jax.device_put(np.asarray(array, dtype))
+
+
 def as_dtype(tree: Any, dtype: Any) -> Any:
     """The floating-point arrays of a model or of settings in another precision."""
-    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+
+    def cast(x: Any) -> Any:
+        if not eqx.is_inexact_array(x) or x.dtype == dtype:
+            return x
+        if isinstance(x, jax.Array) and is_concrete(x) and not x.committed:
+            # A cast by JAX would be a program to compile for each shape.
+            return to_device(x, dtype)
+        return x.astype(dtype)
+
+    return jax.tree.map(cast, tree)

@@ -1,9 +1,10 @@
+import dataclasses
 import json
 
 import cv2
 import numpy as np
 import pytest
-from support.synthetic import planted
+from support.synthetic import default_params, planted
 from support.videos import hopper
 
 import jclnf
@@ -21,7 +22,8 @@ def short(monkeypatch):
 @pytest.mark.usefixtures("short")
 def test_figures_are_printed_and_written(tmp_path, capsys):
     model, image = tmp_path / "planted.safetensors", tmp_path / "face.png"
-    jclnf.save_model(planted().model, model)
+    one_scale = default_params(windows=(0, 7), iterations=2)
+    jclnf.save_model(dataclasses.replace(planted().model, defaults=one_scale), model)
     cv2.imwrite(str(image), hopper())
     out = tmp_path / "bench.json"
     words = ["bench", "--model", str(model), "--image", str(image), "--out", str(out), "--quiet"]

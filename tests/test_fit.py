@@ -127,7 +127,7 @@ def test_a_second_image_of_the_same_size_compiles_nothing(face, start, monkeypat
     hypotheses = sys.modules["jclnf.fitting._hypotheses"]
     original = hypotheses.fit_from
     monkeypatch.setattr(hypotheses, "fit_from", lambda *args: traces.append(1) or original(*args))
-    params = default_params(iterations=3)
+    params = default_params(iterations=3, windows=(9, 0))
     for i in range(4):
         crop = jclnf.crop(face.image, start + i)
         jclnf.fit(
@@ -141,9 +141,10 @@ def test_a_second_image_of_the_same_size_compiles_nothing(face, start, monkeypat
 
 def test_a_crop_gives_the_same_fit(face, start):
     image = np.pad(face.image, ((100, 300), (250, 50)))
-    whole = jclnf.fit(face.model, image, start + [250, 100, 0, 0])
+    params = default_params(windows=(9, 0))
+    whole = jclnf.fit(face.model, image, start + [250, 100, 0, 0], params)
     crop = jclnf.crop(image, start + [250, 100, 0, 0])
-    cut = jclnf.fit(face.model, crop.image, crop.box).shifted(crop.offset)
+    cut = jclnf.fit(face.model, crop.image, crop.box, params).shifted(crop.offset)
     assert crop.image.shape != image.shape
     np.testing.assert_allclose(cut.landmarks, whole.landmarks, atol=2e-3)
 
@@ -206,7 +207,7 @@ def test_statuses(face, start):
         (jnp.zeros_like(face.model.experts.alpha), face.model.pdm.mean * 0.08),
     )
     pull = eqx.tree_at(lambda m: m.experts, biased, Drag.like(face.model.experts))
-    assert status(model=pull, params=default_params(iterations=60)) == jclnf.FitStatus.DIVERGED
+    assert status(model=pull, params=short.replace(iterations=60)) == jclnf.FitStatus.DIVERGED
 
 
 class Drag(jclnf.experts._base.AreaExperts):

@@ -27,16 +27,22 @@ def pdm() -> PDM:
     return jclnf.load_model().pdm
 
 
+@jax.jit
+def _placed(pdm, camera, shape, translation, rotation, noise):
+    matrix = euler_to_matrix(rotation)
+    points = shape3d(pdm, shape) @ matrix.T
+    landmarks = camera.project(points + translation) + noise
+    centre = camera.project(translation[None])[0]
+    return matrix, points, landmarks, camera.fx / translation[2], centre
+
+
 def face(pdm: PDM, camera: Camera, translation, rotation, noise=0.0, seed=0) -> SimpleNamespace:
     """A face as a camera sees it, with the weak-perspective pose that is nearest to it."""
     rng = np.random.default_rng(seed)
     shape = jnp.asarray(rng.normal(size=pdm.n_modes) * np.sqrt(pdm.eigenvalues), jnp.float32)
-    matrix = euler_to_matrix(jnp.asarray(rotation, jnp.float32))
-    points = shape3d(pdm, shape) @ matrix.T
-    seen = camera.project(points + jnp.asarray(translation, jnp.float32))
-    landmarks = seen + noise * rng.normal(size=seen.shape).astype(np.float32)
-    scale = camera.fx / translation[2]
-    centre = camera.project(jnp.asarray([translation], jnp.float32))[0]
+    noise = noise * rng.normal(size=(pdm.n_landmarks, 2)).astype(np.float32)
+    given = (np.asarray(a, np.float32) for a in (translation, rotation, noise))
+    matrix, points, landmarks, scale, centre = _placed(pdm, camera, shape, *given)
     return SimpleNamespace(
         landmarks=landmarks,
         landmarks3d=points,

@@ -15,8 +15,9 @@ from support.synthetic import default_params, planted
 import jclnf
 from jclnf.fitting import Model, Part, fit_points
 from jclnf.fitting._parts import fit_parts
-from jclnf.geometry import PDM, project
-from jclnf.params import FitParams, as_dtype
+from jclnf.geometry import PDM
+from jclnf.geometry import project as eager_project
+from jclnf.params import FitParams, as_dtype, to_device
 
 LANDMARKS = {
     "one": (6, 5, 4, 3, 2, 1, 0),
@@ -28,15 +29,18 @@ LANDMARKS = {
 ROUGH = default_params(windows=(9, 0), iterations=1)
 """Settings of a fit of the whole face."""
 fit_parts_compiled = eqx.filter_jit(fit_parts)
+project = jax.jit(eager_project)
 
 
 def part_of(model: Model, name: str, *, given: slice = slice(None)) -> Part:
     """The part of a model that some of its landmarks are, of which the face has those `given`."""
     own = np.array(LANDMARKS[name])
-    pdm = PDM(model.pdm.mean[own], model.pdm.components[own], model.pdm.eigenvalues)
+    shapes = (to_device(np.asarray(a)[own]) for a in (model.pdm.mean, model.pdm.components))
+    pdm = PDM(*shapes, model.pdm.eigenvalues)
     names = ("weights", "norm_weight", "bias", "alpha", "beta", "visible", "confidence")
     experts = dataclasses.replace(
-        model.experts, **{name: getattr(model.experts, name)[:, :, own] for name in names}
+        model.experts,
+        **{name: to_device(np.asarray(getattr(model.experts, name))[:, :, own]) for name in names},
     )
     index = tuple(range(len(own)))[given]
     of_face = tuple(int(own[i]) for i in index)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.networks import random_weights
 from support.synthetic import random_pdm
 
 import jclnf
@@ -17,7 +18,6 @@ from jclnf.experts import (
     GaussianResponses,
     MapNetwork,
     PyramidExperts,
-    initial_weights,
     map_shapes,
 )
 from jclnf.experts._base import variance
@@ -36,11 +36,10 @@ WIDTHS, BLOCKS, JOINED = (4, 6, 8), (0, 1, 1), 5
 
 def network(landmarks, side, extent, mirrored=(), split=2, seed=0) -> MapNetwork:
     shapes = map_shapes(WIDTHS, BLOCKS, JOINED, split**2 * len(landmarks))
-    weights = initial_weights(shapes, jax.random.key(seed))
     rng = np.random.default_rng(seed)
     weights = {
-        name: a + 0.2 * rng.standard_normal(a.shape).astype(np.float32)
-        for name, a in weights.items()
+        name: jnp.asarray(a + 0.2 * rng.standard_normal(a.shape), jnp.float32)
+        for name, a in random_weights(shapes, seed + 10).items()
     }
     return MapNetwork(weights, tuple(landmarks), side, extent, tuple(mirrored))
 
@@ -169,25 +168,26 @@ class TestGaussianResponses:
         return GaussianResponses(jnp.array(means), jnp.asarray(covariances, jnp.float32))
 
     def test_maps(self, gaussians) -> None:
-        found = gaussians.maps(WINDOW)
+        found = eqx.filter_jit(gaussians.maps)(WINDOW)
         expected = plain_gaussians(gaussians.mean, gaussians.covariance, WINDOW)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
     def test_mean_shift_and_likelihood(self, gaussians) -> None:
         offsets = jnp.array([[2.0, 1.0], [-4.0, 3.0], [0.0, 0.0], [8.0, -8.0], [5.0, 5.0]])
         width = jnp.float32(3.0)
-        maps, middle = gaussians.maps(self.WIDE), meanshift.centre(gaussians.maps(self.WIDE))
+        maps = eqx.filter_jit(gaussians.maps)(self.WIDE)
+        middle = meanshift.centre(maps)
         assert (middle, meanshift.centre(gaussians)) == (60, 0)
         for function in (meanshift.mean_shift, meanshift.landmark_likelihood):
             found, expected = (
-                function(gaussians, offsets, width),
-                function(maps, offsets + middle, width),
+                jax.jit(function)(gaussians, offsets, width),
+                jax.jit(function)(maps, offsets + middle, width),
             )
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
-        assert meanshift.landmark_likelihood(gaussians, offsets, width).max() > 0.1
+        assert jax.jit(meanshift.landmark_likelihood)(gaussians, offsets, width).max() > 0.1
 
     def test_spread_and_peak(self, gaussians) -> None:
-        maps = gaussians.maps(self.WIDE)
+        maps = eqx.filter_jit(gaussians.maps)(self.WIDE)
         for function, off in (
             (variance, 1e-3),
             (response_covariance, 1e-3),
@@ -195,7 +195,10 @@ class TestGaussianResponses:
         ):
             shift = 60 if function is meanshift.peak else 0
             np.testing.assert_allclose(
-                function(gaussians), function(maps) - shift, rtol=1e-3, atol=off
+                jax.jit(function)(gaussians),
+                np.asarray(jax.jit(function)(maps)) - shift,
+                rtol=1e-3,
+                atol=off,
             )
 
 
@@ -222,7 +225,7 @@ def test_responses_are_those_of_the_networks_of_the_scale(experts, face, scale: 
             jnp.asarray(centroid + pair(middle), jnp.float32),
             jnp.asarray(pair(step), jnp.float32),
         )
-        crop = np.asarray(sample_square(image, *where, network.side))
+        crop = np.asarray(jax.jit(sample_square, static_argnums=3)(image, *where, network.side))
         maps = plain_maps(network, crop[:, ::-1] if flipped else crop)
         mean, covariance = plain_moments(maps, network.extent / network.grid)
         if flipped:
@@ -270,14 +273,14 @@ def test_a_similarity_of_the_image_changes_no_response(experts, face) -> None:
 
 def test_vmap_over_faces_and_scales_agrees_with_a_loop(experts, face) -> None:
     image, landmarks, to_image = face
-    shifted = jnp.stack([landmarks, landmarks + 1, landmarks - 2])
-    scales = jnp.array([1, 0, 1])
-    together = jax.vmap(lambda *at: respond(experts, image, at[0], to_image, at[1]))
+    shifted = np.asarray(landmarks) + np.float32([0, 1, -2])[:, None, None]
+    scales = np.array([1, 0, 1], np.int32)
+    together = jax.jit(jax.vmap(lambda *at: respond(experts, image, at[0], to_image, at[1])))
     found = together(shifted, scales)
     for k, (at, scale) in enumerate(zip(shifted, scales, strict=True)):
-        alone = respond(experts, image, at, to_image, scale)
-        np.testing.assert_allclose(found.mean[k], alone.mean, atol=1e-3)
-        np.testing.assert_allclose(found.covariance[k], alone.covariance, rtol=1e-3)
+        alone = respond(experts, image, jnp.asarray(at), to_image, jnp.array(scale))
+        np.testing.assert_allclose(np.asarray(found.mean)[k], alone.mean, atol=1e-3)
+        np.testing.assert_allclose(np.asarray(found.covariance)[k], alone.covariance, rtol=1e-3)
 
 
 def test_gradients_agree_with_central_differences(experts, face) -> None:
@@ -301,9 +304,15 @@ def test_gradients_agree_with_central_differences(experts, face) -> None:
             move = jax.tree.map(lambda x, s=size: s * rng.uniform(-1, 1, x.shape), given[part])
             ends = []
             for sign in (1, -1):
-                moved = jax.tree.map(lambda x, d, s=sign: x + s * step * d, given[part], move)
+                moved = jax.tree.map(
+                    lambda x, d, s=sign: jnp.asarray(np.asarray(x) + s * step * d),
+                    given[part],
+                    move,
+                )
                 ends.append(loss(*given[:part], moved, *given[part + 1 :])[0])
-            slopes = jax.tree.map(lambda g, d: jnp.sum(g * d), gradient[part], move)
+            slopes = jax.tree.map(
+                lambda g, d: float(np.sum(np.asarray(g) * d)), gradient[part], move
+            )
             slope = sum(jax.tree.leaves(slopes))
             assert abs(slope) > 1e-4
             np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-4)
@@ -314,7 +323,7 @@ def test_spread_responses_weigh_less(experts) -> None:
     sharp[:, 4, 4] = 1
     sharp[1] = 1 / WINDOW**2
     at = jnp.int32(1), jnp.int32(0), jnp.float32(3.0)
-    weights = experts.shift_weights(jnp.asarray(sharp), *at)
+    weights = np.asarray(eqx.filter_jit(experts.shift_weights)(jnp.asarray(sharp), *at))
     spread = 2 * (WINDOW**2 - 1) / 12
     np.testing.assert_allclose(weights[:3], [3.0, 3.0 * 2 / (2 + spread), 3.0], rtol=1e-4)
 
@@ -355,11 +364,16 @@ def test_a_fit_goes_to_the_means_of_the_maps(model, face) -> None:
         ),
     )
     result = jclnf.fit(free, face[0], box)
-    pose = pose_from_box(pdm, box, jnp.zeros(3))
-    at = pose, pdm.mean_shape(), jnp.array(1), jnp.array(0), WINDOW
-    maps = eqx.filter_jit(response_maps)(free, face[0], free.defaults, *at)
-    wanted = maps.base + apply_similarity(maps.to_image, maps.responses.mean)
-    before = np.linalg.norm(maps.base - wanted, axis=1).mean()
+
+    @eqx.filter_jit
+    def first(model, image):
+        pose = pose_from_box(model.pdm, box, jnp.zeros(3))
+        at = pose, model.pdm.mean_shape(), jnp.array(1), jnp.array(0), WINDOW
+        maps = response_maps(model, image, model.defaults, *at)
+        return maps.base, maps.base + apply_similarity(maps.to_image, maps.responses.mean)
+
+    base, wanted = map(np.asarray, first(free, face[0]))
+    before = np.linalg.norm(base - wanted, axis=1).mean()
     after = np.linalg.norm(result.landmarks - wanted, axis=1).mean()
     assert before > 5
     assert after < 0.2 * before

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def problem(rng):
 
 def dense(problem, columns, prior):
     pdm, pose, shape, shifts, weights = problem
-    J = np.asarray(jacobian(pdm, pose, shape), np.float64).reshape(40, -1)[:, :columns]
+    J = np.asarray(jax.jit(jacobian)(pdm, pose, shape), np.float64).reshape(40, -1)[:, :columns]
     W = np.diag(np.repeat(np.asarray(weights, np.float64), 2))
     parameters = np.concatenate([np.zeros(6), shape])[:columns]
     right = J.T @ W @ np.asarray(shifts, np.float64).ravel() - prior * parameters
@@ -28,15 +29,20 @@ def dense(problem, columns, prior):
 
 
 def test_nonrigid_step_solves_the_normal_equations(problem):
-    pdm, pose, shape, shifts, weights = problem
+    pdm = problem[0]
     prior = np.concatenate([np.zeros(6), 25 / np.asarray(pdm.eigenvalues)])
-    products = rlms.mode_products(pdm, weights)
-    step = rlms.nonrigid_step(pdm, pose, shape, shifts, weights, products, jnp.float32(25))
+
+    @jax.jit
+    def stepped(pdm, pose, shape, shifts, weights):
+        products = rlms.mode_products(pdm, weights)
+        return rlms.nonrigid_step(pdm, pose, shape, shifts, weights, products, jnp.float32(25))
+
+    step = stepped(*problem)
     np.testing.assert_allclose(step, dense(problem, 10, prior), rtol=2e-3, atol=2e-5)
 
 
 def test_rigid_step_solves_the_normal_equations(problem):
-    step = rlms.rigid_step(*problem)
+    step = jax.jit(rlms.rigid_step)(*problem)
     np.testing.assert_allclose(step, dense(problem, 6, np.zeros(6)), rtol=2e-3, atol=2e-5)
 
 

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from jclnf.geometry import euler_to_matrix, matrix_to_euler, retract
+from jclnf import geometry
+
+euler_to_matrix = jax.jit(geometry.euler_to_matrix)
+matrix_to_euler = jax.jit(geometry.matrix_to_euler)
+retract = jax.jit(geometry.retract)
 
 DEGENERATE = [
     [0.0, 0.0, 0.0],

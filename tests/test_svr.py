@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ from jclnf.openface._svr import read_svr_scale
 
 TINY = random_svr(landmarks=2, support=3)
 WINDOW = 7
+
+
+@eqx.filter_jit
+def respond(experts: SVR, areas: jnp.ndarray, scale: int, view: int) -> jnp.ndarray:
+    """In one program: operations on their own would each be compiled."""
+    return experts.responses(areas, jnp.asarray(scale), jnp.asarray(view), WINDOW)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -44,7 +51,7 @@ def test_responses_match_opencvs_correlation(areas: jnp.ndarray, rng: np.random.
     weights = rng.normal(size=(3, 3, 11, 11)).astype(np.float32)
     slope, bias = rng.uniform(1, 10, (3, 3)), rng.uniform(-4, 0, (3, 3))
     modalities = ("gradient", "raw", "gradient")
-    found = svr_responses(
+    found = jax.jit(svr_responses, static_argnums=(4, 5))(
         areas,
         jnp.asarray(weights),
         jnp.asarray(slope, jnp.float32),
@@ -65,23 +72,23 @@ def test_responses_match_opencvs_correlation(areas: jnp.ndarray, rng: np.random.
 
 def test_brightness_contrast_and_the_templates_scale_do_not_matter(areas: jnp.ndarray) -> None:
     experts = SVR.create(**arrays_of(random_svr(landmarks=3)))
-    at = jnp.array(0), jnp.array(0), WINDOW
-    plain = experts.responses(areas, *at)
-    np.testing.assert_allclose(experts.responses(40 + 0.4 * areas, *at), plain, rtol=1e-3)
+    at = np.array(0), np.array(0)
+    plain = respond(experts, areas, *at)
+    np.testing.assert_allclose(respond(experts, 40 + 0.4 * areas, *at), plain, rtol=1e-3)
     changed = eqx.tree_at(lambda e: e.weights, experts, 3 * experts.weights + 0.5)
-    np.testing.assert_allclose(changed.responses(areas, *at), plain, rtol=1e-3)
+    np.testing.assert_allclose(respond(changed, areas, *at), plain, rtol=1e-3)
 
 
 def test_a_flat_area_gives_what_the_biases_alone_give() -> None:
     experts = SVR.create(**arrays_of(random_svr(landmarks=3)))
     flat = jnp.full((3, WINDOW + 10, WINDOW + 10), 117.3)
-    found = experts.responses(flat, jnp.array(0), jnp.array(1), WINDOW)
+    found = respond(experts, flat, np.array(0), np.array(1))
     expected = sigmoid(np.asarray(experts.bias[0, 1])).prod(axis=1)
     np.testing.assert_allclose(found, np.broadcast_to(expected[:, None, None], found.shape), 1e-5)
 
 
 def test_the_gradient_is_zero_along_the_border(areas: jnp.ndarray) -> None:
-    energy = np.array(gradient_energy(areas))
+    energy = np.array(jax.jit(gradient_energy)(areas))
     assert (energy[:, 1:-1, 1:-1] > 0).all()
     energy[:, 1:-1, 1:-1] = 0
     assert (energy == 0).all()
@@ -121,18 +128,22 @@ def test_patches_may_have_other_experts(tmp_path: Path, rng: np.random.Generator
     assert experts.modalities == ("raw", "gradient", "gradient")
     areas = jnp.asarray(rng.uniform(0, 255, (4, 9, 9)), jnp.float32)
     raw = SVR.create(**arrays_of(first))
-    found = experts.responses(areas, jnp.array(0), jnp.array(0), WINDOW)
-    expected = raw.responses(areas, jnp.array(0), jnp.array(0), WINDOW)
+    found = respond(experts, areas, np.array(0), np.array(0))
+    expected = np.asarray(respond(raw, areas, np.array(0), np.array(0)))
+    found = np.asarray(found)
     np.testing.assert_allclose(found[2:], expected[2:], rtol=1e-5)
-    alone = eqx.tree_at(
-        lambda e: (e.slope, e.bias), raw, (raw.slope.at[..., 1].set(0), raw.bias.at[..., 1].set(40))
-    ).responses(areas, jnp.array(0), jnp.array(0), WINDOW)
+    slope, bias = np.array(raw.slope), np.array(raw.bias)
+    slope[..., 1], bias[..., 1] = 0, 40
+    changed = eqx.tree_at(lambda e: (e.slope, e.bias), raw, (jnp.asarray(slope), jnp.asarray(bias)))
+    alone = np.asarray(respond(changed, areas, np.array(0), np.array(0)))
     np.testing.assert_allclose(found[1], alone[1], rtol=1e-5)
     twice = SVR.create(**arrays_of(second))
-    found = experts.responses(areas, jnp.array(1), jnp.array(2), WINDOW)
-    expected = twice.responses(areas, jnp.array(0), jnp.array(2), WINDOW)
+    found = respond(experts, areas, np.array(1), np.array(2))
+    expected = respond(twice, areas, np.array(0), np.array(2))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    np.testing.assert_allclose(experts.confidence[0, 0, 1], first.confidence[0, 1, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(experts.confidence)[0, 0, 1], first.confidence[0, 1, 0], rtol=1e-6
+    )
 
 
 def read(folder: Path, text: str | bytes, landmarks: int = 2) -> object:

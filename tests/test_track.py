@@ -12,6 +12,7 @@ from support.synthetic import Planted, planted
 import jclnf
 from jclnf import FitParams, TrackParams
 from jclnf.errors import ImageError, ParamsError
+from jclnf.params import to_device
 from jclnf.tracking import TrackState
 
 MOTION = np.array([[0, 0], [3, -2], [6, -3], [8, -6]])
@@ -49,7 +50,8 @@ def test_a_moving_face_is_followed(case, course):
     assert fits.success.all()
     expected = case.landmarks + MOTION[:, None]
     assert np.linalg.norm(fits.landmarks - expected, axis=-1).mean(axis=1).max() < 0.5
-    np.testing.assert_array_equal(state.pose.translation, fits.pose.translation[-1])
+    last = jax.tree.map(lambda array: array[-1], (fits.pose, fits.shape))
+    jax.tree.map(np.testing.assert_array_equal, (state.pose, state.shape), last)
     assert state.seen
     assert state.failures == 0
 
@@ -60,8 +62,10 @@ def test_the_first_fit_is_that_of_an_image(case, params, course, frames):
 
 
 def test_a_call_goes_on_where_the_one_before_ended(case, params, course, frames):
-    state, _ = jclnf.track(case.model, frames[:2], case.box, params)
-    state, later = jclnf.track(case.model, frames[2:], state, params)
+    """As what it gives back is the last fit's, see above: here that of the second frame."""
+    given = course[1].pose, course[1].shape, np.ones(4, bool), np.zeros(4, np.int32)
+    second = TrackState(*jax.tree.map(lambda array: to_device(array[1]), given))
+    state, later = jclnf.track(case.model, frames[2:], second, params)
     np.testing.assert_allclose(later.landmarks, course[1].landmarks[2:], atol=1e-4)
     np.testing.assert_allclose(state.shape, course[0].shape, atol=1e-4)
 
@@ -94,24 +98,19 @@ def test_derivatives_go_through_the_frames(case, frames):
     """By a start pose, whose derivative reaches the last frame through the one before."""
     settings = case.model.defaults.replace(windows=(0, 7), iterations=2)
     short = TrackParams(settings, settings)
-    pose, shape = placed(case, frames, settings)
+    pose, shape = jax.tree.map(jnp.asarray, (case.pose, case.shape))
 
-    @jax.jit
     def last_x(x: jax.Array) -> jax.Array:
         start = jclnf.Pose(pose.scale, pose.matrix, pose.translation.at[0].add(x))
         state = TrackState(start, shape, jnp.array(True), jnp.int32(0))
         return jclnf.track(case.model, frames[:2], state, short)[1].landmarks[-1, 0, 0]
 
-    slope = jax.jit(jax.jacfwd(last_x))(jnp.float32(0.0))
-    step = 0.05
-    difference = (last_x(jnp.float32(step)) - last_x(jnp.float32(-step))) / (2 * step)
-    assert abs(float(difference)) > 1e-3
+    both = jax.jit(lambda x: jax.jvp(last_x, (x,), (jnp.ones_like(x),)))
+    slope, step = both(jnp.float32(0.0))[1], 0.05
+    ends = [float(both(jnp.float32(sign * step))[0]) for sign in (1, -1)]
+    difference = (ends[0] - ends[1]) / (2 * step)
+    assert abs(difference) > 1e-3
     np.testing.assert_allclose(slope, difference, rtol=0.1, atol=2e-3)
-
-
-def placed(case, frames, settings):
-    result = jclnf.fit(case.model, frames[0], case.box, settings)
-    return result.pose, result.shape
 
 
 def test_settings_of_openface(shared):

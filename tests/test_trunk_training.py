@@ -49,6 +49,15 @@ from jclnf.params import EXACT
 from jclnf.train._faces import MIRROR_68
 from jclnf.train._networks import folded
 
+map_loss = jax.jit(map_loss, static_argnums=3)
+gradient_of_map_loss = jax.jit(jax.grad(map_loss), static_argnums=3)
+
+
+def first_weights(network, seed):
+    """`initial_weights` in one program."""
+    return jax.jit(lambda key: initial_weights(network.shapes, key))(jax.random.key(seed))
+
+
 SMALL = Network(widths=(4, 6, 8), blocks=(0, 1, 1), joined=6, landmarks=3)
 
 
@@ -139,6 +148,17 @@ def test_faces_of_one_photograph_are_on_one_side():
     assert 0 < sides[:, 0].sum() < 20
 
 
+def pulled_back(function, g, *at):
+    """The function at a point, and the derivatives of its product with `g`."""
+
+    @jax.jit
+    def both(g, *at):
+        value, backward = jax.vjp(function, *at)
+        return value, backward(g)
+
+    return jax.tree.map(np.asarray, both(g, *at))
+
+
 @pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (1, 1)])
 def test_gradients_of_convolutions_are_those_of_xla(rng, side, stride):
     def plain(x, kernel):
@@ -149,12 +169,12 @@ def test_gradients_of_convolutions_are_those_of_xla(rng, side, stride):
 
     x = jnp.asarray(rng.standard_normal((6, 12, 12, 5)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((side, side, 5, 7)), jnp.float32)
-    wanted, backward = jax.vjp(plain, x, kernel)
-    found, ours = jax.vjp(lambda x, k: convolve(x, k, stride), x, kernel)
-    g = jnp.asarray(rng.standard_normal(wanted.shape), jnp.float32)
+    g = rng.standard_normal((6, *[12 // stride] * 2, 7)).astype(np.float32)
+    wanted, theirs = pulled_back(plain, g, x, kernel)
+    found, ours = pulled_back(lambda x, k: convolve(x, k, stride), g, x, kernel)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
-    for a, b in zip(ours(g), backward(g), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
 
 
 def test_gradients_of_the_normalisation_are_those_of_its_formula(rng):
@@ -163,27 +183,30 @@ def test_gradients_of_the_normalisation_are_those_of_its_formula(rng):
         return (y - mean) / jnp.sqrt(variance + TINY) * gain + bias
 
     y = jnp.asarray(2 + rng.standard_normal((4, 6, 6, 5)), jnp.float32)
-    gain, bias = jnp.asarray(rng.standard_normal((2, 5)), jnp.float32)
-    wanted, backward = jax.vjp(formula, y, gain, bias)
-    found, ours = jax.vjp(lambda *a: batch_normalised(*a)[0], y, gain, bias)
-    g = jnp.asarray(rng.standard_normal(y.shape), jnp.float32)
+    gain, bias = rng.standard_normal((2, 5)).astype(np.float32)
+    g = rng.standard_normal(y.shape).astype(np.float32)
+    wanted, theirs = pulled_back(formula, g, y, gain, bias)
+    found, ours = pulled_back(lambda *a: batch_normalised(*a)[0], g, y, gain, bias)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    for a, b in zip(ours(g), backward(g), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
 
 
 def test_a_folded_network_is_the_normalised_one(rng):
     """With the batch's own means and variances folded in, on the same batch."""
-    weights = initial_weights(SMALL.shapes, jax.random.key(1))
     weights = {
-        name: array + 0.2 * jax.random.normal(jax.random.key(i), array.shape)
-        for i, (name, array) in enumerate(weights.items())
+        name: np.asarray(array) + 0.2 * rng.standard_normal(array.shape).astype(np.float32)
+        for name, array in first_weights(SMALL, 1).items()
     }
-    x = seen_as(jnp.asarray(rng.integers(0, 255, (5, 32, 32)), jnp.uint8))
-    seen = {}
-    wanted = SMALL(x, normalising_layer(weights, seen))
-    found = SMALL(x, folded_layer(folded(weights, seen)))
-    assert float(wanted.std()) > 0.1
+
+    @jax.jit
+    def both(weights, images):
+        x, seen = seen_as(images), {}
+        wanted = SMALL(x, normalising_layer(weights, seen))
+        return SMALL(x, folded_layer(folded(weights, seen))), wanted
+
+    found, wanted = both(weights, jnp.asarray(rng.integers(0, 255, (5, 32, 32)), jnp.uint8))
+    assert np.std(wanted) > 0.1
     np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
@@ -208,7 +231,7 @@ def test_positions_and_loss_are_those_of_whole_maps(rng, split):
     y, x = np.mgrid[: maps.shape[1], : maps.shape[2]]
     mean = np.stack([np.einsum("byxn,yx->bn", share, a) for a in (x, y)], -1)
     square = np.einsum("byxn,yx->bn", share, x**2 + y**2) - (mean**2).sum(-1)
-    found, variance = positions(output, split)
+    found, variance = jax.jit(positions, static_argnums=1)(output, split)
     np.testing.assert_allclose(found, mean, atol=1e-4)
     np.testing.assert_allclose(variance, square, atol=1e-3)
 
@@ -226,7 +249,7 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(rng, split):
     output = jnp.asarray(rng.standard_normal((2, 4, 4, 2 * split**2)), jnp.float32)
     points = jnp.asarray(rng.uniform(0, 4 * split - 1, (2, 2, 2)), jnp.float32)
     weights = jnp.asarray([[1.0, 0.5], [0.0, 1.0]])
-    gradient = jax.grad(map_loss)(output, points, weights, split)
+    gradient = np.asarray(gradient_of_map_loss(output, points, weights, split))
     for seed in range(3):
         along = np.random.default_rng(seed).standard_normal(output.shape).astype(np.float32)
         up, down = (map_loss(output + s * along, points, weights, split) for s in (0.02, -0.02))
@@ -237,9 +260,9 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(rng, split):
 def test_a_point_far_outside_the_maps_does_no_harm():
     """It has no weight; its Gaussian would vanish on the whole map."""
     output, points = jnp.zeros((1, 8, 8, 4)), jnp.full((1, 1, 2), 200.0)
-    value, gradient = jax.value_and_grad(map_loss)(output, points, jnp.zeros((1, 1)), 2)
-    assert float(value) == 0
-    assert (np.asarray(gradient) == 0).all()
+    given = output, points, jnp.zeros((1, 1)), 2
+    assert float(map_loss(*given)) == 0
+    assert (np.asarray(gradient_of_map_loss(*given)) == 0).all()
 
 
 def test_cells_and_pixels_are_each_others_reverse():
@@ -406,9 +429,10 @@ def test_the_error_of_openings_is_that_of_their_mean_distances(rng):
 
     wanted = (np.abs(opening(found) - opening(points)) * [1, 0, 1, 1]).mean()
     given = [jnp.asarray(a, jnp.float32) for a in (found, points, weights)]
-    np.testing.assert_allclose(opening_error(*given, pairs), wanted, rtol=1e-5)
+    error = jax.jit(jax.value_and_grad(opening_error), static_argnums=3)
+    np.testing.assert_allclose(error(*given, pairs)[0], wanted, rtol=1e-5)
     shut = jnp.zeros((4, 6, 2))
-    gradient = jax.grad(opening_error)(shut, *given[1:], pairs)
+    gradient = error(shut, *given[1:], pairs)[1]
     assert np.isfinite(gradient).all()
 
 
@@ -425,7 +449,7 @@ def test_an_assembled_model_sees_what_its_networks_were_trained_on(rng):
     eye = mouth._replace(landmarks=6)
 
     def trained(network, frame, seed):
-        weights = folded(initial_weights(network.shapes, jax.random.key(seed)), {})
+        weights = folded(first_weights(network, seed), {})
         weights["maps.kernel"] *= 100.0
         return Trained(network, weights, frame)
 

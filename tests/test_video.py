@@ -305,7 +305,7 @@ class TestResume:
         folder = tmp_path / "videos"
         folder.mkdir()
         for name in ("a.avi", "b.avi", "c.avi"):
-            write_video(folder / name, (20 if name == "a.avi" else 1) * frames(30))
+            write_video(folder / name, 20 * frames(30) if name == "a.avi" else frames(5))
         command = [sys.executable, "-m", "jclnf", "video", str(folder), "--out", str(tmp_path)]
         command += ["--quiet", "--no-plot", "--one", "--workers", "2", "--checkpoint-every", "0"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

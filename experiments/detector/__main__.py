@@ -1,6 +1,7 @@
 """Train the face detector, or compare it with others.
 
 python -m experiments.detector train --run-dir DIR
+python -m experiments.detector train --run-dir DIR2 --begin DIR
 python -m experiments.detector export DIR FILE.safetensors
 python -m experiments.detector evaluate
 """
@@ -19,6 +20,9 @@ CROPS = 1024
 
 TURN, RATE = 0.025, 1.5e-3
 """Largest steps, of a kernel as a part of its norm and of Adam."""
+AGAIN = 0.6
+"""Of these where it learns from its mistakes."""
+EPOCHS = 21, 12
 
 
 def arguments() -> argparse.Namespace:
@@ -26,7 +30,10 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train it; goes on where it was stopped")
     train.add_argument("--run-dir", type=Path, required=True, help="checkpoints, labels, weights")
-    train.add_argument("--epochs", type=int, default=21)
+    train.add_argument(
+        "--begin", type=Path, help="run whose weights go on learning, from their mistakes"
+    )
+    train.add_argument("--epochs", type=int)
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--every", type=int, default=1, help="epochs from report to report")
@@ -63,7 +70,14 @@ def train(args: Any) -> None:
     from experiments.detector.examples import Examples, Source
     from experiments.detector.held_out import measures
     from experiments.detector.network import Network
-    from experiments.detector.pictures import Picture, drawn, pictures, textures
+    from experiments.detector.pictures import (
+        Picture,
+        drawn,
+        lettered,
+        mistakes,
+        pictures,
+        textures,
+    )
     from experiments.training.trunk.train import Schedule
     from experiments.training.trunk.train import train as run
 
@@ -72,23 +86,31 @@ def train(args: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def read(part: str, source: str) -> list[Picture]:
-        return pictures(part, source, folder / f"{source} {part}.npz")
+        return pictures(part, source, (args.begin or folder) / f"{source} {part}.npz")
 
     photographs, frames = (read("train", source) for source in ("photographs", "faces"))
     held = {source: read("held out", source) for source in ("photographs", "faces")}
     nothing = np.zeros((0, 4))
     empty = [*textures(), *drawn(160, args.seed)]
+    if args.begin:
+        empty += [*drawn(140, args.seed + 2), *lettered(300, args.seed)]
     # Photographs, of more people and with corrected landmarks, twice.
     sources = [Source.of(picture) for picture in [*photographs, *frames]]
+    hard = []
+    if args.begin:
+        of = [("photographs", photographs), ("faces", frames)]
+        places = [p for n, ps in of for p in mistakes(n, ps, folder / f"{n} mistakes.npz")]
+        hard = [(s, box) for s, boxes in zip(sources, places, strict=True) for box in boxes]
     sources += sources[: len(photographs)]
     without = [Source.of(Picture(image, None, nothing, nothing)) for image in empty]
-    make = Examples(sources, without)
+    make = Examples(sources, without, hard)
     others = Examples([Source.of(p) for source in held.values() for p in source], without)
     crops = [
         others(i % len(others.sources), np.random.default_rng([args.seed + 1, i]))
         for i in range(CROPS)
     ]
-    print(f"{len(sources)} sources, {len(empty)} without faces, in {folder}", flush=True)
+    what = f"{len(sources)} sources, {len(empty)} without faces, {len(hard)} mistakes"
+    print(f"{what}, in {folder}", flush=True)
 
     def report(epoch: int, loss: float, pace: float, weights: Any) -> None:
         np.savez(folder / "detector.npz", **weights)
@@ -98,11 +120,20 @@ def train(args: Any) -> None:
             print(line, file=log)
         print(line, flush=True)
 
-    schedule = Schedule(args.epochs, args.batch, turn=TURN, rate=RATE, seed=args.seed)
+    part, epochs = (AGAIN, EPOCHS[1]) if args.begin else (1.0, EPOCHS[0])
+    schedule = Schedule(
+        args.epochs or epochs, args.batch, turn=part * TURN, rate=part * RATE, seed=args.seed
+    )
     checkpoint = folder / "checkpoint.npz"
-    network, every = Network(), args.every
     found = run(
-        network, make, len(sources), schedule, checkpoint=checkpoint, report=report, every=every
+        Network(),
+        make,
+        len(sources),
+        schedule,
+        checkpoint=checkpoint,
+        begin=args.begin and args.begin / "checkpoint.npz",
+        report=report,
+        every=args.every,
     )
     np.savez(folder / "detector.npz", **found)
 

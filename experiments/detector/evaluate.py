@@ -1,6 +1,7 @@
 """The face detector beside OpenCV's: what is found, how well boxes lie, what is no face, the time,
 and what a fit makes of the boxes. Images are grey for all."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ import jax
 import numpy as np
 
 from experiments.common import DATA, Row, box_errors, missed, table, write_results
-from experiments.detector.pictures import TEACHER, drawn, textures
+from experiments.detector.pictures import TEACHER, drawn, lettered, pictures, textures
 from experiments.training.trunk.evaluate import measures, model_landmarks, reduced, turned
 from experiments.training.trunk.faces import Faces, read_faces
 from jclnf.annotations import read_annotations
 from jclnf.detect import FaceDetector, HaarDetector, YuNetDetector, find_faces
+from jclnf.detect._face_detector import MIN_SCORE
 from jclnf.geometry import tight_box
 from jclnf.images import read_image
 from jclnf.tracking import overlap
@@ -23,10 +25,15 @@ from jclnf.tracking import overlap
 HERE = Path(__file__).resolve().parent
 FOUND = 0.4
 """Least overlap of a face's box with the landmarks'."""
+SHIFTS, SCALES = (0.05, 0.1, 0.15, 0.2), (0.8, 0.85, 0.9, 1.1, 1.15, 1.2)
+"""Of boxes, to see what they cost a fit: in sides, and factors."""
 SMALL = 24.0
 """Side in pixels of faces of reduced images."""
-SCORES = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8)
-YUNET_SCORES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
+SCORES = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.67, 0.7, 0.75, 0.8, 0.85, 0.9)
+LOWEST = SCORES[0]
+YUNET_SCORE = 0.8
+"""From which YuNet's detections are faces by default."""
+DOUBTFUL = 0.5
 EMPTY = (
     *("grass.png", "coffee.png", "horse.png", "text.png", "rocket.jpg", "retina.jpg"),
     *("cell.png", "clock_motion.png", "chessboard_GRAY.png", "microaneurysms.png"),
@@ -106,25 +113,40 @@ def empty(seed: int = 0) -> list[np.ndarray]:
     return crops
 
 
+def hollow(seed: int = 1) -> list[np.ndarray]:
+    """Other crops, to choose by: drawings, and backgrounds of what was held out, without those in
+    which YuNet has anything, even if it is unsure."""
+    rng = np.random.default_rng(seed)
+    unsure = YuNetDetector(TEACHER, min_score=0.2)
+    crops = [*drawn(100, 20_000), *lettered(100, 20_000)]
+    for picture in (p for source in ("photographs", "faces")
+                    for p in pictures("held out", source, None)):  # fmt: skip
+        some = [beside(picture.grey, picture.box, rng) for _ in range(4)]
+        crops += [c for c in some if c is not None and not len(scored(unsure, c)[0])]
+    return crops
+
+
 def backgrounds(rng: np.random.Generator) -> list[np.ndarray]:
     """What lies beside the annotated faces; some crops have others, see `FACES_IN_CROPS`."""
-    crops = []
-    for faces in (read_faces("test"), frames("val")):
-        for image, points in zip(faces.images, faces.points, strict=True):
-            x, y, w, h = tight_box(points)
-            # The forehead and the hair belong to the face.
-            left, right = int(x - 0.25 * w), int(x + 1.25 * w) + 1
-            top, bottom = int(y - 0.7 * h), int(y + 1.15 * h) + 1
-            sides = (
-                image[:, : max(left, 0)],
-                image[:, right:],
-                image[bottom:],
-                image[: max(top, 0)],
-            )
-            large = [side for side in sides if min(side.shape) >= 60]
-            if large and rng.random() < 0.9:
-                crops.append(_window(large[rng.integers(len(large))], rng))
-    return crops
+    crops = [
+        beside(image, tight_box(points), rng)
+        for faces in (read_faces("test"), frames("val"))
+        for image, points in zip(faces.images, faces.points, strict=True)
+    ]
+    return [crop for crop in crops if crop is not None]
+
+
+def beside(image: np.ndarray, box: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """A window of what lies beside a face, in nine of ten cases in which that is large enough."""
+    x, y, w, h = box
+    # The forehead and the hair belong to the face.
+    left, right = int(x - 0.25 * w), int(x + 1.25 * w) + 1
+    top, bottom = int(y - 0.7 * h), int(y + 1.15 * h) + 1
+    sides = (image[:, : max(left, 0)], image[:, right:], image[bottom:], image[: max(top, 0)])
+    large = [side for side in sides if min(side.shape) >= 60]
+    if large and rng.random() < 0.9:
+        return _window(large[rng.integers(len(large))], rng)
+    return None
 
 
 def _window(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -148,6 +170,79 @@ def found_in(detector: Detector, faces: Faces) -> tuple[np.ndarray, np.ndarray]:
         for image, p in zip(faces.images, faces.points, strict=True)
     ]
     return np.array([s for s, _ in pairs]), np.array([box for _, box in pairs])
+
+
+def scored(detector: Any, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores in a grey image."""
+    colour = getattr(detector, "wants_colour", False)
+    boxes, scores = detector.detect(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) if colour else grey)
+    return boxes, scores
+
+
+def likeliest(detector: Any, faces: Faces) -> np.ndarray:
+    """The highest score with which each face is found, 0 for one that is not."""
+    found = []
+    for image, p in zip(faces.images, faces.points, strict=True):
+        boxes, scores = scored(detector, image)
+        right = [overlap(box, tight_box(p)) > FOUND for box in boxes]
+        found.append(max(scores[right], default=0.0))
+    return np.array(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Highest scores of a detector in crops without faces, and of faces that are upright and
+    small."""
+
+    empty: np.ndarray
+    upright: np.ndarray
+    small: np.ndarray
+
+    def at(self, score: float) -> tuple[float, float, float]:
+        """Shares of crops and faces with a detection from a score on."""
+        false, upright, little = (
+            float(np.mean(a >= score)) for a in (self.empty, self.upright, self.small)
+        )
+        return false, upright, little
+
+
+def drawing(curves: dict[str, Curve]) -> bytes:
+    """False detections against the recall of small faces, with their 95 % intervals, as a PNG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure((6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="faces of 24 px found, %", ylabel="crops with a detection, %")
+    for name, curve in curves.items():
+        points = [(s, *curve.at(s)) for s in np.arange(LOWEST, 0.96, 0.01)]
+        count = len(curve.empty)
+        recall = [100 * small for *_, small in points]
+        ends = [wilson(round(false * count), count) for _, false, *_ in points]
+        (line,) = axes.plot(recall, [100 * false for _, false, *_ in points], label=name)
+        axes.fill_between(recall, *zip(*ends, strict=True), color=line.get_color(), alpha=0.2)
+    axes.set(xlim=(60, 100), ylim=(0, 10))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100, metadata={"Software": None})
+    return data.getvalue()
+
+
+def fit_in(model: Any, grey: np.ndarray, box: np.ndarray) -> Any:
+    import jclnf
+
+    crop = jclnf.crop(grey, np.asarray(box, np.float32))
+    return jclnf.fit(model, crop.image, crop.box)
+
+
+def displaced(boxes: np.ndarray, shift: float, scale: float) -> np.ndarray:
+    """Boxes shifted by a part of their sides, each in its own direction, and scaled about their
+    middle."""
+    angle = np.random.default_rng(0).uniform(0, 2 * np.pi, len(boxes))
+    by = shift * boxes[:, 2:].mean(1, keepdims=True) * np.stack([np.cos(angle), np.sin(angle)], 1)
+    middle = boxes[:, :2] + boxes[:, 2:] / 2 + by
+    return np.concatenate([middle - scale * boxes[:, 2:] / 2, scale * boxes[:, 2:]], axis=1)
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
@@ -243,50 +338,63 @@ def main(*, quick: bool = False) -> None:
     body += "90 px:\n\n"
     body += table(["detector", "faces", "recall, %"], lines)
 
-    crops = empty()
+    crops = hollow() if quick else empty()
+    both = small(photographs), small(videos)
     lines, curves = [], {}
-    both = [
-        (image, p)
-        for faces in (photographs, videos)
-        for image, p in zip(faces.images, faces.points, strict=True)
-    ]
-    for name, scores in (("jclnf", SCORES), ("yunet", YUNET_SCORES), ("haar", (None,))):
-        for score in scores:
-            detector = {
-                "jclnf": lambda s=score: FaceDetector(min_score=s),
-                "yunet": lambda s=score: YuNetDetector(TEACHER, min_score=s),
-                "haar": HaarDetector,
-            }[name]()
-            false = sum(len(find_faces(detector, crop)) > 0 for crop in crops)
-            hits = np.mean(
-                [best(find_faces(detector, i), tight_box(p))[0] > FOUND for i, p in both]
-            )
-            low, high = wilson(false, len(crops))
-            share = 100 * false / len(crops)
-            curves[f"{name} {score}"] = {
-                "false": share,
-                "low": low,
-                "high": high,
-                "recall": 100 * hits,
-            }
-            lines.append(
-                [name, score or "", f"{100 * hits:.2f}", f"{share:.2f}", f"{low:.2f} - {high:.2f}"]
-            )
+    plotted: dict[str, Curve] = {}
+    for name, detector in (
+        ("jclnf", FaceDetector(min_score=LOWEST)),
+        ("yunet", YuNetDetector(TEACHER, min_score=LOWEST)),
+    ):
+        curve = plotted[name] = Curve(
+            np.array([max(scored(detector, crop)[1], default=0.0) for crop in crops]),
+            np.concatenate([likeliest(detector, faces) for faces in (photographs, videos)]),
+            np.concatenate([likeliest(detector, faces) for faces in both]),
+        )
+        for score in SCORES:
+            false, upright_found, small_found = curve.at(score)
+            low, high = wilson(round(false * len(crops)), len(crops))
+            values = [100 * upright_found, 100 * small_found, 100 * false]
+            recall = {"recall": values[0], "small": values[1]}
+            curves[f"{name} {score}"] = {"false": values[2], "low": low, "high": high, **recall}
+            interval = f"{low:.2f} - {high:.2f}"
+            lines.append([name, score, *(f"{value:.2f}" for value in values), interval])
             print(*lines[-1], flush=True)
+    false = sum(len(find_faces(detectors["haar"], crop)) > 0 for crop in crops)
+    low, high = wilson(false, len(crops))
+    share = f"{100 * false / len(crops):.2f}"
+    lines.append(["haar", "", "", "", share, f"{low:.2f} - {high:.2f}"])
     body += f"\n\nCrops without a face in which there is a detection ({len(crops)} crops), against "
-    body += "the recall on the upright photographs and frames:\n\n"
-    body += table(["detector", "least score", "recall, %", "crops, %", "95 % interval"], lines)
+    body += "the recall on the photographs and frames, upright as they are and reduced to faces of "
+    body += f"{SMALL:.0f} px:\n\n"
+    head = ["detector", "least score", "recall, %", "of small faces, %", "crops, %"]
+    body += table([*head, "95 % interval"], lines)
+    if not quick:
+        (HERE / "curve.png").write_bytes(drawing(plotted))
+        body += "\n\n![false detections against recall](curve.png)"
 
-    false, most = (curves[f"{n} {at}"]["false"] for n, at in (("jclnf", 0.7), ("yunet", 0.8)))
+    at = {"jclnf": MIN_SCORE, "yunet": YUNET_SCORE}
+    false, most = (curves[f"{name} {score}"]["false"] for name, score in at.items())
     what = "crops with a false detection, at most YuNet's, %"
     rows.append(Row(what, "without faces", len(crops), false, at_most=most))
+
+    import jclnf
+
+    model = jclnf.load_model()
+    doubtful, refused = FaceDetector(min_score=DOUBTFUL), []
+    for crop in crops:
+        for box in doubtful(crop):
+            refused.append(not bool(fit_in(model, crop, box).success))
+    body += f"\n\nOf {len(refused)} detections in these crops from a score of {DOUBTFUL} on, fits "
+    body += f"of the bundled model refuse {sum(refused)}."
 
     shared, boxes = upright["photographs jclnf"]
     hit = shared > FOUND
     landmarks = model_landmarks("default")
     chosen = [image for image, ok in zip(photographs.images, hit, strict=True) if ok]
-    given = measures(landmarks(chosen, photographs.boxes[hit]), photographs.points[hit])
-    detected = measures(landmarks(chosen, boxes[hit]), photographs.points[hit])
+    chosen_points = photographs.points[hit]
+    given = measures(landmarks(chosen, photographs.boxes[hit]), chosen_points)
+    detected = measures(landmarks(chosen, boxes[hit]), chosen_points)
     names = ("mean", "median", "inner", "over8")
     lines = [
         [what, *(f"{found[n]:.2f}" for n in names)]
@@ -305,6 +413,23 @@ def main(*, quick: bool = False) -> None:
     body += "\n\nFits of the bundled model from given boxes and from detected ones, % of the eye "
     body += "distance:\n\n"
     body += table(["boxes", "NME68 mean", "median", "inner 51", "over 8 %"], lines)
+
+    truth = np.array([tight_box(p) for p in chosen_points])
+    centre, size = box_errors(truth, boxes[hit])
+    lines = [
+        [name, *(f"{np.quantile(errors, part):.3f}" for part in (0.5, 0.95, 1.0))]
+        for name, errors in (("centre, sides", centre), ("size, logarithm", np.abs(size)))
+    ]
+    body += "\n\nThe detector's box errors on these photographs:\n\n"
+    body += table(["error", "median", "95 %", "largest"], lines)
+    lines = []
+    for shift, scale in ((0, 1), *((s, 1) for s in SHIFTS), *((0, s) for s in SCALES)):
+        off = displaced(truth, shift, scale)
+        found = measures(landmarks(chosen, off), chosen_points)
+        lines.append([f"{100 * shift:.0f}", scale, *(f"{found[n]:.2f}" for n in names)])
+    body += "\n\nFits from the landmarks' own boxes, shifted in a random direction by a part of "
+    body += "their side, and scaled:\n\n"
+    body += table(["shift, %", "scale", "NME68 mean", "median", "inner 51", "over 8 %"], lines)
 
     image = cv2.resize(max(photographs.images, key=np.size), (640, 480))
     jax.clear_caches()

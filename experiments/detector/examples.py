@@ -22,6 +22,8 @@ SMALLEST = 9.0
 """Side in pixels under which a face may be found or not."""
 MOSAICS = ((1, 0.5, 36, 235), (2, 0.24, 20, 115), (3, 0.16, 13, 62), (4, 0.10, 10, 44))
 """Tiles along a side, how often, and the least and largest side of a face."""
+HARD = 0.6
+"""Of the places beside faces, how many are such that a detector took for faces, if there are."""
 UPRIGHT = 30.0
 """Degrees up to which the teacher's boxes still are right when an image is turned."""
 
@@ -49,11 +51,18 @@ class Examples:
     Args:
         sources: with an annotated face each.
         empty: without faces.
+        hard: boxes `(4,)` in sources that a detector took for faces.
     """
 
-    def __init__(self, sources: list[Source], empty: list[Source]) -> None:
+    def __init__(
+        self,
+        sources: list[Source],
+        empty: list[Source],
+        hard: list[tuple[Source, np.ndarray]] | None = None,
+    ) -> None:
         self.sources = sources
         self.empty = empty
+        self.hard = hard or []
 
     def __call__(self, index: int, rng: np.random.Generator) -> Example:
         """A crop `(SIDE, SIDE)` uint8 that shows a source, and labels `(LABELS, FIELDS)`."""
@@ -76,7 +85,11 @@ class Examples:
                 else:
                     source = self.sources[rng.integers(len(self.sources))]
                 elsewhere = chance > (0.82 if first else 0.78)
-                labels += self._place(image, source, (x0, y0, x1, y1), size, rng, elsewhere)
+                box = None
+                if self.hard and elsewhere and rng.random() < HARD:
+                    source, box = self.hard[rng.integers(len(self.hard))]
+                tile = (x0, y0, x1, y1)
+                labels += self._place(image, source, tile, size, rng, elsewhere, box)
         for label in labels:
             if label[4] == FACE and rng.random() < 0.16:
                 self._hide(image, label, rng)
@@ -101,9 +114,10 @@ class Examples:
         size: float,
         rng: np.random.Generator,
         elsewhere: bool = False,
+        box: np.ndarray | None = None,
     ) -> list[list[float]]:
-        """Fill a tile of the image with a view in which the annotated face has a size; return the
-        labels of all faces that are seen."""
+        """Fill a tile of the image with a view in which the annotated face, or the box if there is
+        one, has a size, or of another place; return the labels of all faces that are seen."""
         x0, y0, x1, y1 = tile
         picture = source.picture
         h, w = picture.grey.shape
@@ -113,7 +127,9 @@ class Examples:
         else:
             low, high = picture.points.min(0), picture.points.max(0)
             middle, zoom = (low + high) / 2, size / float(np.sqrt(np.prod(high - low)))
-            if elsewhere:
+            if box is not None:
+                middle, zoom = box[:2] + box[2:] / 2, size / float(np.sqrt(np.prod(box[2:])))
+            elif elsewhere:
                 zoom = float(np.exp(rng.uniform(np.log(zoom / 2), np.log(max(zoom, 1.0)))))
                 middle = np.array([rng.uniform(0, w), rng.uniform(0, h)])
         degrees = rng.normal(0, 12) if rng.random() < 0.65 else rng.uniform(-68, 68)

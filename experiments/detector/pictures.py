@@ -12,7 +12,7 @@ import numpy as np
 from experiments.common import DATA
 from experiments.training.trunk.faces import held_out
 from jclnf.annotations import AnnotatedFace, read_annotations
-from jclnf.detect import YuNetDetector
+from jclnf.detect import FaceDetector, YuNetDetector
 from jclnf.geometry import tight_box
 from jclnf.images import read_image, read_image_file
 from jclnf.tracking import overlap
@@ -22,6 +22,9 @@ SURE, DOUBTFUL = 0.7, 0.3
 """Scores from which a detection of YuNet's is a face, and from which it may be one."""
 SMALLEST = 8.0
 """Side in pixels of the smallest faces that YuNet is asked for."""
+MISTAKEN, FACELESS = 0.5, 0.1
+"""Score from which a detection beside all faces is a mistake to learn from, where YuNet has none
+from the second."""
 PARTS = ("train", "held out", "val", "test")
 """Of the data: "val" are the videos' people, "test" the photographs, that nothing was chosen by."""
 
@@ -119,6 +122,30 @@ def corrected(boxes: np.ndarray, rule: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2] + boxes[:, 2:] * rule[:2], boxes[:, 2:] * rule[2:]], axis=1)
 
 
+def mistakes(source: str, pictures: list[Picture], file: Path) -> list[np.ndarray]:
+    """For each of the images of "photographs" or "faces" the boxes `(k, 4)` of what the detector
+    that ships takes for faces and is none, as far as annotation and YuNet say.
+
+    Args:
+        file: keeps them; it is written if it is not there.
+    """
+    if not file.exists():
+        boxes = {}
+        ours, theirs = FaceDetector(min_score=MISTAKEN), YuNetDetector(TEACHER, min_score=FACELESS)
+        files = {f.image.name: f.image for f in read_annotations(DATA / source / "landmarks.csv")}
+        for picture in pictures:
+            known = [picture.box, *picture.others, *picture.doubtful]
+            found = ours(picture.grey, min_face=12.0)
+            beside = [b for b in found if all(_shared(b, k) < 0.25 for k in known)]
+            if beside:
+                likely = theirs(read_image_file(files[picture.name]).colour, min_face=SMALLEST)
+                beside = [b for b in beside if all(_shared(b, other) <= 0.4 for other in likely)]
+            boxes[picture.name] = np.array(beside).reshape(-1, 4)
+        np.savez(file, **boxes)
+    with np.load(file) as arrays:
+        return [arrays[picture.name] for picture in pictures]
+
+
 def _shared(a: np.ndarray, b: np.ndarray) -> float:
     """Area common to two boxes as a part of the smaller one's."""
     sides = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
@@ -138,6 +165,57 @@ def textures(names: tuple[str, ...] = LEARNED_TEXTURES) -> list[np.ndarray]:
 
     folder = Path(skimage.data.__file__).parent
     return [read_image(folder / name) for name in names]
+
+
+_LETTERS = "".join(map(chr, (*range(33, 127), *range(0xA1, 0x17F), *range(0x391, 0x44F))))
+_SIGNS = "".join(map(chr, (*range(0x2190, 0x21FF), *range(0x2600, 0x2639), *range(0x263B, 0x26FF))))
+
+
+def lettered(count: int, seed: int) -> Iterator[np.ndarray]:
+    """Grey images of words, numbers and badges in the fonts that Matplotlib brings."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    fonts = sorted((Path(matplotlib.get_data_path()) / "fonts" / "ttf").glob("DejaVu*.ttf"))
+    for number in range(count):
+        rng = np.random.default_rng([seed, number, 1])
+        w, h = rng.integers(200, 500, 2).tolist()
+        image = Image.new("L", (w, h), int(rng.integers(256)))
+        draw = ImageDraw.Draw(image)
+        size = float(np.exp(rng.uniform(np.log(14), np.log(150))))
+        letters = _SIGNS if rng.random() < 0.2 else _LETTERS[: 94 if rng.random() < 0.7 else None]
+        font = ImageFont.truetype(str(fonts[rng.integers(len(fonts))]), size)
+        y = float(rng.uniform(-0.5, 0.5) * size)
+        while y < h:
+            x = float(rng.uniform(-1, 0) * size)
+            while x < w:
+                word = "".join(rng.choice(list(letters), int(rng.integers(1, 8))))
+                ink = int(rng.integers(256))
+                left, top, right, bottom = draw.textbbox((x, y), word, font=font)
+                kind = rng.random()
+                if kind < 0.15:
+                    draw.rounded_rectangle(
+                        (left - size / 4, top - size / 4, right + size / 4, bottom + size / 4),
+                        float(rng.uniform(0, size / 2)),
+                        fill=int(rng.integers(256)) if rng.random() < 0.6 else None,
+                        outline=int(rng.integers(256)),
+                        width=max(1, round(size / 12)),
+                    )
+                elif kind < 0.3:
+                    word = word[:3]
+                    left, top, right, bottom = draw.textbbox((x, y), word, font=font)
+                    r = 0.6 * max(right - left, bottom - top, size / 2)
+                    cx, cy = (left + right) / 2, (top + bottom) / 2
+                    for part in (1.0, 0.8)[: rng.integers(1, 3)]:
+                        draw.ellipse(
+                            (cx - part * r, cy - part * r, cx + part * r, cy + part * r),
+                            fill=int(rng.integers(256)),
+                            outline=int(rng.integers(256)),
+                        )
+                draw.text((x, y), word, fill=ink, font=font)
+                x = right + float(rng.uniform(0.2, 1.5)) * size
+            y += float(rng.uniform(1.1, 2.0)) * size
+        yield np.asarray(image)
 
 
 def drawn(count: int, seed: int) -> Iterator[np.ndarray]:

@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 
 from jclnf.errors import ModelFileError, ParamsError
@@ -17,6 +16,7 @@ from jclnf.openface import (
     find_action_units,
     read_action_units,
 )
+from jclnf.params import to_device
 
 SIDE = 112
 """Side of an aligned face, pixels."""
@@ -142,7 +142,7 @@ def load_action_units(
         raise ModelFileError(file, f"names no predictors of {lacking}")
     return ActionUnits(
         name=arrays.name,
-        pdm=PDM(**{name: jnp.asarray(array) for name, array in arrays.pdm._asdict().items()}),
+        pdm=PDM(**{name: to_device(array) for name, array in arrays.pdm._asdict().items()}),
         triangles=arrays.triangles,
         weights=np.stack([one.weights for one in ordered], axis=1),
         biases=np.array(biases),

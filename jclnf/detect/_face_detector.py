@@ -3,10 +3,12 @@
 The network (`jclnf.detect._network`) knows faces of about 10 to 250 pixels. An image is reduced so
 that the smallest face that is wanted has `SMALLEST` pixels; larger faces, whose surroundings it
 does not see as a whole, are looked for in a copy of a third of that, and so on. Images are padded
-to a few sizes, as a program is compiled for each.
+to a few sizes, as a program is compiled for each. What is doubtful is looked at once more, as a
+face of `_AGAIN_AT` pixels in the middle of a small image.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,10 @@ from jclnf.detect._network import MULTIPLE, SHAPES, boxes_of, look
 from jclnf.errors import DetectorError, ModelFileError
 from jclnf.experts import check_weights, plain_layer
 from jclnf.files import bundled_file
-from jclnf.runtime import check_process
+from jclnf.params import to_device
+from jclnf.runtime import check_process, kept
 
-MIN_SCORE = 0.7
+MIN_SCORE = 0.67
 """Score from which a detection is a face; see experiments/detector."""
 SMALLEST = 16.0
 """Side in pixels to which the smallest face is reduced."""
@@ -37,6 +40,12 @@ _LARGEST = 150.0
 _AGAIN = 40.0
 """Side in pixels from which faces are looked for in the smaller ones: somewhat less than a `_STEP`
 of the largest, so that none is lost between."""
+_SURE = 0.8
+"""Score from which a detection is not looked at again; under it its score is the mean of both."""
+_DOUBT = 0.15
+"""How far under the least score, or half of it, a detection may be to be looked at again."""
+_AGAIN_AT, _VIEW, _VIEWS = 24.0, 96, 4
+"""Side in pixels of a face that is looked at again, of the images, and how many are at a time."""
 _OVERLAP = 256
 """Of tiles, in pixels."""
 _SAME = 0.4
@@ -102,6 +111,7 @@ class FaceDetector:
         shape = images.shape[1:]
         least = smallest_face(shape, check_min_face(min_face), self.min_face)
         found: list[list[np.ndarray]] = [[] for _ in images]
+        doubtful = max(self.min_score - _DOUBT, self.min_score / 2)
         reductions = _reductions(max(shape), least)
         for level, factor in enumerate(reductions):
             smallest = _AGAIN if level > 0 else 0.0
@@ -112,13 +122,16 @@ class FaceDetector:
                 for of_image, answer in zip(found, answers, strict=True):
                     sides = answer[:, 2:4].max(axis=1)
                     right = (sides >= smallest) & (sides <= largest)
-                    boxes = answer[right & (answer[:, 4] >= self.min_score)]
+                    boxes = answer[right & (answer[:, 4] >= doubtful)]
                     boxes[:, :2] += (left, top)
                     # Pixel centres are at integers, so a reduced image's are half a pixel in.
                     boxes[:, :2] = (boxes[:, :2] + 0.5) * (across, down) - 0.5
                     boxes[:, 2:4] *= (across, down)
                     of_image.append(boxes)
-        return [_distinct(np.concatenate(boxes), shape, least) for boxes in found]
+        every = [_distinct(np.concatenate(boxes), shape, least) for boxes in found]
+        _reconsider(images, every)
+        right = [rows[rows[:, 4] >= self.min_score] for rows in every]
+        return [(rows[:, :4], rows[:, 4]) for rows in right]
 
 
 @functools.cache
@@ -140,11 +153,15 @@ def _arrays() -> dict[str, np.ndarray]:
 @functools.cache
 def _weights() -> dict[str, Array]:
     """The same for JAX, in single precision; made when a device has been chosen."""
-    return {name: jnp.asarray(array, jnp.float32) for name, array in _arrays().items()}
+    return {name: to_device(array, jnp.float32) for name, array in _arrays().items()}
 
 
 @jax.jit
-def _seen(
+def _seen(weights: dict[str, Array], images: Any) -> Any:
+    return kept(_look_at)(weights, images)
+
+
+def _look_at(
     weights: dict[str, Array], images: UInt8[Array, "b h w"]
 ) -> Float[Array, "b cells fields"]:
     """For each cell of images a box, x, y, w, h, and its score."""
@@ -214,11 +231,47 @@ def _padded(images: np.ndarray) -> np.ndarray:
     return padded
 
 
-def _distinct(
-    found: np.ndarray, shape: tuple[int, ...], least: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes, the largest first, and scores of the faces in detections `(k, 5)`: those in the image
-    that are no smaller than `least`, and each once."""
+def _reconsider(images: np.ndarray, found: list[np.ndarray]) -> None:
+    """Look once more at the detections `(k, 5)` of each image that are doubtful, and change their
+    scores."""
+    doubtful = [(i, k) for i, rows in enumerate(found) for k in np.flatnonzero(rows[:, 4] < _SURE)]
+    for first in range(0, len(doubtful), _VIEWS):
+        some = doubtful[first : first + _VIEWS]
+        views = np.zeros((_VIEWS, _VIEW, _VIEW), np.uint8)
+        for n, (i, k) in enumerate(some):
+            views[n] = _view(images[i], found[i][k, :4])
+        answers = np.asarray(_seen(_weights(), views), np.float64)
+        for (i, k), answer in zip(some, answers, strict=False):
+            away = np.abs(answer[:, :2] + answer[:, 2:4] / 2 - (_VIEW - 1) / 2)
+            size = np.sqrt(np.maximum(answer[:, 2] * answer[:, 3], 1e-6))
+            near = np.all(away < 0.25 * _AGAIN_AT, axis=1)
+            near &= np.abs(np.log(size / _AGAIN_AT)) < 0.5
+            again = max(answer[near, 4], default=0.0)
+            found[i][k, 4] = (found[i][k, 4] + again) / 2
+
+
+def _view(grey: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """What is around a box, `(_VIEW, _VIEW)`, the box in the middle and of `_AGAIN_AT` pixels."""
+    import cv2
+
+    zoom = _AGAIN_AT / np.sqrt(box[2] * box[3])
+    low = box[:2] + (box[2:] + 1 - _VIEW / zoom) / 2
+    start = np.clip(np.floor(low), 0, np.array(grey.shape[::-1]) - 1).astype(int)
+    end = np.clip(np.ceil(low + _VIEW / zoom), start + 1, grey.shape[::-1]).astype(int)
+    at = np.clip(np.rint((start - low) * zoom), 0, _VIEW - 1).astype(int)
+    size = np.clip(np.rint((end - start) * zoom), 1, _VIEW - at).astype(int)
+    part = grey[start[1] : end[1], start[0] : end[0]]
+    way = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+    view = np.zeros((_VIEW, _VIEW), np.uint8)
+    view[at[1] : at[1] + size[1], at[0] : at[0] + size[0]] = cv2.resize(
+        part, tuple(size.tolist()), interpolation=way
+    )
+    return view
+
+
+def _distinct(found: np.ndarray, shape: tuple[int, ...], least: float) -> np.ndarray:
+    """The faces in detections `(k, 5)`, the largest first: those in the image that are no smaller
+    than `least`, and each once."""
     import cv2
 
     middle = found[:, :2] + found[:, 2:4] / 2
@@ -227,5 +280,4 @@ def _distinct(
     if len(found):
         boxes, scores = found[:, :4].tolist(), found[:, 4].tolist()
         found = found[list(cv2.dnn.NMSBoxes(boxes, scores, 0.0, _SAME))]
-    found = largest_first(found)
-    return found[:, :4], found[:, 4]
+    return largest_first(found)

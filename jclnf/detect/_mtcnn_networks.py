@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jclnf.experts import convolve
 from jclnf.openface import LayerArrays, pooled_side
+from jclnf.params import to_device
 
 Network = tuple[LayerArrays, ...]
 Step = tuple[Float[Array, "b *out"], Int[Array, "2"]]
@@ -26,7 +27,7 @@ Step = tuple[Float[Array, "b *out"], Int[Array, "2"]]
 def make_network(layers: Network) -> Network:
     """The network of layers that were read, as JAX arrays."""
     network: Network = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, layers
+        lambda leaf: to_device(leaf) if isinstance(leaf, np.ndarray) else leaf, layers
     )
     return network
 

@@ -87,10 +87,24 @@ class YuNetDetector:
             ) from e
 
     def __call__(self, image: np.ndarray, /, *, min_face: float | None = None) -> np.ndarray:
-        """Return the boxes of all faces, the largest first; see `Detector`.
+        """Return the boxes of all faces, the largest first; see `Detector`."""
+        return self.detect(image, min_face)[0]
+
+    def detect(
+        self, image: np.ndarray, min_face: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes, the largest first, and the score of each.
+
+        Args:
+            image: `(h, w, 3)` uint8, blue, green, red, upright.
+            min_face: in place of the detector's own.
+
+        Returns:
+            boxes: `(k, 4)` float64, x, y, w, h of the face outline in pixels of `image`.
+            scores: `(k,)` float64, 0 to 1.
 
         Raises:
-            ImageError: `image` is not `(h, w, 3)` uint8.
+            ImageError: `image` is not of that shape and type.
             DetectorError: OpenCV cannot run the network.
         """
         import cv2
@@ -112,14 +126,16 @@ class YuNetDetector:
                 "face_detection_yunet_2023mar.onnx does"
             ) from e
         if found is None:
-            return np.zeros((0, 4))
+            return np.zeros((0, 4)), np.zeros(0)
         # Each row: the box, five points (eyes, nose, corners of the mouth), the score.
-        x, y, w, h = np.asarray(found, np.float64)[:, :4].T * factor
+        rows = np.asarray(found, np.float64)
+        x, y, w, h = rows[:, :4].T * factor
         a, b, c, d = self.correction
-        boxes = np.stack([x + a * w, y + b * h, c * w, d * h], axis=1)
+        boxes = np.stack([x + a * w, y + b * h, c * w, d * h, rows[:, -1]], axis=1)
         # Pixel centres are at integers, so a reduced image's are half a pixel in.
         boxes[:, :2] += (factor - 1) / 2
-        return largest_first(boxes)
+        boxes = largest_first(boxes)
+        return boxes[:, :4], boxes[:, 4]
 
 
 def _load(path: str, min_score: float) -> Any:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts._base import AreaExperts
 from jclnf.geometry import bilinear, inverses, pairwise_sum
-from jclnf.params import EXACT, Arithmetic
+from jclnf.params import EXACT, Arithmetic, to_device
 
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
@@ -98,9 +98,9 @@ class CCNF(AreaExperts):
             "centres": centres,
         }
         return CCNF(
-            **{name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()},
-            components={k: jnp.asarray(to_blocks(c, k)) for k, c in components.items()},
-            visible=jnp.asarray(visible, bool),
+            **{name: to_device(array, jnp.float32) for name, array in arrays.items()},
+            components={k: to_device(to_blocks(c, k)) for k, c in components.items()},
+            visible=to_device(visible, bool),
             scalings=tuple(float(a) for a in scalings),
             support=np.shape(weights)[-1],
         )
@@ -392,8 +392,7 @@ def covariance(
     if components is None:
         return 1 / precision
     blocks = 2 * jnp.einsum("...b,bcij->...cij", beta, components)
-    identity = jnp.eye(components.shape[-1], dtype=blocks.dtype)
-    identity = jnp.broadcast_to(identity, blocks.shape)
+    identity = np.broadcast_to(np.eye(components.shape[-1], dtype=blocks.dtype), blocks.shape)
     return inverses(blocks + precision[..., None, None, None] * identity)
 
 

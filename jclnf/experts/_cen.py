@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jclnf.errors import is_concrete
 from jclnf.experts._base import AreaExperts
 from jclnf.experts._ccnf import patch_contrast
-from jclnf.params import EXACT, Arithmetic
+from jclnf.params import EXACT, Arithmetic, to_device
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "none": lambda x: x}
 """The functions that a layer may end in."""
@@ -119,13 +119,13 @@ class CEN(AreaExperts):
                 other, or experts that are not there.
         """
         return CEN(
-            weights={key: jnp.asarray(array, jnp.float32) for key, array in weights.items()},
-            biases={key: jnp.asarray(array, jnp.float32) for key, array in biases.items()},
-            expert_of=jnp.asarray(expert_of, jnp.int32),
-            mirrored=jnp.asarray(mirrored, bool),
-            centres=jnp.asarray(centres, jnp.float32),
-            visible=jnp.asarray(visible, bool),
-            confidence=jnp.asarray(confidence, jnp.float32),
+            weights={key: to_device(array, jnp.float32) for key, array in weights.items()},
+            biases={key: to_device(array, jnp.float32) for key, array in biases.items()},
+            expert_of=to_device(expert_of, jnp.int32),
+            mirrored=to_device(mirrored, bool),
+            centres=to_device(centres, jnp.float32),
+            visible=to_device(visible, bool),
+            confidence=to_device(confidence, jnp.float32),
             scalings=tuple(float(a) for a in scalings),
             support=round(np.shape(weights["0.0"])[-1] ** 0.5),
             architectures=tuple(architectures),

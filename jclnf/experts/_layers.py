@@ -6,6 +6,7 @@ normalisation multiplied in) share one definition. Arrays are `(b, h, w, channel
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,11 +65,20 @@ def doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
 def initial_weights(shapes: Shapes, key: Any, last: Collection[str] = ()) -> dict[str, Array]:
     """Random kernels of variance 2 / fan-in (He et al., ICCV 2015), biases 0; a hundredth of that
     deviation in the layers `last`, so that a network's first outputs are nearly 0."""
+    return _initial_weights(tuple(shapes.items()), key, tuple(last))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _initial_weights(
+    shapes: tuple[tuple[str, tuple[int, int, int]], ...], key: Any, last: tuple[str, ...]
+) -> dict[str, Array]:
     weights = {}
     keys = jax.random.split(key, len(shapes))
-    for (name, (side, inputs, outputs)), k in zip(shapes.items(), keys, strict=True):
+    for (name, (side, inputs, outputs)), k in zip(shapes, keys, strict=True):
         deviation = (2.0 / (side * side * inputs)) ** 0.5 * (0.01 if name in last else 1.0)
-        weights[f"{name}.kernel"] = deviation * jax.random.normal(k, (side, side, inputs, outputs))
+        # Behind the barrier, numbers are the same as operation by operation.
+        normal = lax.optimization_barrier(jax.random.normal(k, (side, side, inputs, outputs)))
+        weights[f"{name}.kernel"] = deviation * normal
         weights[f"{name}.bias"] = jnp.zeros(outputs)
     return weights
 

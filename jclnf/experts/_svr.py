@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.experts._base import AreaExperts
 from jclnf.experts._ccnf import patch_contrast
-from jclnf.params import EXACT, Arithmetic
+from jclnf.params import EXACT, Arithmetic, to_device
 
 ABSENT_BIAS = 40.0
 """Bias of an expert that does not exist; with a slope of 0 its factor is 1 in double precision."""
@@ -68,12 +68,12 @@ class SVR(AreaExperts):
             ModelFileError: shapes that do not go together, or a modality that is not known.
         """
         return SVR(
-            weights=jnp.asarray(weights, jnp.float32),
-            slope=jnp.asarray(slope, jnp.float32),
-            bias=jnp.asarray(bias, jnp.float32),
-            centres=jnp.asarray(centres, jnp.float32),
-            visible=jnp.asarray(visible, bool),
-            confidence=jnp.asarray(confidence, jnp.float32),
+            weights=to_device(weights, jnp.float32),
+            slope=to_device(slope, jnp.float32),
+            bias=to_device(bias, jnp.float32),
+            centres=to_device(centres, jnp.float32),
+            visible=to_device(visible, bool),
+            confidence=to_device(confidence, jnp.float32),
             scalings=tuple(float(a) for a in scalings),
             support=np.shape(weights)[-1],
             modalities=tuple(modalities),

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jclnf.errors import JclnfError, ModelFileError, near_file
@@ -30,7 +29,7 @@ from jclnf.fitting import Confidence, LearnedStart, Model, Part, Uncertainty
 from jclnf.geometry import PDM
 from jclnf.openface import LAYERS, EarlyTermination, Validator, View, load_openface
 from jclnf.outputs import replacing
-from jclnf.params import Arithmetic, FitParams
+from jclnf.params import Arithmetic, FitParams, to_device
 from jclnf.runtime import check_process
 
 FORMAT_VERSION = 3
@@ -173,7 +172,7 @@ def _build(node: Any, path: Path, at: str, tensors: dict[str, np.ndarray]) -> An
     if not isinstance(node, dict):
         return node
     if "tensor" in node:
-        return jnp.asarray(tensors[node["tensor"]])
+        return to_device(tensors[node["tensor"]])
     if "items" in node:
         return {key: _build(item, path, f"{at}.{key}", tensors) for key, item in node["items"]}
     fields = node["fields"].items()

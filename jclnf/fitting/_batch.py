@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jclnf.errors import BoxError, JclnfError, ParamsError
 from jclnf.fitting._fit import check_inputs, fit_face_at, mesh, prepared, replicate
 from jclnf.fitting._hypotheses import Init, as_init
-from jclnf.fitting._mapping import map_faces
+from jclnf.fitting._mapping import map_faces, one_by_one
 from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult
 from jclnf.images import Crop, crop
 from jclnf.params import FitParams
+from jclnf.runtime import kept
 
 MAX_PIXELS = 2**26
 """Most pixels of a batch of crops on one device."""
@@ -153,11 +154,14 @@ def _cropped(images: Iterable[np.ndarray], boxes: np.ndarray) -> Iterable[Crop]:
 
 @eqx.filter_jit
 def _fit_batch(model: Model, params: FitParams, rotations: Any, batch: Any) -> FitResult:
+    fit_one = kept(fit_face_at) if one_by_one() else fit_face_at
+
     def one(shared: Any, face: Any) -> FitResult:
         model, params, rotations = shared
         image, box, offset, start = face
         init: Init = rotations if start is None else start
-        return fit_face_at(model, image, box, init, params, offset)
+        result: FitResult = fit_one(model, image, box, init, params, offset)
+        return result
 
     return map_everywhere(one, (model, params, rotations), batch)
 

@@ -18,7 +18,7 @@ from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult
 from jclnf.images import check_grey, crop
 from jclnf.params import FitParams
-from jclnf.runtime import check_process
+from jclnf.runtime import check_process, kept
 
 
 def fit(
@@ -67,7 +67,8 @@ def fit(
     box = check_inputs(model, image, box, params)
     if offset is None:
         check_levels(image)
-    return _fit(prepared(model, params), image, box, as_init(model, init, params), params, offset)
+    given = prepared(model, params), image, box, as_init(model, init, params), params, offset
+    return (_fit if _traced(given) else _fit_alone)(*given)
 
 
 @eqx.filter_jit
@@ -80,6 +81,13 @@ def _fit(
     offset: Any,
 ) -> FitResult:
     return fit_face_at(model, image, box, init, params, offset)
+
+
+@eqx.filter_jit
+def _fit_alone(*given: Any) -> FitResult:
+    """The same of values that no transformation is applied to."""
+    result: FitResult = kept(fit_face_at)(*given)
+    return result
 
 
 def fit_face_at(

@@ -7,6 +7,7 @@ the frontal mean shape in the box is to be changed, and the shape parameters.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Real
 
 from jclnf.errors import ModelFileError
@@ -85,7 +86,7 @@ class LearnedStart(eqx.Module):
     @property
     def n_modes(self) -> int:
         """Number of shape parameters."""
-        return jnp.shape(self.kernels.get("out.bias", jnp.zeros(6)))[0] - 6
+        return jnp.shape(self.kernels.get("out.bias", np.zeros(6)))[0] - 6
 
     def __call__(
         self, pdm: PDM, image: Real[Array, "h w"], box: Float[Array, "4"]

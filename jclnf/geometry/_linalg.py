@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
+import numpy as np
 from jax import lax
 from jax.custom_batching import sequential_vmap
 from jax.custom_derivatives import SymbolicZero
@@ -57,7 +58,7 @@ def inverses(matrices: Float[Array, "*n d d"]) -> Float[Array, "*n d d"]:
         return _eliminated(matrices, 1, lambda pivot: 1 / pivot)
     padding = -size % BLOCK
     whole = jnp.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, padding)] * 2)
-    filling = jnp.diag(jnp.arange(size + padding) >= size)
+    filling = np.diag(np.arange(size + padding) >= size)
     whole = _eliminated(jnp.where(filling, 1.0, whole), BLOCK, inverses)
     return whole[..., :size, :size]
 

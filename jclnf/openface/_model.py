@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from jclnf.errors import JclnfError, ModelFileError
 from jclnf.experts import CCNF, CEN, SVR, PatchExperts
 from jclnf.fitting import Model
@@ -26,7 +24,7 @@ from jclnf.openface._read_validator import make_validator, read_validator
 from jclnf.openface._svr import read_svr
 from jclnf.openface._text import Entry, read_list
 from jclnf.openface._validator import Validator
-from jclnf.params import FitParams
+from jclnf.params import FitParams, to_device
 
 
 class _Kind(NamedTuple):
@@ -150,7 +148,7 @@ def _validator(main: Path, entries: Sequence[Entry], landmarks: int) -> Validato
 def assemble(path: Path, arrays: OpenFaceArrays) -> Model:
     """The model of arrays that were read from `path`."""
     try:
-        pdm = PDM(**{name: jnp.asarray(array) for name, array in arrays.pdm._asdict().items()})
+        pdm = PDM(**{name: to_device(array) for name, array in arrays.pdm._asdict().items()})
         kind = _KINDS[arrays.kind]
         experts = kind.create(**arrays.experts)
         settings = kind.settings_wild if "wild" in arrays.name else kind.settings

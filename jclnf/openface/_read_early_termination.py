@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from jclnf.openface._ccnf import MAX_VIEWS
 from jclnf.openface._early_termination import EarlyTermination
 from jclnf.openface._text import read_text
 from jclnf.openface._views import NumberReader
+from jclnf.params import to_device
 
 MAX_BYTES = 2**16
 
@@ -28,5 +27,5 @@ def read_early_termination(path: Path, *, missing: str = "no such file") -> Earl
     if len(numbers) % 3 or len(numbers) == 0:
         problem = f"{len(numbers)} numbers, not a weight, a bias and a cutoff for each view"
         raise reader.error(problem)
-    weight, bias, cutoff = jnp.asarray(numbers.reshape(3, -1))
+    weight, bias, cutoff = map(to_device, numbers.reshape(3, -1))
     return EarlyTermination(weight, bias, cutoff)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from jclnf.openface._binary import BinaryReader, read_bytes
 from jclnf.openface._layers import MAX_BYTES, MAX_LAYERS, read_convolution, read_dense, read_floats
 from jclnf.openface._validator import LAYERS, Validator, View
+from jclnf.params import to_device
 
 MAX_VIEWS = 100
 MAX_SIDE = 512
@@ -91,12 +91,12 @@ def make_validator(arrays: ValidatorArrays) -> Validator:
     views = []
     for view in arrays.views:
         layers = tuple(
-            LAYERS[layer.kind](**{k: jnp.asarray(v) for k, v in layer.arrays.items()})
+            LAYERS[layer.kind](**{k: to_device(v) for k, v in layer.arrays.items()})
             for layer in view.layers
         )
-        fields = {name: jnp.asarray(a) for name, a in vars(view).items() if name != "layers"}
+        fields = {name: to_device(a) for name, a in vars(view).items() if name != "layers"}
         views.append(View(**fields, layers=layers))
-    return Validator.create(jnp.asarray(arrays.centres), views)
+    return Validator.create(to_device(arrays.centres), views)
 
 
 def _read_centre(reader: BinaryReader) -> np.ndarray:

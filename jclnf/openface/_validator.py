@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from jclnf.errors import ModelFileError, check_fields, is_concrete
 from jclnf.fitting import AbstractConfidence, FitResult
 from jclnf.geometry import PDM, sample_areas
+from jclnf.params import to_device
 
 SUCCESS_CONFIDENCE = 0.725
 """A fit of at most this confidence has failed."""
@@ -149,7 +150,7 @@ class Validator(AbstractConfidence):
         shapes = {tuple((leaf.shape, leaf.dtype) for leaf in one) for one in leaves}
         if len(shapes) > 1 or len(set(structures)) > 1:
             return Validator(centres, tuple(views))
-        return Validator(centres, jax.tree.map(lambda *arrays: jnp.stack(arrays), *views))
+        return Validator(centres, jax.tree.map(lambda *arrays: to_device(np.stack(arrays)), *views))
 
     def misfit(self, pdm: PDM) -> str | None:
         """See `AbstractConfidence.misfit`."""

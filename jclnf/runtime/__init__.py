@@ -5,6 +5,7 @@ from jclnf.runtime._compilation import announce_compilation, programs_compiled
 from jclnf.runtime._devices import check_jax, device_report, share_device, use_device
 from jclnf.runtime._fork import check_process
 from jclnf.runtime._interrupts import check_interrupted, interrupts_noted
+from jclnf.runtime._kept import keep_traces, kept
 from jclnf.runtime._process import (
     available_cores,
     enable_compilation_cache,
@@ -27,6 +28,8 @@ __all__ = [
     "enable_compilation_cache",
     "interrupts_noted",
     "keep_to_one_core",
+    "keep_traces",
+    "kept",
     "own_threads",
     "programs_compiled",
     "say",

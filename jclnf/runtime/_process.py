@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from jclnf.runtime._kept import keep_traces
+
 
 def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str | None:
     """Let JAX keep compiled programs on disk, so that the next process need not compile them.
@@ -40,6 +42,7 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str 
     if folder is not None and "://" not in folder and not _writable(Path(folder)):
         folder = None
     jax.config.update("jax_compilation_cache_dir", folder)
+    keep_traces(None if folder is None or "://" in folder else Path(folder))
     if folder is not None:
         _mend_cache(folder)
         # A command is many small programs and one large: together the small ones matter too.

@@ -18,7 +18,8 @@ from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.fitting import FitResult, Model, check_inputs, prepared
 from jclnf.geometry import Pose, tight_box
 from jclnf.images import BUCKETS, check_box, check_grey, cut, region
-from jclnf.runtime import check_process
+from jclnf.params import to_device
+from jclnf.runtime import check_process, kept
 from jclnf.tracking._cuts import OTHER_SCENE, Scenes
 from jclnf.tracking._overlap import SAME_FACE, assign, nearness, overlap, shows
 from jclnf.tracking._track import TrackParams, TrackState, follow, found
@@ -423,8 +424,8 @@ class Tracker:
             _Track(
                 int(arrays["ids"][i]),
                 TrackState(
-                    Pose(*(jnp.array(arrays[n][i]) for n in ("scale", "matrix", "translation"))),
-                    *(jnp.array(arrays[name][i]) for name in ("shape", "seen", "failures")),
+                    Pose(*(to_device(arrays[n][i]) for n in ("scale", "matrix", "translation"))),
+                    *(to_device(arrays[name][i]) for name in ("shape", "seen", "failures")),
                 ),
                 arrays["boxes"][i],
             )
@@ -473,8 +474,9 @@ class _Fits:
         """Compile all of them for faces as large as this box."""
         state, _ = self.find(grey, box)
         for seen in (True, False):
-            start = dataclasses.replace(state, seen=jnp.array(seen))
-            jax.block_until_ready(self.follow(grey, start, box))
+            start = dataclasses.replace(state, seen=to_device(seen))
+            # From the host, as in `step`: JAX compiles apart for what is bound to a device.
+            jax.block_until_ready(self.follow(grey, jax.device_get(start), box))
 
 
 def _cropped(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray, np.ndarray]:
@@ -486,21 +488,21 @@ def _cropped(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarr
 @functools.lru_cache(maxsize=32)
 def _compiled(name: str, structure: Any) -> Any:
     """A compiled fit with models and settings of this structure; all trackers share it."""
+    one = kept(_first_one if name == "found" else _next_one)
+    return jax.jit(lambda leaves, *given: one(*jax.tree.unflatten(structure, leaves), *given))
 
-    def next_one(leaves: Any, image: Any, offset: Any, state: TrackState) -> Any:
-        model, settings = jax.tree.unflatten(structure, leaves)
-        image = jnp.asarray(image, state.shape.dtype)
-        after, result = follow(model, image, _moved(state, -offset), settings)
-        return _moved(after, offset), result.shifted(offset)
 
-    def first_one(leaves: Any, image: Any, offset: Any, box: Any) -> Any:
-        model, params = jax.tree.unflatten(structure, leaves)
-        image = jnp.asarray(image, box.dtype)
-        shift = jnp.concatenate([offset, jnp.zeros_like(offset)])
-        result = found(model, image, box - shift, params).shifted(offset)
-        return TrackState.after(result), result
+def _next_one(model: Model, params: Any, image: Any, offset: Any, state: TrackState) -> Any:
+    image = jnp.asarray(image, state.shape.dtype)
+    after, result = follow(model, image, _moved(state, -offset), params)
+    return _moved(after, offset), result.shifted(offset)
 
-    return jax.jit(first_one if name == "found" else next_one)
+
+def _first_one(model: Model, params: TrackParams, image: Any, offset: Any, box: Any) -> Any:
+    image = jnp.asarray(image, box.dtype)
+    shift = jnp.concatenate([offset, jnp.zeros_like(offset)])
+    result = found(model, image, box - shift, params).shifted(offset)
+    return TrackState.after(result), result
 
 
 def _moved(state: TrackState, offset: Any) -> TrackState:

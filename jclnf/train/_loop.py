@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from jclnf.errors import TrainingError
 from jclnf.fitting import one_by_one
+from jclnf.params import to_device
 from jclnf.runtime import Meter
 from jclnf.train._checkpoint import load_checkpoint, save_checkpoint
 from jclnf.train._examples import Batch, Example, Examples, stacked
@@ -165,7 +166,7 @@ def train(
             patience is not None and epoch - best_epoch(history) >= patience
         ):
             # Tied to no device, as what is loaded: fits with it need no programs of their own.
-            free = jax.tree.map(jnp.asarray, jax.device_get(state))
+            free = jax.tree.map(to_device, jax.device_get(state))
             return Trained(free.learned, free.averages, free.best, history)
         losses = []
         meter = Meter(

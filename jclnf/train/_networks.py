@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.tree_util import Partial
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float
 from jclnf.experts import Layer, Shapes, convolve, initial_weights, normalised, plain_layer
 from jclnf.fitting import decode_start
 from jclnf.geometry import PDM, project
+from jclnf.params import to_device
 from jclnf.train._examples import Batch, Examples
 from jclnf.train._loop import Progress, TrainConfig, train
 from jclnf.train._validation import map_chunks, one_of_each
@@ -52,6 +54,7 @@ def _normalised_layer(weights: Weights, seen: Averages, last: Collection[str]) -
     return layer
 
 
+@jax.jit
 def folded(weights: Weights, averages: Averages) -> Weights:
     """Kernels and biases that give, without normalisation, what the averages would."""
     plain = {name: array for name, array in weights.items() if not name.endswith(".gain")}
@@ -134,8 +137,10 @@ def _is_kernel(weights: Any) -> Any:
 def _untrained(shapes: Shapes, last: Collection[str], seed: int) -> Unfolded:
     weights = initial_weights(shapes, jax.random.key(seed), last)
     widths = {name: outputs for name, (_, _, outputs) in shapes.items() if name not in last}
-    weights |= {f"{name}.gain": jnp.ones(width) for name, width in widths.items()}
-    return weights, {name: (jnp.zeros(width), jnp.ones(width)) for name, width in widths.items()}
+    ones = {name: to_device(np.ones(width, np.float32)) for name, width in widths.items()}
+    zeros = {name: to_device(np.zeros(width, np.float32)) for name, width in widths.items()}
+    weights |= {f"{name}.gain": one for name, one in ones.items()}
+    return weights, {name: (zeros[name], ones[name]) for name in widths}
 
 
 def map_loss(width: float) -> Loss:

@@ -16,7 +16,7 @@ from jclnf.experts import TrunkExperts, WholeFaceExperts, trunk_network, trunk_s
 from jclnf.files import save_model
 from jclnf.fitting import Confidence, LearnedStart, Model, start_network, start_shapes
 from jclnf.geometry import PDM
-from jclnf.params import FitParams
+from jclnf.params import FitParams, to_device
 from jclnf.train._checkpoint import load_checkpoint, save_checkpoint
 from jclnf.train._confidence import CONFIDENCE_CONFIG, adapt_confidence, learn_confidence
 from jclnf.train._end_to_end import averaged, train_end_to_end
@@ -253,7 +253,7 @@ def assemble(
     """A model of trained networks, with settings to begin with."""
     s, n = len(trunks), pdm.n_landmarks
     experts = TrunkExperts(
-        kernels={key: jnp.stack([jnp.asarray(t[key]) for t in trunks]) for key in trunks[0]},
+        kernels={key: to_device(np.stack([t[key] for t in trunks])) for key in trunks[0]},
         softness=jnp.ones(s),
         centres=jnp.zeros((s, 1, 3)),
         visible=jnp.ones((s, 1, n), bool),
@@ -269,7 +269,7 @@ def assemble(
         windows=config.windows,
         iterations=config.iterations,
     )
-    kernels = {key: jnp.asarray(array) for key, array in start.items()}
+    kernels = {key: to_device(array) for key, array in start.items()}
     return Model(pdm, experts, defaults, name, start=LearnedStart(kernels))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jclnf.geometry import PDM
+from jclnf.params import to_device
 
 START_YAWS = (0.0, -0.6, 0.6, -1.1, 1.1)
 """Head turns in radians that a face's pose is sought from."""
@@ -64,7 +65,7 @@ class ShapeModel:
     def pdm(self) -> PDM:
         """As a fit uses it."""
         arrays = (self.mean, self.components, self.eigenvalues)
-        return PDM(*(jnp.asarray(array, jnp.float32) for array in arrays))
+        return PDM(*(to_device(array, jnp.float32) for array in arrays))
 
 
 def learn_shape_model(

@@ -19,7 +19,7 @@ from jclnf.geometry import (
     sample_areas,
     similarity_between,
 )
-from jclnf.params import FitParams
+from jclnf.params import FitParams, to_device
 
 SCALINGS = (0.5, 1.0)
 SUPPORT = 11
@@ -31,18 +31,18 @@ def random_pdm(n: int = 20, m: int = 4, *, seed: int = 0) -> PDM:
     mean = rng.uniform(-50, 50, (n, 3)) * [1, 1, 0.5]
     components = np.linalg.qr(rng.standard_normal((3 * n, m)))[0].reshape(n, 3, m)
     return PDM(
-        jnp.asarray(mean - mean.mean(0), jnp.float32),
-        jnp.asarray(components, jnp.float32),
-        jnp.asarray(np.linspace(200.0, 20.0, m), jnp.float32),
+        to_device(mean - mean.mean(0), np.float32),
+        to_device(components, np.float32),
+        to_device(np.linspace(200.0, 20.0, m), np.float32),
     )
 
 
 def random_pose(seed: int = 0, *, scale: float = 1.1, turn: float = 0.3) -> Pose:
     rng = np.random.default_rng(seed)
-    return Pose.from_euler(
-        jnp.float32(scale),
-        jnp.asarray(rng.uniform(-turn, turn, 3), jnp.float32),
-        jnp.asarray(rng.uniform(110, 130, 2), jnp.float32),
+    return jax.jit(Pose.from_euler)(
+        to_device(scale, np.float32),
+        to_device(rng.uniform(-turn, turn, 3), np.float32),
+        to_device(rng.uniform(110, 130, 2), np.float32),
     )
 
 
@@ -80,8 +80,8 @@ def _planted(seed: int, views: int, size: int, precise: bool) -> Planted:
     image = cv2.GaussianBlur(rng.uniform(0, 255, (size, size)).astype(np.float32), (0, 0), 3.5)
     image = np.clip((image - image.mean()) * 9 + 128, 0, 255).astype(np.float32)
     pose = random_pose(seed, turn=0.08)
-    shape = jnp.asarray(rng.normal(0, 0.5, pdm.n_modes) * np.sqrt(pdm.eigenvalues), jnp.float32)
-    landmarks = project(pdm, pose, shape)
+    shape = to_device(rng.normal(0, 0.5, pdm.n_modes) * np.sqrt(pdm.eigenvalues), np.float32)
+    landmarks = jax.jit(project)(pdm, pose, shape)
 
     scales, neurons = len(SCALINGS), 2
     weights = rng.standard_normal((scales, views, n, neurons, SUPPORT, SUPPORT)) * 0.3
@@ -98,10 +98,15 @@ def _planted(seed: int, views: int, size: int, precise: bool) -> Planted:
         confidence=rng.uniform(0.3, 0.7, (scales, views, n)),
     )
     model = Model(pdm, experts, default_params(), "planted")
-    for k in range(scales):
-        frame = reference_shape(model, shape, jnp.int32(k))
+
+    @jax.jit
+    def seen(model: Model, image: jax.Array, k: jax.Array) -> jax.Array:
+        frame = reference_shape(model, shape, k)
         to_image = invert_similarity(similarity_between(landmarks, frame))
-        patches = np.asarray(sample_areas(jnp.asarray(image), landmarks, to_image, SUPPORT))
+        return sample_areas(image, landmarks, to_image, SUPPORT)
+
+    for k in range(scales):
+        patches = np.asarray(seen(model, jnp.asarray(image), jnp.int32(k)))
         patches = patches - patches.mean((1, 2), keepdims=True)
         weights[k, 0, :, 0] = 10 * patches / np.linalg.norm(patches, axis=(1, 2), keepdims=True)
     visible = np.ones((scales, views, n), bool)
@@ -109,8 +114,8 @@ def _planted(seed: int, views: int, size: int, precise: bool) -> Planted:
     experts = CCNF(
         **{
             **{name: getattr(experts, name) for name in experts.__dataclass_fields__},
-            "weights": jnp.asarray(weights, jnp.float32),
-            "visible": jnp.asarray(visible),
+            "weights": to_device(weights, np.float32),
+            "visible": to_device(visible),
         }
     )
     model = Model(pdm, experts, default_params(), "planted")

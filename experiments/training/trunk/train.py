@@ -210,6 +210,17 @@ def restored(path: Path, state: Any, about: dict[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(leaf) for leaf in leaves])
 
 
+def averages_in(path: Path, weights: Weights) -> Weights:
+    """The averaged weights in a file that `save` wrote, of the same network as `weights`."""
+    with np.load(path) as arrays:
+        leaves = [arrays[name] for name in sorted(arrays.files) if name != "about"]
+    # A state's parts are in the order of their names, as are a network's weights.
+    found = dict(zip(sorted(weights), map(jnp.asarray, leaves), strict=False))
+    if {n: a.shape for n, a in found.items()} != {n: a.shape for n, a in weights.items()}:
+        raise SystemExit(f"{path}: is of another network")
+    return found
+
+
 def train(
     network: Trainable,
     make: Callable[[int, np.random.Generator], Example],
@@ -217,6 +228,7 @@ def train(
     schedule: Schedule,
     *,
     checkpoint: Path | None = None,
+    begin: Path | None = None,
     minutes: float = 3.0,
     report: Callable[[int, float, float, Weights], None] | None = None,
     every: int = 1,
@@ -227,6 +239,7 @@ def train(
     Args:
         make, count: as for `batches`.
         checkpoint: file to go on from if it is there.
+        begin: checkpoint of another training, whose averaged weights are the first ones.
         minutes: between checkpoints; one is also written after each epoch and on SIGTERM.
         report: called after each `every` epochs, and the last, with their number, the mean loss,
             seconds a step, and the folded averaged weights.
@@ -236,6 +249,9 @@ def train(
     total = steps * schedule.epochs
     about = {"network": network._asdict(), "schedule": dataclasses.asdict(schedule), "faces": count}
     state = initial_state(network, schedule, total)
+    if begin is not None:
+        known = averages_in(begin, state["weights"])
+        state |= {"weights": known, "averaged": jax.tree.map(jnp.copy, known)}
     if checkpoint is not None and checkpoint.exists():
         state = restored(checkpoint, state, about)
     step = make_step(network, schedule, total)
