@@ -134,8 +134,8 @@ def _fit_all(
     done = {path for image in table.done for path in record.absolute(image)}
     failed, before = table.failed, table.rows
     with table:
-        record.begin()
-        for path in () if options.resume else results:
+        record.begin(beside=table.beside)
+        for path in () if record.left else results:
             abandon(path)
         for image, stem in zip(images, stems, strict=True):
             check_interrupted()

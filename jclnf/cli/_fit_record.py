@@ -3,7 +3,6 @@
 import json
 import os
 from datetime import UTC, datetime
-from typing import Any
 
 import jclnf
 from jclnf.action_units import ActionUnits
@@ -65,14 +64,17 @@ class FitRecord:
                 raise OutputError(f"{self._place}: is damaged: run without --resume") from None
             check_same(self._place, depends, self._depends)
             self.left = "started" if finished is None else "complete"
+            table = options.out / "landmarks.csv"
+            if found.get("beside") and growing(table, resume=True) == table:
+                self.left = ""  # it had no row yet: the table that is there is an earlier one's
 
     def absolute(self, image: str) -> set[str]:
         """What an image may be that an earlier run named, wherever it was started."""
         return {os.path.abspath(os.path.join(folder, image)) for folder in self._folders}
 
-    def begin(self) -> None:
-        """Say that there is a run."""
-        self._write(None)
+    def begin(self, *, beside: bool) -> None:
+        """Say that there is a run, and whether its table is built beside an earlier one."""
+        self._write(None, beside=beside)
 
     def complete(self) -> None:
         """Say that it is complete."""
@@ -83,6 +85,6 @@ class FitRecord:
         """Leave what an earlier run said."""
         abandon(self._path)
 
-    def _write(self, finished: Any) -> None:
-        about = self._about | {"folders": self._folders, "finished": finished}
+    def _write(self, finished: str | None, **more: bool) -> None:
+        about = self._about | {"folders": self._folders, "finished": finished} | more
         write_bytes(self._place, (json.dumps(about, indent=1) + "\n").encode())
