@@ -360,8 +360,12 @@ class TestResume:
         names = sorted(path.name for path in (tmp_path / "face_pts").iterdir())
         assert names == [f"00000{number}_0.pts" for number in (1, 2, 3)]
         boxes.write_text("frame,x,y,w,h\n1,73,46,95,100\n")
+        before = sorted(path.name for path in tmp_path.iterdir())
+        (tmp_path / ".face.part.csv").write_bytes(b"half")  # killed before its first checkpoint
+        (tmp_path / ".face_pts.part").mkdir()
         assert main([*command, "0.1", "--resume"]) == 1
         assert "has changed: the boxes: give the same" in capsys.readouterr().err
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
 
     def test_a_complete_run_is_left_alone(self, clip, whole, capsys):
         before = (whole / "face.csv").stat().st_mtime_ns

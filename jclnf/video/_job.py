@@ -294,6 +294,7 @@ def _complete(path: Path, metadata: dict[str, Any], run: Run) -> bool:
     except OutputError:
         if run.checkpoint.path.exists():
             return False  # of a run that was to replace that one
+        run.clean_up()  # nobody can go on with one that was ended before its first checkpoint
         raise
     with suppress(OutputError):  # another run's, which somebody may go on with
         with suppress(VideoError):
