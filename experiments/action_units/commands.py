@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 import jclnf
-from experiments.action_units.tracing import Change, cause, changes, judged
+from experiments.action_units.tracing import Change, cause, changes, judged, zeros
 from experiments.common import OPENFACE, Row, command_line, model_file, pivot, table, write_results
 from jclnf.action_units import ActionUnits, describe_openface, load_action_units
 from jclnf.video import open_source
@@ -170,6 +170,7 @@ def main() -> None:
     jclnf.enable_compilation_cache()
     dynamic = load_action_units(PREDICTORS)
     n, rows, series, worst_classes, changed = len(dynamic.intensities), [], {}, [], []
+    shifts = {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for clip in CLIPS:
@@ -205,6 +206,7 @@ def main() -> None:
                 for change in changes(dynamic, images, both, (of_both[0], of_both[1]))
             ]
             series[clip] = found.units, expected
+            shifts[clip] = np.subtract(*(zeros(dynamic, one) for one in of_both))
         static = load_action_units(PREDICTORS, static=True)
         of_photographs, traces = photographs(static, out / "fits")
     lines = []
@@ -213,15 +215,17 @@ def main() -> None:
         for clip in CLIPS:
             mine, expected = series[clip]
             moves = expected[:, j].std() >= MOVES
-            cells.append(f"{np.abs(mine - expected)[:, j].max():.3f}")
+            off = np.abs(mine - expected)[:, j]
+            cells += [f"{np.median(off):.3f}", f"{shifts[clip][j]:+.3f}", f"{off.max():.3f}"]
             cells.append(f"{correlation(mine[:, j], expected[:, j]):.3f}" if moves else "")
         lines.append([name, *cells])
-    per_clip = ("largest difference", "correlation")
+    per_clip = ("median difference", "shift of 0", "largest", "correlation")
     header = ["intensity", *(f"{clip}: {what}" for clip in CLIPS for what in per_clip)]
     body = "\n\n".join(
         [
             pivot(rows),
-            "Correlations are of the AUs that move.",
+            "Correlations are of the AUs that move. What counts as 0 comes from the medians "
+            "and is the output of a single frame, so it moves all frames' intensities alike.",
             table(header, lines),
             "Classes that are equal in less than 99 % of frames, and the same with noise of "
             f"{NOISE} px on recorded landmarks:",

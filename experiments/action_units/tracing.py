@@ -38,6 +38,18 @@ def judged(model: ActionUnits, images: Sequence[np.ndarray], landmarks: np.ndarr
     return Judged(np.array(kept), person.of_median, final)
 
 
+def zeros(model: ActionUnits, found: Judged) -> np.ndarray:
+    """Which output counts as an intensity of 0 in the end, `(n,)`: that of the medians and,
+    beyond it, the one that is rare enough."""
+    n = len(model.intensities)
+    ordered = np.sort(found.outputs[:, :n], axis=0)
+    levels = found.of_median[:n].copy()
+    for j, (cutoff, dynamic) in enumerate(zip(model.cutoffs, model.dynamic, strict=False)):
+        if dynamic and cutoff != -1:
+            levels[j] = ordered[int(len(ordered) * cutoff), j]
+    return levels
+
+
 class Cause(NamedTuple):
     """A landmark that makes a part of a difference."""
 
