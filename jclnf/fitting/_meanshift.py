@@ -73,8 +73,8 @@ def mean_shift(
     columns = along[0] * _contract(maps, along[1])
     mass, x, y = jnp.stack([rows, columns * away[0], rows * away[1]]).sum(1)
     present = mass > 0
-    from_centre = jnp.stack([x, y]) / jnp.where(present, mass, 1.0)
-    shifts = jnp.where(present, from_centre + (centres - offsets).T, 0.0).T
+    from_centre = jnp.stack([x, y]) / jnp.where(present, mass, 1.0)[None]
+    shifts = jnp.where(present[None], from_centre + (centres - offsets).T, 0.0).T
     return shifts, mass * jnp.exp(-nearest.sum(1) / (2 * width**2))
 
 
@@ -85,7 +85,7 @@ def _products(terms: Float[Array, "k s n"], factors: Float[Array, "k n"]) -> Flo
 @bilinear(_products)
 def _contract(terms: Float[Array, "k s n"], factors: Float[Array, "k n"]) -> Float[Array, "s n"]:
     """Sums over pixels `k`, for each landmark `n`."""
-    return pairwise_sum([terms[k] * factors[k] for k in range(len(terms))])
+    return pairwise_sum([terms[k] * factors[k][None] for k in range(len(terms))])
 
 
 def _against_kernel(
