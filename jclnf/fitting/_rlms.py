@@ -86,7 +86,8 @@ def normal_equations(
     rigid = _rigid_products(rows, weighted @ points.T)
     # The modes' columns of J are axes @ V_i.
     against = (weighted @ pdm.components.reshape(n, 3 * m)).reshape(18, m)
-    with_modes = small_product(rows.transpose(0, 2, 1).reshape(42, 2), axes).reshape(7, 18) @ against
+    of_modes = small_product(rows.transpose(0, 2, 1).reshape(42, 2), axes).reshape(7, 18)
+    with_modes = of_modes @ against
     prior = regularisation / pdm.eigenvalues
     squared = small_product(axes.T, axes).reshape(9)
     flexible = (squared @ products.reshape(9, m * m)).reshape(m, m)
