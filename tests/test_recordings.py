@@ -130,7 +130,8 @@ def test_each_iteration(recording):
         own_offsets = geometry.apply_similarity(
             to_reference, project(model.pdm, pose, shape) - base
         )
-        own_shifts = meanshift.mean_shift(maps, offsets, params.kernel_width[scale], tabulated=True)
+        width = params.kernel_width[scale]
+        own_shifts, _ = meanshift.mean_shift(maps, offsets, width, tabulated=True)
         products = rlms.mode_products(model.pdm, weights)
         flexible = rlms.nonrigid_step(
             model.pdm, pose, shape, shifts, weights, products, params.regularisation[scale]

@@ -36,7 +36,6 @@ update_jit = eqx.filter_jit(update)
 rigid_step = eqx.filter_jit(rlms.rigid_step)
 nonrigid_step = eqx.filter_jit(rlms.nonrigid_step)
 mean_shift = eqx.filter_jit(meanshift.mean_shift)
-likelihoods = eqx.filter_jit(meanshift.landmark_likelihood)
 
 
 @eqx.filter_jit
@@ -142,7 +141,7 @@ def chain_rows(models: dict[str, jclnf.Model], images: dict[str, np.ndarray]) ->
                 for step in scale.iterations():
                     offsets = jnp.asarray(scale.at(step, "offsets"))
                     width = params.kernel_width[scale.index]
-                    shifts = np.asarray(mean_shift(maps, offsets, width, tabulated=True))
+                    shifts = np.asarray(mean_shift(maps, offsets, width, tabulated=True)[0])
                     off = np.abs(shifts - scale.at(step, "mean_shift_ref").T).max(1)
                     for group, members in groups.items():
                         found[group].extend(off[members])
@@ -212,7 +211,7 @@ def _iterations(
         entries += 2 * int(visible.sum())
         if "responses" in scale:
             maps = jnp.asarray(scale.maps("responses"))
-            shifts = mean_shift(maps, offsets, params.kernel_width[k], tabulated=True)
+            shifts, _ = mean_shift(maps, offsets, params.kernel_width[k], tabulated=True)
             shifts = jnp.where(visible[:, None], shifts, 0.0)
             errors.add("mean shift, px", shifts, scale.at(step, "mean_shift_ref").T)
         in_image = jnp.asarray(scale.at(step, "mean_shift_img").T)
@@ -255,7 +254,7 @@ def _likelihoods(model: jclnf.Model, params: jclnf.FitParams, scale: Scale, erro
     visible = model.experts.visible[scale.index, scale.view]
     offsets = jnp.asarray(scale.at(last, "offsets"))
     width = params.kernel_width[scale.index]
-    each = likelihoods(jnp.asarray(scale.maps("responses")), offsets, width)
+    _, each = mean_shift(jnp.asarray(scale.maps("responses")), offsets, width)
     errors.add("model likelihood", model_likelihood(each, visible), recorded)
     if recorded == scale.arrays[f"{scale.fit}/likelihood"].item():
         wanted = scale.arrays[f"{scale.fit}/landmark_likelihoods"].ravel()

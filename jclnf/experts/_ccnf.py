@@ -333,18 +333,16 @@ def patch_scale(areas: Float[Array, "n a a"], window: int) -> Float[Array, "n k 
     # Products with it are means of so many neighbours.
     apart = np.subtract.outer(np.arange(side), np.arange(window))
     band = jnp.asarray(((apart >= 0) & (apart < support)) / support, areas.dtype)
-
-    def shifted(array: Array, axis: int) -> list[Array]:
-        return [lax.slice_in_dim(array, d, d + window, axis=axis) for d in range(support)]
-
-    # Of each run of pixels along a row, and then of the runs one above the other: nothing large is
-    # ever subtracted from something large.
-    runs = precise("nyu,ux->nyx", areas, band)
-    within = pairwise_sum([(pixel - runs) ** 2 for pixel in shifted(areas, 2)])
-    mean = precise("nvx,vy->nyx", runs, band)
-    between = pairwise_sum([(run - mean) ** 2 for run in shifted(runs, 1)])
-    energy = support * (precise("nvx,vy->nyx", within, band) + between)
-    return _inverse_root(energy, mean, support)
+    # Of each run of pixels down a column, and then of the runs side by side: nothing large is
+    # ever subtracted from something large. Rows come first: products of matrices take and give
+    # them so, and what lies between is sums of whole rows.
+    rows = jnp.transpose(areas, (1, 0, 2))
+    runs = precise("vy,vnu->ynu", band, rows)
+    within = pairwise_sum([(rows[d : d + window] - runs) ** 2 for d in range(support)])
+    mean = precise("ynu,ux->ynx", runs, band)
+    between = pairwise_sum([(runs[..., d : d + window] - mean) ** 2 for d in range(support)])
+    energy = support * (precise("ynu,ux->ynx", within, band) + between)
+    return jnp.transpose(_inverse_root(energy, mean, support), (1, 0, 2))
 
 
 def patch_columns(areas: Float[Array, "n a a"], window: int) -> Float[Array, "n p positions"]:

@@ -30,10 +30,10 @@ def mean_shift(
     width: Float[Array, ""],
     *,
     tabulated: bool = False,
-) -> Float[Array, "n 2"]:
-    """Shift from each landmark to the kernel-weighted mean of its response map.
+) -> tuple[Float[Array, "n 2"], Float[Array, " n"]]:
+    """Shift from each landmark to the kernel-weighted mean of its response map, and its likelihood.
 
-        shift = sum_uv w_uv r_uv (u, v) / sum_uv w_uv r_uv - d,
+        shift = sum_uv w_uv r_uv (u, v) / sum_uv w_uv r_uv - d,    likelihood = sum_uv w_uv r_uv,
         w_uv = exp(-|(u, v) - d|^2 / (2 width^2))
 
     Args:
@@ -46,11 +46,13 @@ def mean_shift(
             nearest multiple of 0.1 px (not differentiable). If false, `d` is taken as it is.
 
     Returns:
-        Shifts (x, y) in map pixels; 0 where the map is 0 wherever the kernel reaches.
+        Shifts (x, y) in map pixels, 0 where the map is 0 wherever the kernel reaches; and
+        likelihoods, of the kernel as it was centred.
     """
     if isinstance(responses, GaussianResponses):
-        away, wide, _ = _against_kernel(responses, offsets, width)
-        return width**2 * away / wide[:, None]
+        against, wide, away = _against_kernel(responses, offsets, width)
+        exponent = -(against * away).sum(1) / (2 * wide)
+        return width**2 * against / wide[:, None], width**2 * lax.rsqrt(wide) * jnp.exp(exponent)
     size = responses.shape[-1]
     if tabulated:
         offsets = jnp.clip(offsets, 0.0, size - TABLE_STEP)
@@ -60,47 +62,30 @@ def mean_shift(
         centres = jnp.floor(offsets / step + 0.5) * step
     else:
         centres = offsets
-    moments, _ = _kernel_moments(responses, centres, width)
-    mass = moments[0, 0]
-    present = mass > 0
-    safe = jnp.where(present, mass, 1.0)
-    mean = jnp.stack([moments[0, 1], moments[1, 0]], axis=1) / safe[:, None]
-    return jnp.where(present[:, None], mean - offsets, 0.0)
-
-
-def _kernel_moments(
-    responses: Float[Array, "n k k"], offsets: Float[Array, "n 2"], width: Float[Array, ""]
-) -> tuple[Float[Array, "2 2 n"], Float[Array, " n"]]:
-    """Sums over each map under a kernel that is scaled so that its largest value in it is 1.
-
-    Returns:
-        `[j, i]`: `sum_uv w_uv r_uv v^j u^i`, where `log w_uv = -(|(u, v) - d|^2 - c) / (2 width^2)`
-        and `c` is the squared distance from `d` to the nearest pixel, which comes with it. However
-        far `d` lies outside the window, nothing underflows; the true kernel is
-        `exp(-c / (2 width^2))` times as large.
-    """
-    size = responses.shape[-1]
-    pixels = jnp.arange(size, dtype=offsets.dtype)[None, :, None]
-    nearest = (offsets - jnp.clip(jnp.rint(offsets), 0, size - 1)) ** 2
-    nearest = lax.stop_gradient(nearest)
-    squared = (pixels - offsets.T[:, None]) ** 2
-    along = jnp.exp(-(squared - nearest.T[:, None]) / (2 * width**2))
+    # The kernel is scaled so that its largest value in the map is 1: however far a landmark lies
+    # outside, nothing underflows.
+    nearest = lax.stop_gradient((centres - jnp.clip(jnp.rint(centres), 0, size - 1)) ** 2)
     # Landmarks come last from here on: it is them that stand side by side in vectors.
-    powers = jnp.stack([along, along * pixels])
-    by_column = _contract(jnp.transpose(responses, (1, 2, 0)), powers[:, 1])
-    return _contract(by_column, powers[:, 0]), nearest.sum(axis=1)
+    away = jnp.arange(size, dtype=offsets.dtype)[None, :, None] - centres.T[:, None]
+    along = jnp.exp(-(away**2 - nearest.T[:, None]) / (2 * width**2))
+    maps = jnp.transpose(responses, (1, 2, 0))
+    rows = along[1] * _contract(maps.transpose(1, 0, 2), along[0])
+    columns = along[0] * _contract(maps, along[1])
+    mass, x, y = jnp.stack([rows, columns * away[0], rows * away[1]]).sum(1)
+    present = mass > 0
+    from_centre = jnp.stack([x, y]) / jnp.where(present, mass, 1.0)[None]
+    shifts = jnp.where(present[None], from_centre + (centres - offsets).T, 0.0).T
+    return shifts, mass * jnp.exp(-nearest.sum(1) / (2 * width**2))
 
 
-def _products(terms: Float[Array, "k *s n"], factors: Float[Array, "p k n"]) -> Array:
-    return jnp.einsum("k...n,pkn->...pn", terms, factors)
+def _products(terms: Float[Array, "k s n"], factors: Float[Array, "k n"]) -> Float[Array, "s n"]:
+    return jnp.einsum("ksn,kn->sn", terms, factors)
 
 
 @bilinear(_products)
-def _contract(terms: Float[Array, "k *s n"], factors: Float[Array, "p k n"]) -> Array:
-    """Sums over pixels `k`, for each landmark `n` and each of the factors `p`."""
-    wide = [1] * (terms.ndim - 2) + [factors.shape[0], factors.shape[-1]]
-    each = [factors[:, i].reshape(wide) for i in range(len(terms))]
-    return pairwise_sum([terms[i][..., None, :] * factor for i, factor in enumerate(each)])
+def _contract(terms: Float[Array, "k s n"], factors: Float[Array, "k n"]) -> Float[Array, "s n"]:
+    """Sums over pixels `k`, for each landmark `n`."""
+    return pairwise_sum([terms[k] * factors[k][None] for k in range(len(terms))])
 
 
 def _against_kernel(
@@ -112,18 +97,6 @@ def _against_kernel(
     xy = responses.covariance[:, 0, 1]
     x, y = away.T
     return jnp.stack([yy * x - xy * y, xx * y - xy * x], axis=1), xx * yy - xy**2, away
-
-
-def landmark_likelihood(
-    responses: Responses, offsets: Float[Array, "n 2"], width: Float[Array, ""]
-) -> Float[Array, " n"]:
-    """`sum_uv w_uv r_uv` of each landmark, the kernel of `mean_shift` at its exact offset;
-    over Gaussians, the integral."""
-    if isinstance(responses, GaussianResponses):
-        against, wide, away = _against_kernel(responses, offsets, width)
-        return width**2 * lax.rsqrt(wide) * jnp.exp(-(against * away).sum(1) / (2 * wide))
-    moments, beyond = _kernel_moments(responses, offsets, width)
-    return moments[0, 0] * jnp.exp(-beyond / (2 * width**2))
 
 
 def peak(responses: Responses) -> Float[Array, "n 2"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jclnf.geometry import PDM, Pose, shape3d, solve
+from jclnf.geometry import PDM, Pose, shape3d, small_product, solve
 
 
 def mode_products(pdm: PDM, weights: Float[Array, " n"]) -> Float[Array, "3 3 m m"]:
@@ -86,9 +86,11 @@ def normal_equations(
     rigid = _rigid_products(rows, weighted @ points.T)
     # The modes' columns of J are axes @ V_i.
     against = (weighted @ pdm.components.reshape(n, 3 * m)).reshape(18, m)
-    with_modes = jnp.einsum("kab,ac->kbc", rows, axes).reshape(7, 18) @ against
+    of_modes = small_product(rows.transpose(0, 2, 1).reshape(42, 2), axes).reshape(7, 18)
+    with_modes = of_modes @ against
     prior = regularisation / pdm.eigenvalues
-    flexible = ((axes.T @ axes).reshape(9) @ products.reshape(9, m * m)).reshape(m, m)
+    squared = small_product(axes.T, axes).reshape(9)
+    flexible = (squared @ products.reshape(9, m * m)).reshape(m, m)
     flexible = flexible + jnp.diag(prior)
     normal = jnp.block([[rigid[:6], with_modes[:6]], [with_modes[:6].T, flexible]])
     return normal, jnp.concatenate([rigid[6], with_modes[6] - prior * shape])
@@ -107,25 +109,18 @@ def _rows(pose: Pose) -> Float[Array, "7 2 6"]:
     """What the first six columns of `J`, and the shifts, are of `(X, 1, shift)`: `rows[k] @` it is
     column `k` of `jclnf.geometry.rigid_jacobian`, and `rows[6] @` it the shift."""
     axes = pose.matrix[:2]
-    by_pose = jnp.asarray(_BY_POSE, axes.dtype) @ jnp.stack([axes, pose.scale * axes]).reshape(12)
-    return jnp.asarray(_FIXED, axes.dtype) + by_pose.reshape(7, 2, 6)
+    x, y, z = pose.scale * axes.T
+    nothing = jnp.zeros_like(x)
+    # Of a turn: what axes @ (e_k x X) is of X.
+    turned = [[nothing, z, -y], [-z, nothing, x], [y, -x, nothing]]
+    by_pose = jnp.stack([axes, *(jnp.stack(columns, axis=1) for columns in turned)])
+    fixed = jnp.asarray(_FIXED, axes.dtype)
+    return fixed + jnp.pad(by_pose, [(0, 3), (0, 0), (0, 3)])
 
 
-def _linear_rows() -> tuple[np.ndarray, np.ndarray]:
-    """The parts of `_rows` that are the same for all poses, and that are linear in `R[:2]` and
-    `s R[:2]`."""
-    by_pose, fixed = np.zeros((7, 2, 6, 2, 2, 3)), np.zeros((7, 2, 6))
-    cross = np.cross(np.eye(3)[:, None], np.eye(3)[None])
-    for a in range(2):
-        by_pose[0, a, :3, 0, a] = np.eye(3)
-        for k in range(3):
-            by_pose[1 + k, a, :3, 1, a] = cross[k]
-        fixed[4 + a, a, 3] = 1
-        fixed[6, a, 4 + a] = 1
-    return by_pose.reshape(84, 12), fixed
-
-
-_BY_POSE, _FIXED = _linear_rows()
+_FIXED = np.zeros((7, 2, 6))
+"""Their translations, and the shift."""
+_FIXED[[4, 5, 6, 6], [0, 1, 0, 1], [3, 3, 4, 5]] = 1
 
 
 def _rigid_products(
@@ -137,4 +132,5 @@ def _rigid_products(
         rows: `_rows`.
         moments: `sum_i w_i (X_i, 1, shift_i) (X_i, 1)^T`.
     """
-    return (rows.reshape(14, 6) @ moments).reshape(7, 8) @ rows[:6, :, :4].reshape(6, 8).T
+    products = small_product(rows.reshape(14, 6), moments).reshape(7, 8)
+    return small_product(products, rows[:6, :, :4].reshape(6, 8).T)

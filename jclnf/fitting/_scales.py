@@ -25,7 +25,9 @@ from jclnf.geometry import (
     PDM,
     Pose,
     apply_similarity,
+    clamp,
     invert_similarity,
+    moved,
     project,
     sample_areas,
     shape3d,
@@ -124,10 +126,10 @@ class _Pass(NamedTuple):
 
     pose: Pose
     shape: Float[Array, " m"]
-    landmarks: Float[Array, "n 2"]
-    """Those of pose and shape."""
     before: Float[Array, "n 2"]
-    """Those that the last iteration began with."""
+    """Landmarks that the last iteration began with."""
+    likelihoods: Float[Array, " n"]
+    """Of those."""
 
 
 class _Record(NamedTuple):
@@ -136,6 +138,7 @@ class _Record(NamedTuple):
     performed: Bool[Array, "*t"]
     before: Float[Array, "*t n 2"]
     shifts: Float[Array, "*t n 2"]
+    likelihoods: Float[Array, "*t n"]
     update: Float[Array, "*t _"]
 
 
@@ -212,23 +215,22 @@ def _with_implicit_derivatives(
     params = params.replace(arithmetic=EXACT)
 
     def residual(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, " 6+m"]:
-        shifts = _shifts(maps, params, scale, project(pdm, pose, shape))
+        shifts, _ = _mean_shifts(maps, params, scale, project(pdm, pose, shape))
         in_image = apply_similarity(maps.to_image, shifts)
         weights = maps.weights
         return rlms.normal_equations(pdm, pose, shape, in_image, weights, products, strength)[1]
 
     pose, shape = implicit.fixed_point(model.pdm, residual, after.pose, after.shape)
-    offsets = _offsets(maps, project(model.pdm, pose, shape))
-    each = _likelihoods(maps, params, scale, offsets)
+    _, each = _mean_shifts(maps, params, scale, project(model.pdm, pose, shape))
     likelihood = model_likelihood(each, maps.visible)
-    moved = after._replace(
+    here = after._replace(
         pose=pose,
         shape=shape,
         likelihood=implicit.with_derivative(after.likelihood, likelihood),
         landmark_likelihood=implicit.with_derivative(after.landmark_likelihood, each),
     )
     trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
-    return _select(after.too_small, after, moved), trace, maps
+    return _select(after.too_small, after, here), trace, maps
 
 
 def _fit_scale(
@@ -242,17 +244,17 @@ def _fit_scale(
     """Responses at one scale, then the rigid and the non-rigid pass over them."""
     view = model.experts.nearest_view(scale, state.pose.rotation)
     maps = response_maps(model, image, params, state.pose, state.shape, scale, view, window)
-    carry = _Pass(state.pose, state.shape, maps.base, maps.base)
-    carry, rigid = _iterate(model.pdm, maps, params, carry, scale, rigid=True)
-    carry, nonrigid = _iterate(model.pdm, maps, params, carry, scale, rigid=False)
-    each = _likelihoods(maps, params, scale, _offsets(maps, carry.before))
+    shape = clamp(model.pdm, state.shape)
+    carry = _Pass(state.pose, shape, maps.base, state.landmark_likelihood)
+    carry, _, rigid = _iterate(model.pdm, maps, params, carry, scale, rigid=True)
+    carry, landmarks, nonrigid = _iterate(model.pdm, maps, params, carry, scale, rigid=False)
     after = _State(
         pose=carry.pose,
         shape=carry.shape,
-        likelihood=model_likelihood(each, maps.visible),
-        landmark_likelihood=each,
+        likelihood=model_likelihood(carry.likelihoods, maps.visible),
+        landmark_likelihood=carry.likelihoods,
         visible=maps.visible,
-        settled=_norm(carry.landmarks - carry.before) < params.tolerance,
+        settled=_norm(landmarks - carry.before) < params.tolerance,
         too_small=carry.pose.scale < model.experts.smallest_scale,
         measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
         if params.uncertainty
@@ -320,54 +322,52 @@ def _iterate(
     scale: Int[Array, ""],
     *,
     rigid: bool,
-) -> tuple[_Pass, dict[str, Array]]:
-    """One pass: `params.iterations` steps over the same maps, or fewer if they may stop early."""
+) -> tuple[_Pass, Float[Array, "n 2"], dict[str, Array]]:
+    """One pass: `params.iterations` steps over the same maps, or fewer if they may stop early; with
+    the landmarks that it ended at."""
     products = None if rigid else rlms.mode_products(pdm, maps.weights)
 
     def iteration(carry: _Pass, index: Int[Array, ""]) -> tuple[_Pass, _Record]:
-        shifts = _shifts(maps, params, scale, carry.landmarks)
+        pose, shape = carry.pose, carry.shape
+        landmarks = project(pdm, pose, shape)
+        shifts, likelihoods = _mean_shifts(maps, params, scale, landmarks)
         in_image = apply_similarity(maps.to_image, shifts)
         if products is None:
-            delta = rlms.rigid_step(pdm, carry.pose, carry.shape, in_image, maps.weights)
-            delta = jnp.concatenate([delta, jnp.zeros_like(carry.shape)])
+            delta = rlms.rigid_step(pdm, pose, shape, in_image, maps.weights)
+            pose, delta = moved(pose, delta), jnp.concatenate([delta, jnp.zeros_like(shape)])
         else:
             strength = params.regularisation[scale]
-            delta = rlms.nonrigid_step(
-                pdm, carry.pose, carry.shape, in_image, maps.weights, products, strength
-            )
-        pose, shape = update(pdm, carry.pose, carry.shape, delta)
-        after = _Pass(pose, shape, project(pdm, pose, shape), carry.landmarks)
-        record = _Record(jnp.array(True), carry.landmarks, shifts, delta)
+            weights = maps.weights
+            delta = rlms.nonrigid_step(pdm, pose, shape, in_image, weights, products, strength)
+            pose, shape = update(pdm, pose, shape, delta)
+        after = _Pass(pose, shape, landmarks, likelihoods)
+        record = _Record(jnp.array(True), landmarks, shifts, likelihoods, delta)
         if not params.arithmetic.early_stop:
             return after, record
-        moved = _norm(carry.landmarks - carry.before)
-        stopped = (index > 0) & (moved < params.tolerance)
+        stopped = (index > 0) & (_norm(landmarks - carry.before) < params.tolerance)
         return _select(stopped, carry, after), record._replace(performed=~stopped)
 
     carry, records = lax.scan(iteration, carry, jnp.arange(params.iterations))
-    return carry, _trace(maps, params, scale, records, carry.landmarks)
+    landmarks = project(pdm, carry.pose, carry.shape)
+    return carry, landmarks, _trace(maps, params, records, landmarks)
 
 
 def _trace(
-    maps: _Maps,
-    params: FitParams,
-    scale: Int[Array, ""],
-    records: _Record,
-    last: Float[Array, "n 2"],
+    maps: _Maps, params: FitParams, records: _Record, last: Float[Array, "n 2"]
 ) -> dict[str, Array]:
     """The course of a pass that ended at the landmarks `last`. Only where a result's trace is
     looked at is this computed at all."""
 
     def of_one(record: _Record, after: Float[Array, "n 2"]) -> dict[str, Array]:
-        offsets = _offsets(maps, record.before)
-        each = _likelihoods(maps, params, scale, offsets)
         return {
             "performed": record.performed,
             "mean_shift": _norm(record.shifts),
             "update": _norm(record.update),
             "movement": _norm(after - record.before),
-            "likelihood": model_likelihood(each, maps.visible),
-            "peak_offset": jnp.where(maps.visible[:, None], maps.peaks - offsets, 0.0),
+            "likelihood": model_likelihood(record.likelihoods, maps.visible),
+            "peak_offset": jnp.where(
+                maps.visible[:, None], maps.peaks - _offsets(maps, record.before), 0.0
+            ),
         }
 
     trace = jax.vmap(of_one)(records, jnp.concatenate([records.before[1:], last[None]]))
@@ -381,17 +381,17 @@ def _trace(
     return jax.tree.map(where_performed, trace)
 
 
-def _shifts(
+def _mean_shifts(
     maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
-) -> Float[Array, "n 2"]:
-    """Mean shifts of the landmarks, in map pixels."""
-    shifts = meanshift.mean_shift(
-        maps.responses,
-        _offsets(maps, landmarks),
-        params.kernel_width[scale],
-        tabulated=params.arithmetic.tabulated_kernel,
-    )
-    return jnp.where(maps.visible[:, None], shifts, 0.0)
+) -> tuple[Float[Array, "n 2"], Float[Array, " n"]]:
+    """Mean shifts of the landmarks, in map pixels, and their likelihoods; 0 for invisible ones."""
+    at = maps.responses, _offsets(maps, landmarks), params.kernel_width[scale]
+    tabulated = params.arithmetic.tabulated_kernel
+    shifts, likelihoods = meanshift.mean_shift(*at, tabulated=tabulated)
+    if tabulated:  # the likelihood never is
+        _, likelihoods = meanshift.mean_shift(*at)
+    visible = maps.visible
+    return jnp.where(visible[:, None], shifts, 0.0), jnp.where(visible, likelihoods, 0.0)
 
 
 def _offsets(maps: _Maps, landmarks: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
@@ -410,17 +410,10 @@ def _freed(
     last = jnp.array(_used(params)[-1])
     # A kernel that is read from a table has no slope.
     exact = params.replace(arithmetic=EXACT)
-    shifts = apply_similarity(maps.to_image, _shifts(maps, exact, last, landmarks))
+    shifts, _ = _mean_shifts(maps, exact, last, landmarks)
+    shifts = apply_similarity(maps.to_image, shifts)
     parts = jnp.broadcast_to(jnp.asarray(params.freedom), landmarks.shape[:1])
     return landmarks + jnp.where(state.too_small, 0.0, parts[:, None] * shifts)
-
-
-def _likelihoods(
-    maps: _Maps, params: FitParams, scale: Int[Array, ""], offsets: Float[Array, "n 2"]
-) -> Float[Array, " n"]:
-    """The likelihood of each landmark at its offset in the maps; 0 for invisible ones."""
-    each = meanshift.landmark_likelihood(maps.responses, offsets, params.kernel_width[scale])
-    return jnp.where(maps.visible, each, 0.0)
 
 
 def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Float[Array, ""]:
@@ -437,9 +430,9 @@ def _status(
     state: _State,
 ) -> Int[Array, ""]:
     size = jnp.max(before.max(0) - before.min(0))
-    moved = jnp.max(jnp.abs(landmarks.mean(0) - before.mean(0)))
+    shifted = jnp.max(jnp.abs(landmarks.mean(0) - before.mean(0)))
     zoom = state.pose.scale / start.pose.scale
-    strayed = (moved > size) | (zoom > LARGEST_ZOOM) | (zoom < 1 / LARGEST_ZOOM)
+    strayed = (shifted > size) | (zoom > LARGEST_ZOOM) | (zoom < 1 / LARGEST_ZOOM)
     finite = jnp.all(jnp.isfinite(landmarks)) & jnp.isfinite(state.likelihood)
     return jnp.select(
         [~finite, seen.max() == seen.min(), state.too_small, strayed, state.settled],

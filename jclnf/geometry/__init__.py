@@ -1,6 +1,6 @@
 """Rotations, the shape model, similarities, sampling of images and small linear systems."""
 
-from jclnf.geometry._linalg import bilinear, inverse, inverses, pairwise_sum, solve
+from jclnf.geometry._linalg import bilinear, inverse, inverses, pairwise_sum, small_product, solve
 from jclnf.geometry._pdm import (
     MODE_LIMIT,
     PDM,
@@ -8,6 +8,7 @@ from jclnf.geometry._pdm import (
     clamp,
     displaced,
     jacobian,
+    moved,
     pose_from_box,
     project,
     rigid_jacobian,
@@ -39,6 +40,7 @@ __all__ = [
     "invert_similarity",
     "jacobian",
     "matrix_to_euler",
+    "moved",
     "pairwise_sum",
     "pose_from_box",
     "project",
@@ -49,6 +51,7 @@ __all__ = [
     "shape3d",
     "similarity_between",
     "similarity_matrix",
+    "small_product",
     "small_turn",
     "solve",
     "tight_box",

@@ -117,6 +117,12 @@ def bilinear(products: Callable[..., Array]) -> Callable[..., Callable[..., Arra
     return decorate
 
 
+def small_product(a: Float[Array, "i j"], b: Float[Array, "j k"]) -> Float[Array, "i k"]:
+    """`a @ b` of a few rows and columns, as sums that XLA fuses with what surrounds them: on a CPU
+    calling a product of matrices takes longer than computing it."""
+    return jnp.sum(a[:, :, None] * b[None], axis=1)
+
+
 def pairwise_sum(arrays: list[Array]) -> Array:
     """Their sum, added pairwise."""
     while len(arrays) > 1:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jclnf.errors import ModelFileError, check_fields, is_concrete
+from jclnf.geometry._linalg import small_product
 from jclnf.geometry._rotation import euler_to_matrix, matrix_to_euler, retract
 
 MODE_LIMIT = 3.0
@@ -77,7 +78,8 @@ def shape3d(pdm: PDM, shape: Float[Array, " m"]) -> Float[Array, "n 3"]:
 
 def project(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2"]:
     """Image positions of the landmarks, `s R[:2] X + t`, in pixels."""
-    return pose.scale * (shape3d(pdm, shape) @ pose.matrix[:2].T) + pose.translation[None]
+    axes = pose.scale * pose.matrix[:2]
+    return small_product(shape3d(pdm, shape), axes.T) + pose.translation[None]
 
 
 def rigid_jacobian(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2 6"]:
@@ -111,20 +113,24 @@ def update(
     pdm: PDM, pose: Pose, shape: Float[Array, " m"], delta: Float[Array, " 6+m"]
 ) -> tuple[Pose, Float[Array, " m"]]:
     """Apply an update in the coordinates of `jacobian`; the shape is clamped, the pose is not."""
-    moved, free = displaced(pose, shape, delta)
-    return moved, clamp(pdm, free)
+    after, free = displaced(pose, shape, delta)
+    return after, clamp(pdm, free)
 
 
 def displaced(
     pose: Pose, shape: Float[Array, " m"], delta: Float[Array, " 6+m"]
 ) -> tuple[Pose, Float[Array, " m"]]:
     """Pose and shape after a step in the coordinates of `jacobian`, nothing clamped."""
-    moved = Pose(
+    return moved(pose, delta), shape + delta[6:]
+
+
+def moved(pose: Pose, delta: Float[Array, " d"]) -> Pose:
+    """A pose after a step in the coordinates of `rigid_jacobian`, or of `jacobian`."""
+    return Pose(
         scale=pose.scale + delta[0],
         matrix=retract(pose.matrix, delta[1:4]),
         translation=pose.translation + delta[4:6],
     )
-    return moved, shape + delta[6:]
 
 
 def pose_from_box(pdm: PDM, box: Float[Array, "4"], rotation: Float[Array, "3"]) -> Pose:

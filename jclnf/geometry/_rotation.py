@@ -5,7 +5,10 @@ z away from the viewer); angles in radians; `rx` pitch, `ry` yaw, `rz` roll.
 """
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
+
+from jclnf.geometry._linalg import small_product
 
 
 def euler_to_matrix(euler: Float[Array, "3"]) -> Float[Array, "3 3"]:
@@ -66,11 +69,12 @@ def retract(matrix: Float[Array, "3 3"], turn: Float[Array, "3"]) -> Float[Array
 
     where `(1 - c) / |w|^2 = c^2 / (1 + c)` is smooth at `w = 0`.
     """
-    return matrix @ small_turn(turn)
+    return small_product(matrix, small_turn(turn))
 
 
 def small_turn(turn: Float[Array, "3"]) -> Float[Array, "3 3"]:
     """The rotation `Q` of `retract`."""
-    cross = skew(turn)
-    c = 1.0 / jnp.sqrt(1.0 + turn @ turn)
-    return jnp.eye(3, dtype=turn.dtype) + c * cross + c**2 / (1.0 + c) * (cross @ cross)
+    c = lax.rsqrt(1.0 + jnp.sum(turn**2))
+    # [w]x [w]x = w w^T - |w|^2 I
+    squared = turn[:, None] * turn[None]
+    return c * (jnp.eye(3, dtype=turn.dtype) + skew(turn)) + c**2 / (1.0 + c) * squared
