@@ -148,7 +148,7 @@ class _Painter:
         self.problems: list[str] = []
         self._aspect, self._size, self._cv2 = float(aspect), size, cv2
         self._converter = av.video.reformatter.VideoReformatter()
-        self._side_data = av.sidedata.sidedata.SideDataContainer
+        self._side_data: Any = av.sidedata.sidedata.SideDataContainer
         self._others: set[tuple[int, int]] = set()
 
     def image(self, frame: Any) -> np.ndarray:
