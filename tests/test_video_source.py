@@ -1,11 +1,13 @@
 """Frames of videos, folders and damaged files."""
 
+import gc
 import hashlib
 import threading
 import time
 import wave
 from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -41,6 +43,19 @@ def test_reading_goes_on_at_a_frame(clip):
     rest = list(open_source(clip).frames(Selection(start=14)))
     assert [(f.number, f.time) for f in rest] == [(f.number, f.time) for f in whole[13:]]
     np.testing.assert_array_equal(rest[0].image, whole[13].image)
+
+
+def test_what_was_decoded_is_freed_at_once(clip):
+    source = open_source(clip)
+    gc.collect()
+    gc.disable()  # which frees circles too, but maybe a thousand frames later
+    try:
+        assert sum(1 for _ in source.frames()) == 20
+        kinds = av.VideoFrame, av.container.InputContainer
+        left = [type(thing) for thing in gc.get_objects() if issubclass(type(thing), kinds)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ recordings of action units.
 """
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,7 @@ def costs(model: ActionUnits) -> dict[str, np.ndarray]:
 def main() -> None:
     """Measure, and write the results."""
     command_line(str(__doc__)).parse_args()
+    load = os.getloadavg()[0]
     use_all_cores(BATCH)
     static = load_action_units(OPENFACE / "AU_predictors", static=True)
     apart = [
@@ -133,7 +135,8 @@ def main() -> None:
     off = table(["landmarks off by", "median", "largest"], rows)
     rows = [[name, *(f"{number:.2f}" for number in numbers)] for name, numbers in cost.items()]
     spent = table(["ms a face", "quickest", "of a processor"], rows)
-    numbers = {"exact": apart[0], "rounded": apart[1], "moved": moved, "ms": cost}
+    spent = f"Load before it began: {load:.1f}.\n\n{spent}"
+    numbers = {"exact": apart[0], "rounded": apart[1], "moved": moved, "ms": cost, "load": load}
     write_results(
         HERE,
         "Action units: raw intensities, and cost",

@@ -5,13 +5,14 @@ photographs, from files to tables.
 
 From recorded landmarks, action units are OpenFace's to the digit (`tests/test_action_units.py`):
 whatever differs here comes from landmarks. So there is, beside the commands, what landmarks that
-are off by noise do to recorded ones; of the photographs' largest differences, which landmark makes
-most of it; and what the bundled model's landmarks are worth. Needs the development data.
+are off by noise do to recorded ones; and of each class that differs and of the photographs' largest
+differences, which landmark makes most of it. Needs the development data.
 """
 
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,15 +20,9 @@ import cv2
 import numpy as np
 
 import jclnf
+from experiments.action_units.tracing import Change, cause, changes, judged, zeros
 from experiments.common import OPENFACE, Row, command_line, model_file, pivot, table, write_results
-from experiments.parity_video.__main__ import followed
-from jclnf.action_units import (
-    ActionUnits,
-    Person,
-    describe_openface,
-    finish,
-    load_action_units,
-)
+from jclnf.action_units import ActionUnits, describe_openface, load_action_units
 from jclnf.video import open_source
 from tests.support.recordings import csv_rows
 
@@ -44,6 +39,10 @@ MOVES = 0.1
 """Standard deviation of an intensity that moves."""
 NOISE = 0.01
 """Pixels."""
+CHANGED = (
+    *("clip", "class", "frames", "frame", "recorded", "found", "by medians"),
+    *("landmark", "replaced moves it", "was off, px"),
+)
 PLOTTED = ("AU01_r", "AU12_r", "AU25_r", "AU45_r")
 
 
@@ -69,14 +68,17 @@ def command(*args: str) -> None:
     subprocess.run([sys.executable, "-m", "jclnf", *args, *options], check=True)
 
 
-def judged(model: ActionUnits, clip: str, landmarks: np.ndarray) -> np.ndarray:
-    """Final action units of all frames of a clip, from landmarks `(f, 68, 2)`."""
-    person, units = Person(model), []
-    frames = open_source(OPENFACE / "samples" / f"{clip}.wmv").frames()
-    for frame, points in zip(frames, landmarks, strict=False):
-        units.append(person.step(describe_openface(model, frame.image, points).descriptor))
-    kept, kinds = (np.array([getattr(one, name) for one in units]) for name in ("kept", "kind"))
-    return finish(model, kept, kinds, person.of_median)
+def colour_frames(clip: str) -> Iterator[np.ndarray]:
+    """The frames of one of the clips."""
+    for frame in open_source(OPENFACE / "samples" / f"{clip}.wmv").frames():
+        assert frame.image is not None
+        yield frame.image
+
+
+def recorded_landmarks(clip: str) -> np.ndarray:
+    """`(f, 68, 2)` float32"""
+    landmarks = np.load(RECORDED / f"video_dyn_{clip}.npz")["landmarks"]
+    return landmarks.reshape(-1, 2, 68).transpose(0, 2, 1).astype(np.float32)
 
 
 def correlation(found: np.ndarray, expected: np.ndarray) -> float:
@@ -115,25 +117,26 @@ def of_clip(
 
 
 def traced(model: ActionUnits, image: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> list:
-    """The output that moves most from one set of landmarks to another, by how much, the landmark
-    that makes most of it if it alone moves, by how much, and how far it moves."""
+    """The intensity that differs most, by how much, the landmark whose replacement by the recorded
+    one removes most of it, by how much that moves it, and how far it was off."""
     n = len(model.intensities)
+    one, other = (
+        np.clip(model.predict(describe_openface(model, image, points).descriptor)[:n], 0, 5)
+        for points in (ours, theirs)
+    )
+    worst = int(np.abs(one - other).argmax())
+    landmark, removes, off = cause(model, image, ours, theirs, worst)
+    moved = f"{one[worst] - other[worst]:+.3f}"
+    return [model.intensities[worst], moved, landmark, f"{removes:+.3f}", f"{off:.3f}"]
 
-    def values(points: np.ndarray) -> np.ndarray:
-        return model.predict(describe_openface(model, image, points).descriptor)[:n]
 
-    before = values(theirs)
-    moved = np.clip(values(ours), 0, 5) - np.clip(before, 0, 5)
-    worst = int(np.abs(moved).argmax())
-    alone = []
-    for i in range(68):
-        points = theirs.copy()
-        points[i] = ours[i]
-        alone.append(values(points)[worst] - before[worst])
-    at = int(np.abs(alone).argmax())
-    far = np.linalg.norm(ours[at] - theirs[at])
-    name = model.intensities[worst]
-    return [name, f"{moved[worst]:+.3f}", at, f"{alone[at]:+.3f}", f"{far:.3f}"]
+def line_of(clip: str, change: Change) -> list:
+    """A line of the table of classes that differ."""
+    frames = f"{change.first}-{change.last}" if change.last > change.first else str(change.first)
+    numbers = (change.theirs, change.ours, change.by_medians)
+    landmark, removes, off = change.cause
+    cells = [*(f"{number:+.3f}" for number in numbers), landmark, f"{removes:+.3f}", f"{off:.3f}"]
+    return [clip, change.name, frames, change.frame, *cells]
 
 
 def photographs(static: ActionUnits, out: Path) -> tuple[list[Row], str]:
@@ -157,18 +160,8 @@ def photographs(static: ActionUnits, out: Path) -> tuple[list[Row], str]:
                 at_most=0),
         ]  # fmt: skip
         lines.append([file.stem, *traced(static, cv2.imread(str(file)), ours, theirs)])
-    header = ["", "AU", "differs by", "landmark", "alone makes", "is off, px"]
+    header = ["", "AU", "differs by", "landmark", "replaced moves it", "was off, px"]
     return rows, table(header, lines)
-
-
-def offsets(landmarks: np.ndarray, to: np.ndarray) -> np.ndarray:
-    """By how much landmarks differ in the mean over frames, in parts of the face's size."""
-    return ((to - landmarks) / _size(landmarks)).mean(0)
-
-
-def _size(landmarks: np.ndarray) -> np.ndarray:
-    centred = landmarks - landmarks.mean(1, keepdims=True)
-    return np.sqrt((centred**2).mean((1, 2), keepdims=True))
 
 
 def main() -> None:
@@ -176,24 +169,17 @@ def main() -> None:
     command_line(str(__doc__)).parse_args()
     jclnf.enable_compilation_cache()
     dynamic = load_action_units(PREDICTORS)
-    n, rows, series, worst_classes = len(dynamic.intensities), [], {}, []
-    bundled = jclnf.Tracker(jclnf.load_model(), single=True)
-    bundled_landmarks = {clip: followed(bundled, f"{clip}.wmv").landmarks for clip in CLIPS}
-    apart_by_unit = {}
-    recorded_landmarks = {
-        clip: np.load(RECORDED / f"video_dyn_{clip}.npz")["landmarks"].reshape(-1, 2, 68)
-        for clip in CLIPS
-    }
-    recorded_landmarks = {k: v.transpose(0, 2, 1) for k, v in recorded_landmarks.items()}
+    n, rows, series, worst_classes, changed = len(dynamic.intensities), [], {}, [], []
+    shifts = {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        for clip, other in zip(CLIPS, reversed(CLIPS), strict=True):
+        for clip in CLIPS:
             file = str(OPENFACE / "samples" / f"{clip}.wmv")
             options = ("--out", str(out), "--one", "--no-plot", "--arithmetic", "openface")
             command("video", file, *options, *DETECTORS)
             found = read(out / f"{clip}.csv", dynamic.columns)
             expected = read(RECORDED / f"FeatureExtraction_dyn_{clip}.csv", dynamic.columns).units
-            theirs = recorded_landmarks[clip].astype(np.float32)
+            images, theirs = list(colour_frames(clip)), recorded_landmarks(clip)
             far = np.linalg.norm(found.landmarks - theirs, axis=2)
             rows += [
                 Row("landmarks apart, mean", clip, far.size, float(far.mean()), unit="px"),
@@ -202,7 +188,7 @@ def main() -> None:
             ]
             rng = np.random.default_rng(0)
             noise = rng.normal(0, NOISE, theirs.shape).astype(np.float32)
-            noisy = judged(dynamic, clip, theirs + noise)
+            noisy = judged(dynamic, images, theirs + noise).final
             label = f"recorded landmarks off by {NOISE} px: "
             rows += of_clip(dynamic, clip, noisy, expected, label)
             equal = {
@@ -213,13 +199,14 @@ def main() -> None:
             worst_classes += [
                 [clip, name, f"{a:.1f} %", f"{b:.1f} %"] for name, (a, b) in equal.items() if a < 99
             ]
-            series[clip] = found.units, expected
-            other_map = offsets(bundled_landmarks[other], recorded_landmarks[other])
-            own = bundled_landmarks[clip]
-            moved = own + _size(own) * other_map
-            apart_by_unit[clip] = [
-                judged(dynamic, clip, points.astype(np.float32)) for points in (own, moved)
+            both = found.landmarks.astype(np.float32), theirs
+            of_both = [judged(dynamic, images, points) for points in both]
+            changed += [
+                line_of(clip, change)
+                for change in changes(dynamic, images, both, (of_both[0], of_both[1]))
             ]
+            series[clip] = found.units, expected
+            shifts[clip] = np.subtract(*(zeros(dynamic, one) for one in of_both))
         static = load_action_units(PREDICTORS, static=True)
         of_photographs, traces = photographs(static, out / "fits")
     lines = []
@@ -227,23 +214,30 @@ def main() -> None:
         cells = []
         for clip in CLIPS:
             mine, expected = series[clip]
-            cells += [f"{np.abs(mine - expected)[:, j].max():.3f}"]
-            for units in (mine, *apart_by_unit[clip]):
-                moves = expected[:, j].std() >= MOVES
-                cells.append(f"{correlation(units[:, j], expected[:, j]):.3f}" if moves else "")
+            moves = expected[:, j].std() >= MOVES
+            off = np.abs(mine - expected)[:, j]
+            cells += [f"{np.median(off):.3f}", f"{shifts[clip][j]:+.3f}", f"{off.max():.3f}"]
+            cells.append(f"{correlation(mine[:, j], expected[:, j]):.3f}" if moves else "")
         lines.append([name, *cells])
-    per_clip = ("largest difference", "correlation", "bundled landmarks", "those moved")
+    per_clip = ("median difference", "shift of 0", "largest", "correlation")
     header = ["intensity", *(f"{clip}: {what}" for clip in CLIPS for what in per_clip)]
     body = "\n\n".join(
         [
             pivot(rows),
-            "Correlations are of the AUs that move.",
+            "Correlations are of the AUs that move. What counts as 0 comes from the medians "
+            "and is the output of a single frame, so it moves all frames' intensities alike.",
             table(header, lines),
             "Classes that are equal in less than 99 % of frames, and the same with noise of "
             f"{NOISE} px on recorded landmarks:",
             table(["clip", "class", "command", "noise"], worst_classes),
+            "Each class that differs: the frame by itself whose class turned with the largest "
+            "difference, the output that decides there by its sign, what of the difference comes "
+            "from the medians, and the landmark whose replacement by the recorded one removes most "
+            "of the rest:",
+            table(CHANGED, changed),
             pivot(of_photographs),
-            "Largest differences, and the landmark that makes most of it:",
+            "Largest differences, and the landmark whose replacement by the recorded one removes "
+            "most of it:",
             traces,
         ]
     )

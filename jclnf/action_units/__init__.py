@@ -9,7 +9,7 @@ from jclnf.action_units._exact import describe, describe_batch, estimate
 from jclnf.action_units._model import ActionUnits, check_detector, load_action_units
 from jclnf.action_units._openface import Described, describe_openface
 from jclnf.action_units._people import People
-from jclnf.action_units._person import FrameUnits, Person, finish
+from jclnf.action_units._person import FrameUnits, Person, finish, finish_output
 
 __all__ = [
     "ActionUnits",
@@ -23,5 +23,6 @@ __all__ = [
     "describe_openface",
     "estimate",
     "finish",
+    "finish_output",
     "load_action_units",
 ]

@@ -165,26 +165,38 @@ def finish(
     Returns:
         `(f, k)` intensities from 0 to 5, and classes 0 or 1.
     """
+    final = np.empty(kept.shape)
+    for output in range(kept.shape[1]):
+        column = kept[:, output]
+        final[:, output] = finish_output(model, output, column, kinds, of_median[output])
+    return final
+
+
+def finish_output(
+    model: ActionUnits, output: int, kept: np.ndarray, kinds: np.ndarray, of_median: float
+) -> np.ndarray:
+    """One output of `finish`, `(f,)`: of a long video, all of them at once take much memory."""
     seen = kinds != FAILED
-    outputs = np.where((kinds == AGAIN)[:, None], kept - of_median, kept)
+    values = np.where(kinds == AGAIN, kept - of_median, kept)
     n = len(model.intensities)
-    intensities = np.where(seen[:, None], outputs[:, :n], 0.0)
-    for j, (cutoff, dynamic) in enumerate(zip(model.cutoffs, model.dynamic, strict=False)):
-        if dynamic and cutoff != -1 and seen.any():
-            ordered = np.sort(intensities[seen, j])
-            intensities[seen, j] -= ordered[int(len(ordered) * cutoff)]
-    intensities = np.where(seen[:, None], np.clip(intensities, 0.0, HIGHEST), 0.0)
-    classes = np.where(seen[:, None], model.classified(outputs[:, n:]), 0.0)
-    present = np.where(_averaged(classes, 7) >= 0.5, 1.0, 0.0)
-    present[:3], present[-3:] = classes[:3], classes[-3:]
-    return np.concatenate([_averaged(intensities, 3), present], axis=1)
+    if output >= n:
+        above, below = model.classes[output - n]
+        classes = np.where(seen, np.where(values > 0, above, below), 0.0)
+        present = np.where(_averaged(classes, 7) >= 0.5, 1.0, 0.0)
+        present[:3], present[-3:] = classes[:3], classes[-3:]
+        return present
+    cutoff = model.cutoffs[output]
+    if model.dynamic[output] and cutoff != -1 and seen.any():
+        ordered = np.sort(values[seen])
+        values -= ordered[int(len(ordered) * cutoff)]
+    return _averaged(np.where(seen, np.clip(values, 0.0, HIGHEST), 0.0), 3)
 
 
 def _averaged(values: np.ndarray, window: int) -> np.ndarray:
-    """The moving average over an odd number of rows; where it would reach beyond the ends, values
-    stay as they are."""
+    """The moving average `(f,)` over an odd number of values; where it would reach beyond the ends,
+    they stay as they are."""
     half, averaged = window // 2, values.copy()
     if len(values) >= window:
-        stretches = np.lib.stride_tricks.sliding_window_view(values, window, axis=0)
+        stretches = np.lib.stride_tricks.sliding_window_view(values, window)
         averaged[half:-half] = stretches.sum(-1) / window
     return averaged

@@ -75,6 +75,9 @@ class Reading:
 
     def close(self) -> None:
         """Close the file."""
+        # These generators hold the reading, and it the decoder, whose frames are large: what is a
+        # circle stays until Python looks for such, which may be long after.
+        self._packets = self._rest = iter(())
         self.container.close()
 
     def frames(self) -> Iterator[Decoded]:

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from jclnf.action_units import FrameUnits, People, finish
+from jclnf.action_units import FrameUnits, People, finish_output
 from jclnf.openface import OpenFaceTable
 from jclnf.outputs import discard, replacing
 
@@ -87,9 +87,11 @@ class UnitsFile:
         for face in np.unique(records["face"]):
             if face != NOBODY:
                 own = records["face"] == face
-                of_median = self.people.of_median(int(face))
-                kept, kinds = records["kept"][own], records["kind"][own]
-                records["kept"][own] = finish(self.people.model, kept, kinds, of_median)
+                of_median, kinds = self.people.of_median(int(face)), records["kind"][own]
+                # One by one: copies of all would be as large as the file.
+                for j, kept in enumerate(records["kept"].T):
+                    model = self.people.model
+                    kept[own] = finish_output(model, j, kept[own], kinds, of_median[j])
         # Not beside the table as other outputs are, since the table may be beside its place.
         with (
             replacing(self._final, lock=False) as part,

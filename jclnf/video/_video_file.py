@@ -141,12 +141,14 @@ class _Painter:
     """
 
     def __init__(self, aspect: Fraction, size: tuple[int, int] | None = None) -> None:
+        import av.sidedata.sidedata
         import av.video.reformatter
         import cv2
 
         self.problems: list[str] = []
         self._aspect, self._size, self._cv2 = float(aspect), size, cv2
         self._converter = av.video.reformatter.VideoReformatter()
+        self._side_data: Any = av.sidedata.sidedata.SideDataContainer
         self._others: set[tuple[int, int]] = set()
 
     def image(self, frame: Any) -> np.ndarray:
@@ -165,7 +167,10 @@ class _Painter:
         return self._fitted(image)
 
     def _turned(self, image: np.ndarray, frame: Any) -> np.ndarray:
-        matrix = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+        # What `frame.side_data` gives is kept by the frame and holds it: a circle, which stays, and
+        # the decoded image with it, until Python looks for such.
+        side_data = self._side_data(frame)
+        matrix = next((d for d in side_data if d.type.name == "DISPLAYMATRIX"), None)
         if matrix is None:
             return image
         # A pixel (x, y) is shown at (a x + c y, b x + d y), but for the origin.
