@@ -16,8 +16,6 @@ from jclnf.evaluation import (
     face_errors,
 )
 from jclnf.evaluation._metrics import summarise
-from jclnf.files import bundled_models
-from jclnf.files._serialise import DEFAULT_MODEL
 from jclnf.openface import ROTATIONS
 from jclnf.runtime import use_all_cores
 
@@ -50,13 +48,11 @@ def methods(paths: list[str]) -> list[Method]:
         return [method for path in paths for method in of_model(Path(path).name, load(path))]
     model = jclnf.load_openface(model_file("general"))
     params = jclnf.FitParams.openface(model)
-    found = [
+    return [
         Method(f"{OPENFACE}, 1 start", model, params),
         Method(f"{OPENFACE}, 11 starts", model, params.replace(rotations=ROTATIONS)),
+        *of_model("bundled model", jclnf.load_model()),
     ]
-    if any(path.name == DEFAULT_MODEL for path in bundled_models()):
-        found += of_model("bundled model", jclnf.load_model())
-    return found
 
 
 def load(path: str) -> jclnf.Model:

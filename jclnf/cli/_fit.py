@@ -23,7 +23,7 @@ from jclnf.cli._base import INCOMPLETE, OK, CommandError, complain, printable
 from jclnf.cli._commands import Fit
 from jclnf.cli._face_table import FaceTable
 from jclnf.cli._files import find_images
-from jclnf.cli._fit_record import FitRecord
+from jclnf.cli._fit_record import RECORD, TABLE, FitRecord
 from jclnf.cli._openface import ImageTables
 from jclnf.cli._settings import fit_params, start_jax
 from jclnf.detect import check_min_face, default_name, find_faces, make_detector
@@ -91,7 +91,7 @@ def run(options: Fit) -> int:
         file = find_model(options.model or "default")
         units = load_action_units(options.au_models, static=True, model=file)
     make_folder(options.out)
-    with locked(options.out / "landmarks.csv"):
+    with locked(options.out / TABLE):
         complete = _fit_all(options, images, boxes, model, params, units)
     return OK if complete and not found.problems else INCOMPLETE
 
@@ -109,7 +109,7 @@ def _fit_all(
     stems = claim(
         options.out,
         "fit",
-        fixed=("landmarks.csv", "landmarks.json"),
+        fixed=(TABLE, RECORD),
         sources=[Origin("fit", os.path.abspath(image)) for image in images],
         stems=[image.stem for image in images],
         endings=[ending for ending in wanted if wanted[ending]],
@@ -120,7 +120,7 @@ def _fit_all(
     record = FitRecord(options, model, units)
     names = [] if units is None else units.columns
     sizes = model.pdm.n_landmarks, model.pdm.n_modes
-    table = FaceTable(options.out / "landmarks.csv", *sizes, record.left, names)
+    table = FaceTable(options.out / TABLE, *sizes, record.left, names)
     in_space = None
     if options.openface_csv or options.focal is not None or options.centre is not None:
         style = options.full_precision, options.csv_spaces

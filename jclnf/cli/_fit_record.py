@@ -13,6 +13,8 @@ from jclnf.outputs import abandon, by_option, check_same, growing, settle, write
 from jclnf.runtime import device_report
 from jclnf.video import model_digest, source_digest
 
+TABLE, RECORD = "landmarks.csv", "landmarks.json"
+"""Files of the results' folder."""
 _NO_MATTER = (
     "paths",
     "out",
@@ -29,7 +31,7 @@ _NO_MATTER = (
 
 
 class FitRecord:
-    """The file landmarks.json.
+    """The file `RECORD`.
 
     Attributes:
         left: how a run was left that is to go on: "started", "complete", or "" to begin anew.
@@ -41,7 +43,7 @@ class FitRecord:
         Raises:
             OutputError: that run had other settings, or does not say which.
         """
-        self._path = options.out / "landmarks.json"
+        self._path = options.out / RECORD
         self._folders = [os.getcwd()]
         self._depends = by_option(options, leave_out=_NO_MATTER) | {
             "the model": model_digest(model),
@@ -64,7 +66,7 @@ class FitRecord:
                 raise OutputError(f"{self._place}: is damaged: run without --resume") from None
             check_same(self._place, depends, self._depends)
             self.left = "started" if finished is None else "complete"
-            table = options.out / "landmarks.csv"
+            table = options.out / TABLE
             if found.get("beside") and growing(table, resume=True) == table:
                 self.left = ""  # it had no row yet: the table that is there is an earlier one's
 

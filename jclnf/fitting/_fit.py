@@ -67,8 +67,10 @@ def fit(
     box = check_inputs(model, image, box, params)
     if offset is None:
         check_levels(image)
-    given = prepared(model, params), image, box, as_init(model, init, params), params, offset
-    return (_fit if _traced(given) else _fit_alone)(*given)
+    ready = prepared(model, params)
+    given = image, box, as_init(model, init, params), params, offset
+    transformed = ready is model or _traced(given)
+    return (_fit if transformed else _fit_alone)(ready, *given)
 
 
 @eqx.filter_jit
@@ -171,8 +173,8 @@ def prepared(model: Model, params: FitParams, *, everywhere: bool = False) -> Mo
     """A model with all that the settings' windows allow computed in advance; each model once.
 
     Args:
-        model: the model; as it is if it is being transformed, since derivatives with respect to
-            its arrays pass through that computation.
+        model: the model. If it is being transformed, and only then, it is what is returned, since
+            derivatives with respect to its arrays pass through that computation.
         params: the settings that it will be used with.
         everywhere: have a copy on each of JAX's devices.
     """
