@@ -89,9 +89,9 @@ class ActionUnits(eqx.Module):
         clipped = xp.clip(outputs[..., :n], 0.0, HIGHEST)
         return xp.concatenate([clipped, self.classified(outputs[..., n:])], axis=-1)
 
-    def classified(self, decisions: Any) -> Any:
-        """The classes, 0 or 1, of the outputs `(*b, c)` of presences."""
-        above, below = np.array(self.classes, np.float64).reshape(-1, 2).T
+    def classified(self, decisions: Any, which: int | slice = slice(None)) -> Any:
+        """The classes, 0 or 1, of the outputs `(*b, c)` of presences, or of one of them, `(*b)`."""
+        above, below = np.array(self.classes, np.float64).reshape(-1, 2)[which].T
         return decisions.__array_namespace__().where(decisions > 0, above, below)
 
 

@@ -180,8 +180,7 @@ def finish_output(
     values = np.where(kinds == AGAIN, kept - of_median, kept)
     n = len(model.intensities)
     if output >= n:
-        above, below = model.classes[output - n]
-        classes = np.where(seen, np.where(values > 0, above, below), 0.0)
+        classes = np.where(seen, model.classified(values, output - n), 0.0)
         present = np.where(_averaged(classes, 7) >= 0.5, 1.0, 0.0)
         present[:3], present[-3:] = classes[:3], classes[-3:]
         return present

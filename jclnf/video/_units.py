@@ -90,8 +90,7 @@ class UnitsFile:
                 of_median, kinds = self.people.of_median(int(face)), records["kind"][own]
                 # One by one: copies of all would be as large as the file.
                 for j, kept in enumerate(records["kept"].T):
-                    model = self.people.model
-                    kept[own] = finish_output(model, j, kept[own], kinds, of_median[j])
+                    kept[own] = finish_output(self.people.model, j, kept[own], kinds, of_median[j])
         # Not beside the table as other outputs are, since the table may be beside its place.
         with (
             replacing(self._final, lock=False) as part,
