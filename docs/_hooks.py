@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "models/README.md", "LICENSE", "examples/*")
-RESULTS = ("experiments/**/*.md", "experiments/**/*.png")
+RESULTS = ("experiments/**/*.md", "experiments/**/*.png", "experiments/**/requirements.txt")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
