@@ -346,7 +346,7 @@ def text(numbers: dict[str, Any]) -> str:
             for key in cost["ratio"]
         ]
         parts.append(
-            f"## Cost, {name}\n\nA batch of {BATCH} faces, one after the other; value and "
+            f"## Cost, {name}\n\nA batch of {BATCH} faces; value and "
             "gradient with respect to all of the experts' parameters (asked: at most 6 times the "
             "forward fit, and rematerialised a third of the unrolled memory):\n\n"
             + table(["", "ms a face", "times forward", "temporaries, MB"], rows)
