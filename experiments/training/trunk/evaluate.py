@@ -144,7 +144,7 @@ PULL = 0.15
 
 
 def pulled(faces: Faces) -> Faces:
-    """One corner of the mouth pulled down the face by 15 % of the eye distance, as where a side of a
+    """A corner of the mouth pulled down the face by 15 % of the eye distance, as where a side of a
     face is paralysed; what is around it follows."""
     images, points = [], faces.points.copy()
     for face, (image, p) in enumerate(zip(faces.images, faces.points, strict=True)):
