@@ -6,6 +6,7 @@ the schedule over scales, "OpenFace: an open source facial behavior analysis too
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -187,7 +188,7 @@ def _fit_scales(
 
         first, *others = group
         # Without a loop: XLA's convolutions are ten times slower in one, backwards.
-        steps = one_scale if others else partial(one_scale, scale=_known(first))
+        steps: Callable[..., Any] = one_scale if others else partial(one_scale, scale=_known(first))
         if params.derivatives == "rematerialised":
             steps = jax.checkpoint(steps)
         if others:
