@@ -366,8 +366,10 @@ def test_labels_lie_where_faces_do(monkeypatch):
     assert checked >= 10
 
 
-def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch):
-    """A white square is a mistake: it is seen as large as faces are, and no label lies on it."""
+@pytest.mark.parametrize("faces", [True, False])
+def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch, faces):
+    """A white square is a mistake: it is seen as large as faces are, and no label lies on it, be
+    it in an image with a face or in one without."""
     monkeypatch.setattr("experiments.detector.examples.worsened", lambda image, _: image)
     monkeypatch.setattr("experiments.detector.examples.HARD", 1.0)
     monkeypatch.setattr(Examples, "_hide", lambda *_: None)
@@ -379,7 +381,8 @@ def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch):
     nothing = np.zeros((0, 4))
     source = Source.of(Picture(grey, points, nothing, nothing))
     flat = Source.of(Picture(np.zeros((50, 50), np.uint8), None, nothing, nothing))
-    make = Examples([source], [flat], [(source, np.array([610.0, 600, 20, 20]))])
+    place = source if faces else Source.of(Picture(grey, None, nothing, nothing))
+    make = Examples([source], [flat], [(place, np.array([610.0, 600, 20, 20]))])
     checked = 0
     for number in range(100):
         image, labels = make(0, np.random.default_rng(number))
