@@ -23,7 +23,7 @@ from jclnf.files import bundled_file
 from jclnf.params import to_device
 from jclnf.runtime import check_process, kept
 
-MIN_SCORE = 0.67
+MIN_SCORE = 0.69
 """Score from which a detection is a face; see experiments/detector."""
 SMALLEST = 16.0
 """Side in pixels to which the smallest face is reduced."""
@@ -40,7 +40,7 @@ _LARGEST = 150.0
 _AGAIN = 40.0
 """Side in pixels from which faces are looked for in the smaller ones: somewhat less than a `_STEP`
 of the largest, so that none is lost between."""
-_SURE = 0.9
+_SURE = 0.8
 """Score from which a detection is not looked at again; under it its score is the mean of the first
 and of what the second looks, as it is and mirrored, give on average."""
 _DOUBT = 0.15
