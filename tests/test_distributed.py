@@ -64,7 +64,7 @@ def somewhere(request, monkeypatch):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("ray")
 def test_work_whose_process_is_killed_is_begun_again(tmp_path):
     """A few times; all other work is done once, by processes of one thread each."""

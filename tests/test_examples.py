@@ -2,6 +2,8 @@
 
 import functools
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -120,6 +122,34 @@ def test_the_table_in_pandas(run, folder):
     assert "12 frames, faces in 12 of them" in printed
     table = pd.read_csv(folder / "videos" / "clip.csv")
     assert list(table["face_id"].unique()) == [0]
+
+
+@pytest.mark.skipif(shutil.which("Rscript") is None, reason="needs R")
+def test_the_table_in_r(tmp_path, rng):
+    """Two faces, of which one is lost for a while, and a frame without one."""
+    names = [f"{axis}_{i}" for i in range(68) for axis in "xy"]
+    table = pd.DataFrame(rng.uniform(100, 300, (8, len(names))), columns=names)
+    table.insert(0, "frame", [1, 1, 2, 2, 3, 3, 4, 5])
+    table.insert(1, "face_id", [0, 1, 0, 1, 0, 1, 0, np.nan])
+    table.insert(2, "success", [1, 1, 1, 0, 1, 1, 1, 0])
+    table.insert(3, "pose_Ry", np.radians(rng.uniform(-30, 30, 8)))
+    table.loc[table["success"] == 0, ["pose_Ry", *names]] = np.nan
+    table.to_csv(tmp_path / "table.csv", index=False)
+    program = ["Rscript", str(EXAMPLES / "10_table.R"), str(tmp_path / "table.csv")]
+    printed = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    lines = printed.splitlines()
+    assert lines[0] == "5 frames, faces in 4 of them"
+    seen = table[table["success"] == 1]
+    yaw = np.degrees(seen["pose_Ry"])
+    found = [float(word) for word in lines[1].split() if word[-1].isdigit()]
+    np.testing.assert_allclose(found, [yaw.min(), yaw.max()], atol=0.051)
+
+    def opening(first, second):
+        return np.hypot(*(seen[f"{axis}_{first}"] - seen[f"{axis}_{second}"] for axis in "xy"))
+
+    mouths = (opening(62, 66) / opening(36, 45)).groupby(seen["face_id"]).mean()
+    found = [float(line.split()[-1]) for line in lines[-2:]]
+    np.testing.assert_allclose(found, mouths, rtol=1e-5)
 
 
 def test_an_export(run, folder):

@@ -50,16 +50,21 @@ def precisions(tree) -> set[type]:
 
 FINER = {"windows": (0, 7)}
 """One scale of two, which is traced in half the time."""
+ALL = {
+    "arithmetic": "openface",
+    "derivatives": "rematerialised",
+    "parts": True,
+    "uncertainty": True,
+}
+"""Whatever settings add to a fit, at once."""
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        FINER | {"arithmetic": "openface"},
         FINER | {"derivatives": "implicit"},
-        FINER | {"uncertainty": True, "derivatives": "rematerialised"},
-        FINER | {"parts": True},
+        FINER | ALL,
     ],
     ids=str,
 )

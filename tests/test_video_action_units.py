@@ -121,7 +121,7 @@ def test_as_openface_fills_it_frames_without_a_face_have_action_units_too(
     settings, model, clip, whole, tmp_path
 ):
     """Averages over frames reach into those where the face was not seen."""
-    asked = dataclasses.replace(settings, openface_csv=True)
+    asked = dataclasses.replace(settings, openface_csv=True, arithmetic="exact")
     assert not process_video(asked, model, clip, tmp_path, "face").problems
     rows, before = table_of(tmp_path / "face.csv"), table_of(whole / "face.csv")
     for row, other in zip(rows, before, strict=True):
@@ -132,6 +132,18 @@ def test_as_openface_fills_it_frames_without_a_face_have_action_units_too(
     intensities = np.array([[float(row[name]) for name in COLUMNS[:2]] for row in rows])
     assert intensities[2].any(), "next to the first frame with a face"
     assert not intensities[:2].any()
+
+
+@pytest.mark.parametrize(
+    ("openface_csv", "asked", "used"),
+    [(False, None, None), (True, None, "openface"), (True, "exact", "exact")],
+)
+def test_openfaces_table_is_of_openfaces_arithmetic(
+    settings, model, clip, tmp_path, openface_csv, asked, used
+):
+    """Unless another one is asked for."""
+    asked = dataclasses.replace(settings, openface_csv=openface_csv, arithmetic=asked)
+    assert Run(asked, model, open_source(clip), tmp_path, "face").settings.arithmetic == used
 
 
 def test_frames_without_a_row_count_all_the_same(settings, model, clip, whole, tmp_path):

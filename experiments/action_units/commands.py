@@ -175,7 +175,7 @@ def main() -> None:
         out = Path(folder)
         for clip in CLIPS:
             file = str(OPENFACE / "samples" / f"{clip}.wmv")
-            options = ("--out", str(out), "--one", "--no-plot", "--arithmetic", "openface")
+            options = ("--out", str(out), "--one", "--no-plot")
             command("video", file, *options, *DETECTORS)
             found = read(out / f"{clip}.csv", dynamic.columns)
             expected = read(RECORDED / f"FeatureExtraction_dyn_{clip}.csv", dynamic.columns).units

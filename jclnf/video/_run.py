@@ -109,6 +109,8 @@ class Run:
         if settings.detector is None and settings.boxes is None:
             name = default_name(settings.model, openface=settings.openface_csv)
             settings = dataclasses.replace(settings, detector=name)
+        if settings.arithmetic is None and settings.openface_csv and model.start is None:
+            settings = dataclasses.replace(settings, arithmetic="openface")
         self.settings, self.model, self.source = settings, model, source
         self.out, self.stem = out, stem
         self.camera = Camera.assumed(*source.size, settings.focal, settings.centre)

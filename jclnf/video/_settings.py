@@ -143,7 +143,8 @@ class Settings:
     openface_csv: Annotated[
         bool,
         "the table as OpenFace fills it: a face that is lost has the numbers of its failed fit, "
-        "and a frame without a face zeros (with --one) or no row",
+        "and a frame without a face zeros (with --one) or no row; an OpenFace model is fitted in "
+        "OpenFace's arithmetic (unless --arithmetic says otherwise)",
         _RESULTS,
     ] = False
     csv_spaces: Annotated[SpacesOption, _RESULTS] = False
