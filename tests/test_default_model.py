@@ -9,6 +9,8 @@ import skimage.data
 from conftest import REPOSITORY
 
 import jclnf
+from experiments.training.trunk.evaluate import followed, pulled
+from experiments.training.trunk.faces import Faces
 from jclnf.annotations import BoxTable
 from jclnf.evaluation import face_errors
 from jclnf.images import read_image
@@ -75,6 +77,16 @@ def test_inexact_boxes_lead_to_the_same_place(model, grey):
         box = (x + dx - (zoom - 1) * w / 2, y + dy - (zoom - 1) * h / 2, zoom * w, zoom * h)
         moved = np.asarray(fitted(model, grey, box).landmarks)
         assert np.linalg.norm(moved - exact, axis=1).mean() < 0.025 * EYE_DISTANCE
+
+
+def test_a_corner_of_the_mouth_is_followed_on_its_own(model, grey):
+    """As in a face of which one side is paralysed: the other corner stays."""
+    before = np.asarray(fitted(model, grey, BOX).landmarks)
+    face = Faces(["astronaut"], [grey], before[None], np.array([BOX]))
+    after = np.asarray(fitted(model, pulled(face).images[0], BOX).landmarks)
+    (part,) = followed(before[None], after[None], face)
+    assert 0.75 < part < 1.15
+    assert np.linalg.norm(after[48] - before[48]) < 0.04 * EYE_DISTANCE
 
 
 def test_a_mirrored_photograph_has_mirrored_landmarks(model, grey):

@@ -22,9 +22,10 @@ KERNEL_WIDTH = (8.0, 8.0)
 SOFTNESS = 10.0
 ITERATIONS = 3
 FREEDOM = 0.5
-OPENINGS = (37, 38, 40, 41, 43, 44, 46, 47, *range(60, 68))
-"""Landmarks of lids and of the inner lips: they go all of the way to where the finer networks have
-them, since what a shape model says of an opening is nearer to the mean of all faces."""
+OPENINGS = (37, 38, 40, 41, 43, 44, 46, 47, 48, 54, *range(60, 68))
+"""Landmarks of lids, inner lips and corners of the mouth: they go all of the way to where the finer
+networks have them, since what a shape model says of an opening is nearer to the mean of all faces,
+and of a crooked mouth nearer to a straight one."""
 
 
 def assembled(
