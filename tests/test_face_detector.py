@@ -139,24 +139,27 @@ def test_what_is_doubtful_is_looked_at_in_the_middle_of_a_small_image(side, x):
         assert abs(columns.max() - 59) <= near
 
 
-def test_the_score_of_what_is_doubtful_is_the_mean_of_two_looks(monkeypatch):
-    images = np.zeros((2, 300, 300), np.uint8)
+def test_what_is_doubtful_is_looked_at_once_more_as_it_is_and_mirrored(monkeypatch, rng):
+    images = rng.integers(0, 256, (2, 300, 300), np.uint8)
     rows = [[20.0, 30, 40, 40, 0.6], [100, 100, 50, 50, 0.9], [9, 99, 20, 30, 0.7]]
     found = [np.array(rows), np.array([[50.0, 60, 20, 20, 0.5], [0, 0, 30, 30, 0.75]])]
 
     def seen(_, views):
-        assert views.shape == (4, 96, 96)
-        answers = np.zeros((4, 2, 5))
+        assert views.shape == (8, 96, 96)
+        assert views.any(axis=(1, 2)).all()
+        np.testing.assert_array_equal(views[4:], views[:4, :, ::-1])
+        answers = np.zeros((8, 2, 5))
         middle = [47.5 - 12, 47.5 - 12, 24, 24]
         answers[:, 0] = [*middle, 0.4]
+        answers[4:, 0, 4] = 0.6
         answers[:, 1] = [5, 5, 24, 24, 0.95]  # of something else
         answers[3, 0, 2:4] = 90  # as the first one of the next image is, which has no face
         return answers
 
     monkeypatch.setattr(module, "_seen", seen)
     module._reconsider(images, found)
-    np.testing.assert_allclose(found[0][:, 4], [0.5, 0.9, 0.55])
-    np.testing.assert_allclose(found[1][:, 4], [0.45, 0.375])
+    np.testing.assert_allclose(found[0][:, 4], [0.55, 0.9, 0.6])
+    np.testing.assert_allclose(found[1][:, 4], [0.5, 0.525])
 
 
 def test_a_low_least_score_does_not_make_every_cell_a_face(astronaut):
@@ -366,8 +369,10 @@ def test_labels_lie_where_faces_do(monkeypatch):
     assert checked >= 10
 
 
-def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch):
-    """A white square is a mistake: it is seen as large as faces are, and no label lies on it."""
+@pytest.mark.parametrize("faces", [True, False])
+def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch, faces):
+    """A white square is a mistake: it is seen as large as faces are, and no label lies on it, be
+    it in an image with a face or in one without."""
     monkeypatch.setattr("experiments.detector.examples.worsened", lambda image, _: image)
     monkeypatch.setattr("experiments.detector.examples.HARD", 1.0)
     monkeypatch.setattr(Examples, "_hide", lambda *_: None)
@@ -379,7 +384,8 @@ def test_places_of_mistakes_are_shown_large_and_are_no_faces(monkeypatch):
     nothing = np.zeros((0, 4))
     source = Source.of(Picture(grey, points, nothing, nothing))
     flat = Source.of(Picture(np.zeros((50, 50), np.uint8), None, nothing, nothing))
-    make = Examples([source], [flat], [(source, np.array([610.0, 600, 20, 20]))])
+    place = source if faces else Source.of(Picture(grey, None, nothing, nothing))
+    make = Examples([source], [flat], [(place, np.array([610.0, 600, 20, 20]))])
     checked = 0
     for number in range(100):
         image, labels = make(0, np.random.default_rng(number))

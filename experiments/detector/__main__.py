@@ -1,13 +1,14 @@
 """Train the face detector, or compare it with others.
 
 python -m experiments.detector train --run-dir DIR
-python -m experiments.detector train --run-dir DIR2 --begin DIR
+python -m experiments.detector train --run-dir DIR2 --begin DIR [--empty PHOTOGRAPHS]
 python -m experiments.detector export DIR FILE.safetensors
 python -m experiments.detector evaluate
 """
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ TURN, RATE = 0.025, 1.5e-3
 AGAIN = 0.6
 """Of these where it learns from its mistakes."""
 EPOCHS = 21, 12
+MANY = 4000
+"""Drawings in which mistakes are looked for."""
 
 
 def arguments() -> argparse.Namespace:
@@ -32,6 +35,9 @@ def arguments() -> argparse.Namespace:
     train.add_argument("--run-dir", type=Path, required=True, help="checkpoints, labels, weights")
     train.add_argument(
         "--begin", type=Path, help="run whose weights go on learning, from their mistakes"
+    )
+    train.add_argument(
+        "--empty", type=Path, help="folder with the photographs that without_faces.txt names"
     )
     train.add_argument("--epochs", type=int)
     train.add_argument("--batch", type=int, default=32)
@@ -75,8 +81,11 @@ def train(args: Any) -> None:
         drawn,
         lettered,
         mistakes,
+        mistakes_in,
+        photographs_without,
         pictures,
         textures,
+        things,
     )
     from experiments.training.trunk.train import Schedule
     from experiments.training.trunk.train import train as run
@@ -86,14 +95,19 @@ def train(args: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def read(part: str, source: str) -> list[Picture]:
-        return pictures(part, source, (args.begin or folder) / f"{source} {part}.npz")
+        name = f"{source} {part}.npz"
+        if args.begin and not (folder / name).exists():
+            shutil.copyfile(args.begin / name, folder / name)
+        return pictures(part, source, folder / name)
 
     photographs, frames = (read("train", source) for source in ("photographs", "faces"))
     held = {source: read("held out", source) for source in ("photographs", "faces")}
     nothing = np.zeros((0, 4))
     empty = [*textures(), *drawn(160, args.seed)]
     if args.begin:
-        empty += [*drawn(140, args.seed + 2), *lettered(300, args.seed)]
+        empty += [*drawn(140, args.seed + 2), *lettered(300, args.seed), *things(100, args.seed)]
+    if args.empty:
+        empty += photographs_without(args.empty)
     # Photographs, of more people and with corrected landmarks, twice.
     sources = [Source.of(picture) for picture in [*photographs, *frames]]
     hard = []
@@ -101,6 +115,13 @@ def train(args: Any) -> None:
         of = [("photographs", photographs), ("faces", frames)]
         places = [p for n, ps in of for p in mistakes(n, ps, folder / f"{n} mistakes.npz")]
         hard = [(s, box) for s, boxes in zip(sources, places, strict=True) for box in boxes]
+        many = [*empty, *drawn(MANY, args.seed + 3), *lettered(MANY // 8, args.seed + 3)]
+        many += things(MANY // 2, args.seed + 3)
+        places = mistakes_in(many, folder / "drawings mistakes.npz")
+        for image, boxes in zip(many, places, strict=True):
+            if len(boxes):
+                source = Source.of(Picture(image, None, nothing, nothing))
+                hard += [(source, box) for box in boxes]
     sources += sources[: len(photographs)]
     without = [Source.of(Picture(image, None, nothing, nothing)) for image in empty]
     make = Examples(sources, without, hard)

@@ -51,7 +51,7 @@ class Examples:
     Args:
         sources: with an annotated face each.
         empty: without faces.
-        hard: boxes `(4,)` in sources that a detector took for faces.
+        hard: boxes `(4,)` in sources of either kind that a detector took for faces.
     """
 
     def __init__(
@@ -121,15 +121,15 @@ class Examples:
         x0, y0, x1, y1 = tile
         picture = source.picture
         h, w = picture.grey.shape
-        if picture.points is None:
+        if box is not None:
+            middle, zoom = box[:2] + box[2:] / 2, size / float(np.sqrt(np.prod(box[2:])))
+        elif picture.points is None:
             middle = np.array([rng.uniform(0, w), rng.uniform(0, h)])
             zoom = float(np.exp(rng.uniform(np.log(0.3), np.log(1.6))))
         else:
             low, high = picture.points.min(0), picture.points.max(0)
             middle, zoom = (low + high) / 2, size / float(np.sqrt(np.prod(high - low)))
-            if box is not None:
-                middle, zoom = box[:2] + box[2:] / 2, size / float(np.sqrt(np.prod(box[2:])))
-            elif elsewhere:
+            if elsewhere:
                 zoom = float(np.exp(rng.uniform(np.log(zoom / 2), np.log(max(zoom, 1.0)))))
                 middle = np.array([rng.uniform(0, w), rng.uniform(0, h)])
         degrees = rng.normal(0, 12) if rng.random() < 0.65 else rng.uniform(-68, 68)

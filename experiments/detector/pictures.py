@@ -22,7 +22,7 @@ SURE, DOUBTFUL = 0.7, 0.3
 """Scores from which a detection of YuNet's is a face, and from which it may be one."""
 SMALLEST = 8.0
 """Side in pixels of the smallest faces that YuNet is asked for."""
-MISTAKEN, FACELESS = 0.5, 0.1
+MISTAKEN, FACELESS = 0.4, 0.1
 """Score from which a detection beside all faces is a mistake to learn from, where YuNet has none
 from the second."""
 PARTS = ("train", "held out", "val", "test")
@@ -152,6 +152,15 @@ def _shared(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.prod(np.maximum(sides, 0)) / min(np.prod(a[2:]), np.prod(b[2:])))
 
 
+def mistakes_in(images: list[np.ndarray], file: Path) -> list[np.ndarray]:
+    """The same for images without faces; no annotation and no YuNet are asked."""
+    if not file.exists():
+        ours = FaceDetector(min_score=MISTAKEN)
+        np.savez(file, **{str(n): ours(image, min_face=12.0) for n, image in enumerate(images)})
+    with np.load(file) as arrays:
+        return [arrays[str(n)] for n in range(len(images))]
+
+
 LEARNED_TEXTURES = (
     *("brick.png", "gravel.png", "chelsea.png", "coins.png", "page.png", "moon.png", "ihc.png"),
     *("motorcycle_left.png", "hubble_deep_field.jpg", "color.png"),
@@ -165,6 +174,25 @@ def textures(names: tuple[str, ...] = LEARNED_TEXTURES) -> list[np.ndarray]:
 
     folder = Path(skimage.data.__file__).parent
     return [read_image(folder / name) for name in names]
+
+
+WITHOUT_FACES = Path(__file__).with_name("without_faces.txt")
+"""Names of photographs in which somebody looked for faces of people and animals: none has any."""
+_LONGEST = 900
+"""Longer side in pixels to which these are reduced."""
+
+
+def photographs_without(folder: Path) -> list[np.ndarray]:
+    """Grey images of the photographs of `WITHOUT_FACES` in a folder."""
+    found = []
+    for name in WITHOUT_FACES.read_text().splitlines():
+        grey = read_image(folder / name)
+        part = _LONGEST / max(grey.shape)
+        if part < 1:
+            size = [max(1, round(n * part)) for n in grey.shape[::-1]]
+            grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+        found.append(grey)
+    return found
 
 
 _LETTERS = "".join(map(chr, (*range(33, 127), *range(0xA1, 0x17F), *range(0x391, 0x44F))))
@@ -265,3 +293,57 @@ def _drawing(rng: np.random.Generator) -> np.ndarray:
                 ink = int(rng.integers(0, 120))
                 cv2.ellipse(image, mark, axes, float(rng.uniform(0, 180)), 0, 360, ink, -1)
     return image
+
+
+def things(count: int, seed: int) -> Iterator[np.ndarray]:
+    """Grey images of shaded bodies with marks in rings, rows or anywhere: dials, buttons, sockets,
+    wheels, boxes."""
+    for number in range(count):
+        yield _things(np.random.default_rng([seed, number, 2]))
+
+
+def _things(rng: np.random.Generator) -> np.ndarray:
+    h, w = rng.integers(200, 500, 2).tolist()
+    y, x = np.mgrid[:h, :w].astype(np.float32)
+    cell = int(rng.choice([3, 9, 30]))
+    noise = rng.standard_normal((h // cell + 2, w // cell + 2)).astype(np.float32)
+    image = rng.uniform(20, 235) + rng.uniform(0, 30) * cv2.resize(noise, (w, h))
+    for _ in range(rng.integers(1, 9)):
+        middle, r = rng.uniform(0, (w, h)), float(np.exp(rng.uniform(np.log(10), np.log(110))))
+        sides = r * rng.uniform(0.7, 1.3, 2)
+        mask = np.zeros((h, w), np.uint8)
+        turn = float(rng.uniform(0, 180))
+        if rng.random() < 0.5:
+            cv2.ellipse(mask, middle.astype(int).tolist(), sides.astype(int).tolist(), turn, 0, 360,
+                        255, -1)  # fmt: skip
+        else:
+            angles = np.deg2rad(turn) + np.linspace(0, 2 * np.pi, int(rng.integers(3, 9)))[:-1]
+            corners = middle + sides * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+            cv2.fillPoly(mask, [corners.astype(np.int32)], 255)
+        light, slope = rng.uniform(40, 240), rng.normal(0, 0.6 * 60 / r, 2)
+        shade = light + slope[0] * (x - middle[0]) + slope[1] * (y - middle[1])
+        if rng.random() < 0.4:
+            distance = ((x - middle[0]) / sides[0]) ** 2 + ((y - middle[1]) / sides[1]) ** 2
+            shade -= rng.uniform(-30, 60) * distance
+        image = np.where(mask > 0, shade, image)
+        canvas = np.zeros((h, w), np.uint8)
+        for at in _places(rng) * sides + middle:
+            axes = np.maximum(rng.uniform(0.04, 0.22, 2) * r, 1).astype(int).tolist()
+            cv2.ellipse(canvas, at.astype(int).tolist(), axes, float(rng.uniform(0, 180)), 0, 360,
+                        255, int(rng.choice([-1, -1, 1, 2])))  # fmt: skip
+        image = np.where(canvas > 0, light + rng.choice([-1, 1]) * rng.uniform(30, 150), image)
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 3)) if rng.random() < 0.6 else image
+
+
+def _places(rng: np.random.Generator) -> np.ndarray:
+    """Where marks are in a body, `(k, 2)`, in halves of its sides."""
+    count, kind = int(rng.integers(1, 10)), rng.random()
+    if kind < 0.3:
+        angles = rng.uniform(0, 2 * np.pi) + np.arange(count) * (2 * np.pi / count)
+        return rng.uniform(0.3, 0.8) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    if kind < 0.5:
+        across, down = rng.integers(1, 4, 2)
+        rows = np.mgrid[:across, :down].reshape(2, -1).T - np.array([across - 1, down - 1]) / 2
+        return rng.uniform(0.25, 0.5, 2) * rows
+    return rng.normal(0, 0.4, (count, 2))

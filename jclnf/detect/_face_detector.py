@@ -4,7 +4,7 @@ The network (`jclnf.detect._network`) knows faces of about 10 to 250 pixels. An 
 that the smallest face that is wanted has `SMALLEST` pixels; larger faces, whose surroundings it
 does not see as a whole, are looked for in a copy of a third of that, and so on. Images are padded
 to a few sizes, as a program is compiled for each. What is doubtful is looked at once more, as a
-face of `_AGAIN_AT` pixels in the middle of a small image.
+face of `_AGAIN_AT` pixels in the middle of a small image, and mirrored.
 """
 
 import functools
@@ -23,7 +23,7 @@ from jclnf.files import bundled_file
 from jclnf.params import to_device
 from jclnf.runtime import check_process, kept
 
-MIN_SCORE = 0.67
+MIN_SCORE = 0.69
 """Score from which a detection is a face; see experiments/detector."""
 SMALLEST = 16.0
 """Side in pixels to which the smallest face is reduced."""
@@ -41,7 +41,8 @@ _AGAIN = 40.0
 """Side in pixels from which faces are looked for in the smaller ones: somewhat less than a `_STEP`
 of the largest, so that none is lost between."""
 _SURE = 0.8
-"""Score from which a detection is not looked at again; under it its score is the mean of both."""
+"""Score from which a detection is not looked at again; under it its score is the mean of the first
+and of what the second looks, as it is and mirrored, give on average."""
 _DOUBT = 0.15
 """How far under the least score, or half of it, a detection may be to be looked at again."""
 _AGAIN_AT, _VIEW, _VIEWS = 24.0, 96, 4
@@ -240,14 +241,20 @@ def _reconsider(images: np.ndarray, found: list[np.ndarray]) -> None:
         views = np.zeros((_VIEWS, _VIEW, _VIEW), np.uint8)
         for n, (i, k) in enumerate(some):
             views[n] = _view(images[i], found[i][k, :4])
-        answers = np.asarray(_seen(_weights(), views), np.float64)
-        for (i, k), answer in zip(some, answers, strict=False):
-            away = np.abs(answer[:, :2] + answer[:, 2:4] / 2 - (_VIEW - 1) / 2)
-            size = np.sqrt(np.maximum(answer[:, 2] * answer[:, 3], 1e-6))
-            near = np.all(away < 0.25 * _AGAIN_AT, axis=1)
-            near &= np.abs(np.log(size / _AGAIN_AT)) < 0.5
-            again = max(answer[near, 4], default=0.0)
-            found[i][k, 4] = (found[i][k, 4] + again) / 2
+        both = np.concatenate([views, views[:, :, ::-1]])
+        answers = np.asarray(_seen(_weights(), both), np.float64)
+        likely = [_in_the_middle(answer) for answer in answers]
+        for (i, k), plain, mirrored in zip(some, likely, likely[_VIEWS:], strict=False):
+            found[i][k, 4] = (found[i][k, 4] + (plain + mirrored) / 2) / 2
+
+
+def _in_the_middle(answer: np.ndarray) -> float:
+    """The highest score of the boxes `(cells, 5)` of a view that are where its face should be."""
+    away = np.abs(answer[:, :2] + answer[:, 2:4] / 2 - (_VIEW - 1) / 2)
+    size = np.sqrt(np.maximum(answer[:, 2] * answer[:, 3], 1e-6))
+    near = np.all(away < 0.25 * _AGAIN_AT, axis=1)
+    near &= np.abs(np.log(size / _AGAIN_AT)) < 0.5
+    return float(max(answer[near, 4], default=0.0))
 
 
 def _view(grey: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -307,8 +307,11 @@ class PyramidExperts(WholeFaceExperts):
             return found
 
         found = coarse
-        if self.regions and any(self.refined):
+        if isinstance(scale, jax.core.Tracer):
             found = lax.cond(jnp.asarray(self.refined)[scale], refine, lambda: coarse)
+        elif self.refined[int(scale)]:
+            # Not as a branch: in one, XLA has slow convolutions for derivatives on CPUs.
+            found = refine()
         spread = LEAST_SPREAD * jnp.eye(2, dtype=landmarks.dtype)[None]
         return GaussianResponses(
             scaling * (found.mean - at), scaling**2 * found.covariance + spread

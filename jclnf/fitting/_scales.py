@@ -6,6 +6,8 @@ the schedule over scales, "OpenFace: an open source facial behavior analysis too
 
 import dataclasses
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -162,6 +164,12 @@ def _used(params: FitParams) -> list[int]:
     return [scale for scale, window in enumerate(params.windows) if window]
 
 
+def _known(scale: int) -> Int[Array, ""]:
+    """The number as an array that is no tracer, so that experts need no branch for other scales."""
+    with jax.ensure_compile_time_eval():
+        return jnp.array(scale)
+
+
 def _fit_scales(
     model: Model,
     image: Real[Array, "h w"],
@@ -178,15 +186,16 @@ def _fit_scales(
         ) -> tuple[_State, tuple[dict[str, Array], _Maps]]:
             return _fit_scale(model, image, params, state, scale, window)
 
+        first, *others = group
+        # Without a loop: XLA's convolutions are ten times slower in one, backwards.
+        steps: Callable[..., Any] = one_scale if others else partial(one_scale, scale=_known(first))
         if params.derivatives == "rematerialised":
-            one_scale = jax.checkpoint(one_scale)
-        alike = jnp.array(list(group))
-        if len(alike) > 1:
-            state, (trace, maps) = lax.scan(one_scale, state, alike)
+            steps = jax.checkpoint(steps)
+        if others:
+            state, (trace, maps) = lax.scan(steps, state, jnp.array([first, *others]))
             maps = jax.tree.map(lambda array: array[-1], maps)
         else:
-            # Without a loop: XLA's convolutions are ten times slower in one, backwards.
-            state, (trace, maps) = one_scale(state, alike[0])
+            state, (trace, maps) = steps(state)
             trace = jax.tree.map(lambda array: array[None], trace)
         traces.append(trace)
     return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces), maps
@@ -204,7 +213,7 @@ def _with_implicit_derivatives(
         traces.append(trace)
     after, trace, _ = _fit_scales(held, pixels, settings, before, [last])
     traces.append(trace)
-    scale, window = jnp.array(last), params.windows[last]
+    scale, window = _known(last), params.windows[last]
     view = held.experts.nearest_view(scale, before.pose.rotation)
     # The windows stay where they are: only what the experts say in them changes.
     standing = dataclasses.replace(model, pdm=held.pdm)
