@@ -15,7 +15,6 @@ from jclnf.experts import initial_weights
 from jclnf.fitting import LearnedStart, start_shapes
 from jclnf.train import TrainConfig, distance, tune
 from jclnf.train._parametrisation import Parametrisation
-from jclnf.train._tune import _objective
 from jclnf.train._validation import map_chunks
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=5e-3)
@@ -202,19 +201,6 @@ def test_it_ends_without_progress_and_gives_back_the_best(face, faces):
     assert tuned.epoch == best["epoch"] == len(tuned.history) - 3
     if tuned.epoch == 0:
         np.testing.assert_allclose(tuned.params.kernel_width, params.kernel_width, rtol=1e-6)
-
-
-def test_a_step_compiles_no_fits_apart(face, monkeypatch):
-    """Derivatives through a function that is compiled apart are several times slower on a CPU."""
-    monkeypatch.setattr("jclnf.train._tune.fit_losses", lambda model, *_, **__: model.pdm.mean)
-    parametrisation = Parametrisation(face.model, "pdm")
-    program = jax.make_jaxpr(lambda learned: _objective(parametrisation, learned, {})[0])
-    apart = [
-        equation.params["name"]
-        for equation in program(parametrisation.free()).eqns
-        if "jaxpr" in equation.params
-    ]
-    assert "_losses" not in apart
 
 
 @pytest.mark.slow
