@@ -140,7 +140,7 @@ def tune(
         config,
         Progress("tuning", checkpoint, report, quiet),
         validate=lambda learned, _: float(
-            map_chunks(_compiled_losses, (parametrisation, learned), held_out).mean()
+            map_chunks(_losses, (parametrisation, learned), held_out).mean()
         ),
         patience=patience,
         convolutions=has_convolutions(model),
@@ -157,16 +157,12 @@ def _objective(parametrisation: Parametrisation, learned: Any, batch: Batch) -> 
     return _losses((parametrisation, learned), batch).mean(), None
 
 
+@eqx.filter_jit
 def _losses(tuned: tuple[Parametrisation, Any], batch: Batch) -> Array:
     parametrisation, learned = tuned
     moves_start = any(name.startswith("model.start.") for name in parametrisation.names)
     model, offset = parametrisation.model(learned), learned.get("offset", 0.0)
     return fit_losses(model, batch, offset, moves_start=moves_start)
-
-
-_compiled_losses = eqx.filter_jit(_losses)
-"""Not for the objective: derivatives through a function that is compiled apart, within the program
-of a step, take eight times as long on a CPU where there are convolutions."""
 
 
 @dataclasses.dataclass(frozen=True)
