@@ -67,7 +67,6 @@ def train_end_to_end(
         progress,
         validate=lambda learned, _: validate(parametrisation.model(learned)),
         patience=patience,
-        convolutions=has_convolutions(model),
     )
     return parametrisation.model(found.learned if patience is None else found.best)
 

@@ -17,7 +17,6 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array
 
 from jclnf.errors import TrainingError
-from jclnf.fitting import one_by_one
 from jclnf.params import to_device
 from jclnf.runtime import Meter
 from jclnf.train._checkpoint import load_checkpoint, save_checkpoint
@@ -108,7 +107,6 @@ def train(
     averages: Any = None,
     validate: Callable[[Any, Any], float] | None = None,
     patience: int | None = None,
-    convolutions: bool = False,
 ) -> Trained:
     """Minimise an objective over epochs of examples made on the host.
 
@@ -125,9 +123,6 @@ def train(
         averages: arrays of which running averages are kept, as the objective returns them.
         validate: of what is learned and averaged, a figure that is better the smaller it is.
         patience: end after so many epochs without a smaller figure.
-        convolutions: whether gradients pass through fits into convolutions. On a CPU those take six
-            times as long in a program for several devices, so one has the whole batch; gradients
-            of a network alone do not.
 
     Raises:
         TrainingError: the loss is not finite any more, the checkpoint cannot be used, or there are
@@ -147,9 +142,7 @@ def train(
         if progress.checkpoint is not None:
             save_checkpoint(progress.checkpoint, state, history)
 
-    devices = jax.local_devices()
-    devices = devices[:1] if convolutions and one_by_one() else devices
-    step = _Step(objective, optimiser, config.batch_size, devices)
+    step = _Step(objective, optimiser, config.batch_size, jax.local_devices())
     state = jax.device_put(state, step.first)
     while True:
         last = history[-1]

@@ -16,7 +16,7 @@ from jclnf.errors import AnnotationError, TrainingError
 from jclnf.fitting import Model, crops_of_one_size, fit_from, likelihood_of, map_faces
 from jclnf.geometry import pose_from_box
 from jclnf.params import FitParams
-from jclnf.train._end_to_end import fit_losses, has_convolutions
+from jclnf.train._end_to_end import fit_losses
 from jclnf.train._examples import Batch, Example
 from jclnf.train._loop import History, Progress, TrainConfig, best_epoch, train
 from jclnf.train._parametrisation import Bounds, Parametrisation
@@ -143,7 +143,6 @@ def tune(
             map_chunks(_losses, (parametrisation, learned), held_out).mean()
         ),
         patience=patience,
-        convolutions=has_convolutions(model),
     )
     return TuneResult(
         parametrisation.model(trained.best),
