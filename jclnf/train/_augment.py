@@ -3,6 +3,10 @@
 import cv2
 import numpy as np
 
+NIGHT = 0.15
+"""Chance of an image by night."""
+_DARKEST, _NOISE = 0.06, (1.0, 8.0)
+
 
 def augment(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """An image `(h, w)` uint8 under other light, less sharp, noisy, compressed, partly hidden.
@@ -29,6 +33,8 @@ def augment(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = _hidden(image, rng)
     if rng.random() < 0.4:
         image = image + rng.normal(0, rng.uniform(1, 14), image.shape)
+    if rng.random() < NIGHT:
+        image = by_night(image, 2.0, rng)
     image = np.clip(image, 0, 255).astype(np.uint8)
     if rng.random() < 0.3:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(15, 70))]
@@ -36,6 +42,24 @@ def augment(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_GRAYSCALE)
         )
     return image
+
+
+def by_night(image: np.ndarray, coarsest: float, rng: np.random.Generator) -> np.ndarray:
+    """An image as a far camera in the dark shows it: coarse, with few grey levels, noisy.
+
+    Args:
+        image: `(h, w)` float32, grey levels 0-255.
+        coarsest: most pixels of the image to one of the camera's, along each side.
+        rng: how far, how dark and how noisy.
+    """
+    height, width = image.shape
+    factor = np.exp(rng.uniform(0, np.log(coarsest)))
+    size = (max(8, round(width / factor)), max(8, round(height / factor)))
+    light = np.exp(rng.uniform(np.log(_DARKEST), 0))
+    small = light * np.clip(cv2.resize(image, size, interpolation=cv2.INTER_AREA), 0, 255)
+    noise = rng.standard_normal(small.shape, np.float32) * rng.uniform(*_NOISE)
+    seen = np.clip(np.rint(small + noise), 0, 255).astype(np.float32)
+    return cv2.resize(seen, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _coarser(image: np.ndarray, factor: float) -> np.ndarray:

@@ -6,7 +6,11 @@ import cv2
 import numpy as np
 
 from experiments.training.trunk.frame import Frame, Similarity, cut
+from jclnf.train._augment import NIGHT, by_night
 from jclnf.train._faces import MIRROR_68
+
+SMALLEST = 12.0
+"""Eye distance, in pixels of the camera, of the smallest faces by night."""
 
 
 class Example(NamedTuple):
@@ -24,7 +28,7 @@ def example(
     crop, moved = cut(image, view, frame.side), view.inverse()(points)
     if rng.random() < 0.5:
         crop, moved = mirrored(crop, moved)
-    return Example(worsened(crop, rng), moved)
+    return Example(worsened(crop, frame.eyes, rng), moved)
 
 
 def mirrored(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,8 +53,14 @@ def random_view(points: np.ndarray, frame: Frame, rng: np.random.Generator) -> S
     return view.about(frame.middle, turn, side * complex(*rng.normal(0, shift, 2)))
 
 
-def worsened(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A crop as other cameras and other light would show it. Each change has its own chance."""
+def worsened(crop: np.ndarray, eyes: float, rng: np.random.Generator) -> np.ndarray:
+    """A crop as other cameras and other light would show it. Each change has its own chance.
+
+    Args:
+        crop: `(side, side)` uint8.
+        eyes: eye distance in its pixels.
+        rng: what is changed, and how much.
+    """
     side = len(crop)
     image = crop.astype(np.float32)
     if rng.random() < 0.25:
@@ -69,6 +79,8 @@ def worsened(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.25:
         noise = rng.standard_normal(image.shape, np.float32)
         image = image + np.float32(rng.uniform(1, 10)) * noise
+    if rng.random() < NIGHT:
+        image = by_night(image, eyes / SMALLEST, rng)
     for _ in range(rng.choice(3, p=(0.6, 0.25, 0.15))):
         size = rng.uniform(0.08, 0.4, 2) * side
         left, top = np.rint(rng.uniform(0, side, 2) - size / 2).astype(int)

@@ -53,6 +53,11 @@ class Frame(NamedTuple):
     def middle(self) -> complex:
         return complex(1, 1) * (self.side - 1) / 2
 
+    @property
+    def eyes(self) -> float:
+        """Distance in pixels of the outer corners of the mean face's eyes."""
+        return float(np.linalg.norm(self.mean[36] - self.mean[45]))
+
     def aligned(self, points: np.ndarray) -> Similarity:
         """The similarity that takes the mean face nearest to points of the image."""
         return nearest_similarity(self.mean, points)
