@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-NIGHT = 0.15
+NIGHT = 0.02
 """Chance of an image by night."""
 _DARKEST, _NOISE = 0.06, (1.0, 8.0)
 

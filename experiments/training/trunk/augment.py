@@ -28,7 +28,7 @@ def example(
     crop, moved = cut(image, view, frame.side), view.inverse()(points)
     if rng.random() < 0.5:
         crop, moved = mirrored(crop, moved)
-    return Example(worsened(crop, frame.eyes, rng), moved)
+    return Example(worsened(crop, rng, coarsest=frame.eyes / SMALLEST), moved)
 
 
 def mirrored(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,13 +53,15 @@ def random_view(points: np.ndarray, frame: Frame, rng: np.random.Generator) -> S
     return view.about(frame.middle, turn, side * complex(*rng.normal(0, shift, 2)))
 
 
-def worsened(crop: np.ndarray, eyes: float, rng: np.random.Generator) -> np.ndarray:
+def worsened(
+    crop: np.ndarray, rng: np.random.Generator, *, coarsest: float | None = None
+) -> np.ndarray:
     """A crop as other cameras and other light would show it. Each change has its own chance.
 
     Args:
         crop: `(side, side)` uint8.
-        eyes: eye distance in its pixels.
         rng: what is changed, and how much.
+        coarsest: by night, pixels of the crop to one of the camera's at most; never if not given.
     """
     side = len(crop)
     image = crop.astype(np.float32)
@@ -79,8 +81,8 @@ def worsened(crop: np.ndarray, eyes: float, rng: np.random.Generator) -> np.ndar
     if rng.random() < 0.25:
         noise = rng.standard_normal(image.shape, np.float32)
         image = image + np.float32(rng.uniform(1, 10)) * noise
-    if rng.random() < NIGHT:
-        image = by_night(image, eyes / SMALLEST, rng)
+    if coarsest is not None and rng.random() < NIGHT:
+        image = by_night(image, coarsest, rng)
     for _ in range(rng.choice(3, p=(0.6, 0.25, 0.15))):
         size = rng.uniform(0.08, 0.4, 2) * side
         left, top = np.rint(rng.uniform(0, side, 2) - size / 2).astype(int)

@@ -66,7 +66,7 @@ class Region(NamedTuple):
         eyes = abs(view.turn) * SIDE / self.width
         view = view.about(frame.middle, turn, eyes * complex(*rng.normal(0, SHIFT, 2)))
         at = view.inverse()(points[list(self.landmarks)])
-        return Example(worsened(cut(image, view, SIDE), frame.eyes, rng), at)
+        return Example(worsened(cut(image, view, SIDE), rng), at)
 
 
 EYE = Region("eye", 0.62, tuple(range(36, 42)), ((1, 5), (2, 4)))
