@@ -12,8 +12,6 @@ development data.
 
 import dataclasses
 import time
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import equinox as eqx
 import jax
 
 import jclnf
+from experiments.adaptation.night import FACE, LIGHT, NOISE, by_night, by_night_of, seed_of
 from experiments.common import (
     HOPPER_BOX,
     annotated,
@@ -38,12 +37,6 @@ from jclnf.train import TrainConfig, tune
 
 HERE = Path(__file__).resolve().parent
 
-FACE = 24.0
-"""Mean side of a face's box in pixels of the camera."""
-LIGHT = 0.1
-"""Share of the light that is left."""
-NOISE = 6.0
-"""Standard deviation of the camera's noise, in grey levels."""
 LEARNED, WATCHED = 1500, 120
 """Faces to learn from, and to choose the epoch by; both count twice, by night and by day."""
 CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=3e-3)
@@ -52,31 +45,6 @@ PARTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Parts of what was tuned that are mixed with what was there."""
 ASKED, ALLOWED = -15.0, 2.0
 """Change asked by night, and allowed by day, in %; the latter also where the mixture is chosen."""
-
-
-def by_night(image: Any, box: Any, seed: int) -> Any:
-    """A grey image as a far camera in the dark shows it, back at its own size.
-
-    Args:
-        image: `(h, w)` uint8.
-        box: of the face; it decides how coarse the camera sees.
-        seed: of the noise.
-    """
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    height, width = image.shape
-    factor = min(1.0, FACE / float(np.mean(box[2:])))
-    size = [max(8, round(factor * side)) for side in (width, height)]
-    small = LIGHT * cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    small = np.clip(np.rint(small + rng.normal(0, NOISE, small.shape)), 0, 255).astype(np.uint8)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def by_night_of(boxes: Any) -> Callable[[Path], Any]:
-    """Reads images by night, given their boxes; the noise is the same whenever one is read."""
-    return lambda path: by_night(read_image(path), boxes[path], seed_of(path.name))
 
 
 def mixed(model: jclnf.Model, tuned: jclnf.Model, part: float) -> jclnf.Model:
@@ -91,11 +59,6 @@ def mixed(model: jclnf.Model, tuned: jclnf.Model, part: float) -> jclnf.Model:
         for name in ("experts", "start")
     }
     return dataclasses.replace(model, **changes)
-
-
-def seed_of(name: str) -> int:
-    """The same noise for an image whenever it is read."""
-    return zlib.crc32(name.encode())
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import skimage.data
 import jclnf
 from experiments.common import command_line, hopper
 from jclnf import draw
-from jclnf.detect import HaarDetector
 
 HERE = Path(__file__).resolve().parent
 
@@ -25,7 +24,7 @@ def main() -> None:
     }
     for name, image in photographs.items():
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        box = HaarDetector()(grey)[0]
+        box = jclnf.detect.default()(grey)[0]
         crop = jclnf.crop(grey, box)
         result = jclnf.fit(model, crop.image, crop.box).shifted(crop.offset)
         x, y, w, h = box

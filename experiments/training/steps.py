@@ -1,10 +1,11 @@
-"""The accuracy after each step of the training, on the validation split.
+"""What each step of `jclnf train` brings, on the validation split.
 
-    python -m experiments.training.steps FOLDER MODEL [CCNF_EPOCHS]
+    jclnf train shared/faces/landmarks.csv --split train --out MODEL.safetensors
+    python -m experiments.training.steps MODEL.safetensors [CCNF_EPOCHS]
 
-FOLDER is the working folder of `experiments.training`, MODEL the model that it made. CCNF
-experts are trained here, by gradient descent, for as many epochs (default: 4), and put in the place
-of the trunk. Nothing is chosen by these figures.
+The training's folder, MODEL.training, is still needed. CCNF experts are trained here, by gradient
+descent, for as many epochs (default: 3), and put in the place of the trunk. Nothing is chosen by
+these figures.
 """
 
 import dataclasses
@@ -19,8 +20,8 @@ import numpy as np
 import jclnf
 from experiments.common import annotated, command_line, table, validation, write_results
 from experiments.training.ccnf import experts_of, train_ccnf
-from experiments.training.self_quotient import packed
-from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig
+from jclnf.images import read_image
+from jclnf.train import MIRROR_68, Faces, ShapeModel, TrainConfig, cut_out
 from jclnf.train._examples import COARSE, FINE
 from jclnf.train._faces import Posed
 
@@ -28,6 +29,13 @@ HERE = Path(__file__).resolve().parent
 
 CCNF_SCALINGS, CCNF_WINDOWS = (0.25, 0.35, 0.5), (11, 9, 7)
 """Reference pixels per millimetre and windows, as OpenFace's CCNF experts have them."""
+
+
+def training_faces() -> Faces:
+    """Those of the training split."""
+    crops = [cut_out(read_image(face.image), face.landmarks) for face in annotated("train")]
+    images, points = zip(*crops, strict=True)
+    return Faces(list(images), np.array(points))
 
 
 def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jclnf.Model:
@@ -52,12 +60,11 @@ def with_ccnf(model: jclnf.Model, faces: Faces, folder: Path, epochs: int) -> jc
 
 def main() -> None:
     parser = command_line(__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("model")
-    parser.add_argument("epochs", type=int, nargs="?", default=4, help="of the CCNF experts")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("epochs", type=int, nargs="?", default=3, help="of the CCNF experts")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    folder, epochs = args.folder, args.epochs
+    folder, epochs = args.model.with_suffix(".training"), args.epochs
     final = jclnf.load_model(args.model)
     before = jclnf.load_model(folder / "before_fit.safetensors")
     val, boxes = validation()
@@ -69,14 +76,14 @@ def main() -> None:
     steps = {
         "learned start alone": settings(before, weight_factor=nowhere, regularisation=1 / nowhere),
         f"+ CCNF experts by gradient descent, {epochs} epochs": with_ccnf(
-            before, packed(annotated("train")), folder, epochs
+            before, training_faces(), folder, epochs
         ),
         "+ trunk": before,
         "+ training through the fit": dataclasses.replace(final, readout=None),
         "+ readout": final,
         "the same, three iterations": settings(final, iterations=3),
         "the same, from 11 rotations": final,
-        "the bundled model, whose trunk was trained on plain images first": jclnf.load_model(),
+        "the bundled model, learned from photographs": jclnf.load_model(),
     }
     lines = []
     for name, model in steps.items():
