@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-NIGHT = 0.02
+_NIGHT = 0.15
 """Chance of an image by night."""
 _DARKEST, _NOISE = 0.06, (1.0, 8.0)
 
@@ -33,7 +33,7 @@ def augment(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = _hidden(image, rng)
     if rng.random() < 0.4:
         image = image + rng.normal(0, rng.uniform(1, 14), image.shape)
-    if rng.random() < NIGHT:
+    if rng.random() < _NIGHT:
         image = by_night(image, 2.0, rng)
     image = np.clip(image, 0, 255).astype(np.uint8)
     if rng.random() < 0.3:

@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     fine = commands.add_parser("fine", help="train the networks of eyes and mouth, likewise")
     fine.add_argument("--trunk", type=Path, help="trunk.npz (default: of the trunk's folder)")
     fine.add_argument("--region", choices=("eye", "mouth"), help="one of them alone")
-    for command, epochs in ((train, 60), (fine, 40)):
+    for command, epochs in ((train, 90), (fine, 40)):
         command.add_argument("--run-dir", type=Path, help="checkpoints, logs, weights")
         command.add_argument("--epochs", type=int, default=epochs)
         command.add_argument("--batch", type=int, default=32)

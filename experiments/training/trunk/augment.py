@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 
 from experiments.training.trunk.frame import Frame, Similarity, cut
-from jclnf.train._augment import NIGHT, by_night
+from jclnf.train._augment import by_night
 from jclnf.train._faces import MIRROR_68
 
+NIGHT = 0.02
+"""Chance of an image by night."""
 SMALLEST = 12.0
 """Eye distance, in pixels of the camera, of the smallest faces by night."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from experiments.adaptation.night import by_night, seed_of
 from experiments.common import table
 from experiments.training.trunk.faces import Faces, read_faces
 from experiments.training.trunk.fine import fine_landmarks
@@ -125,6 +126,15 @@ def lit(faces: Faces, gamma: float) -> Faces:
     return Faces(faces.names, [levels[image] for image in faces.images], faces.points, faces.boxes)
 
 
+def dark(faces: Faces) -> Faces:
+    """The photographs by night, from far away."""
+    images = [
+        by_night(image, tight_box(p), seed_of(name))
+        for name, image, p in zip(faces.names, faces.images, faces.points, strict=True)
+    ]
+    return Faces(faces.names, images, faces.points, faces.boxes)
+
+
 def covered(faces: Faces, seed: int = 0) -> Faces:
     """A fifth of each face's box behind a grey square at a random place within it."""
     images = []
@@ -183,6 +193,7 @@ VARIANTS = {
     "gamma 0.4": lambda faces: lit(faces, 0.4),
     "gamma 2.5": lambda faces: lit(faces, 2.5),
     "a fifth covered": covered,
+    "by night": dark,
 }
 
 
