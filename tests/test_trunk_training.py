@@ -43,7 +43,7 @@ from experiments.training.trunk.network import (
     normalising_layer,
     seen_as,
 )
-from experiments.training.trunk.train import Schedule, folded_mean, train
+from experiments.training.trunk.train import Schedule, train
 from jclnf.geometry import apply_similarity
 from jclnf.params import EXACT
 from jclnf.train._faces import MIRROR_68
@@ -281,8 +281,7 @@ def _dot(index, rng):
 
 
 def test_a_training_that_was_cut_short_ends_at_the_same_weights(tmp_path):
-    """It learns, too: the loss falls to a part of what it began with. The mean of its weights and
-    of three times these is twice them."""
+    """It learns, too: the loss falls to a part of what it began with."""
     schedule = Schedule(epochs=12, batch=8, rate=1e-2, warm=4, average=0.9)
     losses = []
     whole = train(SMALL, _dot, 64, schedule, report=lambda _, loss, *__: losses.append(loss))
@@ -294,12 +293,6 @@ def test_a_training_that_was_cut_short_ends_at_the_same_weights(tmp_path):
     assert losses[-1] < 0.5 * losses[0]
     for name, array in whole.items():
         np.testing.assert_array_equal(again[name], array, err_msg=name)
-    with np.load(checkpoint) as arrays:
-        larger = {name: arrays[name] if name == "about" else 3 * arrays[name] for name in arrays}
-    np.savez(tmp_path / "larger.npz", **larger)
-    mean = folded_mean(SMALL, [checkpoint, tmp_path / "larger.npz"], _dot, 64)
-    for name in ("maps.kernel", "maps.bias"):  # No normalisation is folded into these.
-        np.testing.assert_allclose(mean[name], 2 * whole[name], rtol=1e-6, err_msg=name)
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):

@@ -16,39 +16,18 @@ from experiments.common import REPOSITORY, command_line
 
 TRUNK = "experiments.training.trunk"
 MODES = 40
-CHECKPOINT = "checkpoint.npz"
-SEEDS = (1, 2)
-"""Of the trunk's trainings that begin where the first one ended; the model has their mean."""
-AGAIN = (TRUNK, "train", "--epochs", 30, "--turn", 0.02, "--rate", 1e-3, "--begin")
 
 
 def stages(folder: Path) -> list[tuple[Path, list[str]]]:
     """What each stage makes, and its command, in their order."""
     shape, start = folder / "shape" / f"shape_{MODES}.npz", folder / "start" / "start.npz"
-    first, fine = folder / "trunk", folder / "fine"
-    again = [folder / f"again{seed}" for seed in SEEDS]
-    trunk = folder / "mean" / "trunk.npz"
+    trunk, fine = folder / "trunk" / "trunk.npz", folder / "fine"
     plain, out = folder / "plain.safetensors", REPOSITORY / "models" / "default.safetensors"
     parts = ["--trunk", trunk, "--fine", fine, "--shape", shape, "--start", start]
     commands: list[tuple[Path, list[object]]] = [
         (shape, [f"{TRUNK}.shape", "--run-dir", shape.parent]),
         (start, [f"{TRUNK}.start", shape, "--run-dir", start.parent]),
-        (first / "trunk.npz", [TRUNK, "train", "--run-dir", first]),
-        *(
-            (run / "trunk.npz", [*AGAIN, first / CHECKPOINT, "--seed", seed, "--run-dir", run])
-            for seed, run in zip(SEEDS, again, strict=True)
-        ),
-        (
-            trunk,
-            [
-                TRUNK,
-                "train",
-                "--run-dir",
-                trunk.parent,
-                "--mean",
-                *(run / CHECKPOINT for run in again),
-            ],
-        ),
+        (trunk, [TRUNK, "train", "--run-dir", trunk.parent]),
         (fine / "mouth.npz", [TRUNK, "fine", "--run-dir", fine, "--trunk", trunk]),
         (plain, [TRUNK, "assemble", plain, *parts]),
         (out, [f"{TRUNK}.finish", plain, out]),

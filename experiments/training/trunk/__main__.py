@@ -7,7 +7,6 @@ python -m experiments.training.trunk evaluate DIR/trunk.npz DIR/trunk.npz+FINE M
 """
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -31,13 +30,6 @@ def arguments() -> argparse.Namespace:
     train.add_argument(
         "--split", type=int, default=2, choices=(1, 2), help="values a cell: squared"
     )
-    train.add_argument("--begin", type=Path, help="checkpoint whose averaged weights to begin with")
-    train.add_argument(
-        "--mean",
-        type=Path,
-        nargs="+",
-        help="no training: the mean of the weights in checkpoints that began at one",
-    )
     fine = commands.add_parser("fine", help="train the networks of eyes and mouth, likewise")
     fine.add_argument("--trunk", type=Path, help="trunk.npz (default: of the trunk's folder)")
     fine.add_argument("--region", choices=("eye", "mouth"), help="one of them alone")
@@ -45,8 +37,7 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--run-dir", type=Path, help="checkpoints, logs, weights")
         command.add_argument("--epochs", type=int, default=epochs)
         command.add_argument("--batch", type=int, default=32)
-        command.add_argument("--turn", type=float, default=0.04, help="largest step of a kernel")
-        command.add_argument("--rate", type=float, default=2e-3, help="Adam's, for all else")
+        command.add_argument("--rate", type=float, default=2e-3)
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--every", type=int, default=1, help="epochs from report to report")
         command.add_argument("--threads", type=int, default=1)
@@ -163,12 +154,11 @@ def run(
     landmarks: Callable[[Any], Any],
     truth: Any,
 ) -> None:
-    """Train one network, or take the mean of several trainings'; its weights and figures are in
-    the folder, after each epoch."""
+    """Train one network; its weights and figures are in the folder after each epoch."""
     from experiments.training.trunk.evaluate import measures
     from experiments.training.trunk.locate import Trained
     from experiments.training.trunk.network import Weights
-    from experiments.training.trunk.train import Schedule, folded_mean, train
+    from experiments.training.trunk.train import Schedule, train
 
     def report(epoch: int, loss: float, pace: float, weights: Weights) -> None:
         trained = Trained(network, weights, frame)
@@ -182,19 +172,9 @@ def run(
 
     before = "" if name == "trunk" else f"{name}_"
     checkpoint = folder / f"{before}checkpoint.npz"
-    if getattr(args, "mean", None):
-        report(0, math.nan, math.nan, folded_mean(network, args.mean, make, count))
-        return
-    schedule = Schedule(args.epochs, args.batch, args.turn, args.rate, seed=args.seed)
+    schedule = Schedule(args.epochs, args.batch, rate=args.rate, seed=args.seed)
     found = train(
-        network,
-        make,
-        count,
-        schedule,
-        checkpoint=checkpoint,
-        begin=getattr(args, "begin", None),
-        report=report,
-        every=args.every,
+        network, make, count, schedule, checkpoint=checkpoint, report=report, every=args.every
     )
     Trained(network, found, frame).save(folder / f"{name}.npz")
 

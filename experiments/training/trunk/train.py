@@ -284,24 +284,6 @@ def train(
     return folded_averages(network, state, make, count, schedule)
 
 
-def folded_mean(
-    network: Trainable,
-    checkpoints: list[Path],
-    make: Callable[[int, np.random.Generator], Example],
-    count: int,
-) -> Weights:
-    """The mean of the weights in checkpoints of trainings that began at one point, folded.
-
-    Such weights lie in one basin, and their mean is better than each (Wortsman et al., "Model
-    soups", ICML 2022).
-    """
-    schedule = Schedule(1)
-    state = initial_state(network, schedule, schedule.steps(count))
-    found = [averages_in(path, state["weights"]) for path in checkpoints]
-    mean = jax.tree.map(lambda *arrays: jnp.mean(jnp.stack(arrays), 0), *found)
-    return folded_averages(network, state | {"averaged": mean}, make, count, schedule)
-
-
 def folded_averages(
     network: Trainable,
     state: Any,
