@@ -2,7 +2,7 @@
 
     python -m experiments.training [FOLDER]
 
-Two hours on two idle cores. FOLDER keeps the checkpoints (default: jclnf/training in the user's
+An hour on one fast core, three on older ones. FOLDER keeps the checkpoints (default: jclnf/training in the user's
 cache folder); a run that was cut short goes on from them.
 """
 
