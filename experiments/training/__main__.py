@@ -2,8 +2,8 @@
 
     python -m experiments.training [FOLDER]
 
-An hour on one fast core, three on older ones. FOLDER keeps the checkpoints (default: jclnf/training in the user's
-cache folder); a run that was cut short goes on from them.
+An hour on one fast core, three on older ones. FOLDER keeps the checkpoints (default: jclnf/training
+in the user's cache folder); a run that was cut short goes on from them.
 """
 
 import subprocess
