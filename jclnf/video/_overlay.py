@@ -23,6 +23,8 @@ _CODECS = (
     ("mpeg4", {"qscale": "4", "flags": "qscale"}),
 )
 """Encoders, the first of which that there is is taken, and their options."""
+_AVX512 = 256
+"""OpenCV's number (`CV_CPU_AVX512_SKX`, without a name in Python) for processors with AVX-512."""
 
 _SOUND_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 """Samples a second that AAC can have."""
@@ -72,11 +74,15 @@ class _Writer:
 
     def __init__(self, path: Path, source: Source, begin: float) -> None:
         import av
+        import cv2
 
         self._av = av
         codec, options = next((one for one in _CODECS if one[0] in av.codecs_available), (None, {}))
         if codec is None:
             raise JclnfError(f"{path}: this FFmpeg can write neither H.264 nor MPEG-4")
+        if codec == "libx264" and cv2.checkHardwareSupport(_AVX512):
+            # With AVX-512, x264 encodes the same images to other files now and then.
+            options = options | {"x264-params": "asm=avx2"}
         self._stack = contextlib.ExitStack()
         # A file of our own, since FFmpeg does not report all errors.
         file = self._stack.enter_context(path.open("wb"))
