@@ -92,13 +92,6 @@ def no_file_beyond(size):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_the_same_overlay_is_the_same_file(table, tmp_path):
-    """Also where the processor has AVX-512, with which x264 by itself varies."""
-    clip = write_video(tmp_path / "clip.mkv", frames(40))
-    files = [overlay(table, clip, tmp_path / f"{k}.mp4").read_bytes() for k in range(3)]
-    assert files[0] == files[1] == files[2]
-
-
 @pytest.mark.parametrize("size", [4000, 12000])
 def test_half_an_overlay_is_removed(table, tmp_path, size):
     """Where the disk has no room, in the middle or only for the end; that of before stays."""

@@ -33,8 +33,9 @@ HERE = Path(__file__).resolve().parent
 FACES = 5
 DIRECTIONS = 4
 """In each leaf; in each of a network's many kernels one."""
-STEP = {"image": 1e-4}
-"""Of central differences, relative to the mean size of a leaf's numbers; 1e-7 unless given."""
+STEP = {"image": 1e-4, "params.weight_factor": 1e-5}
+"""Of central differences, relative to the mean size of a leaf's numbers; 1e-7 unless given. Slopes
+along the weight factor are so small that rounding decides there."""
 KINK = 1e-3
 """Relative difference of the slopes to both sides from which on a place is taken for a kink."""
 MANY = 50
