@@ -420,9 +420,7 @@ def main(*, quick: bool = False) -> None:
 
     more, compared = at_the_same_recall(plotted)
     rows += more
-    body += (
-        "\n\nAt the largest recall that YuNet has, from a score of 0.3 on, the scores that find"
-    )
+    body += "\n\nAt the largest recall that YuNet has, from a score of 0.3 on, the scores that find"
     body += f" as many and the crops with a detection:\n\n{compared}"
 
     import jclnf
