@@ -103,8 +103,12 @@ def sample_square(
     unreduced = _bilinear(image, *at(jnp.zeros_like(low)))
     if len(first) == 1:
         return unreduced
-    lower = jnp.where(low == 0, unreduced, reduced(low))
-    return lower + (level - low.astype(level.dtype)) * (reduced(high) - lower)
+
+    def between() -> Float[Array, "size size"]:
+        lower = jnp.where(low == 0, unreduced, reduced(low))
+        return lower + (level - low.astype(level.dtype)) * (reduced(high) - lower)
+
+    return lax.cond(level > 0, between, lambda: unreduced)
 
 
 def _reductions(
