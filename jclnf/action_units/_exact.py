@@ -31,6 +31,7 @@ from jclnf.geometry import (
     PDM,
     apply_similarity,
     invert_similarity,
+    product,
     sample_areas,
     similarity_between,
 )
@@ -158,7 +159,7 @@ def check_face(image: Any, landmarks: Any) -> None:
 
 def geometry(pdm: PDM, shape: Float[Array, " m"]) -> Float[Array, " g"]:
     """How a shape differs from the mean (all x, all y, all z; millimetres), and its parameters."""
-    return jnp.concatenate([(pdm.components @ shape).T.reshape(-1), shape])
+    return jnp.concatenate([product(pdm.components, shape).T.reshape(-1), shape])
 
 
 def aligned_face(

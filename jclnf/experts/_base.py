@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.errors import ModelFileError, check_fields
-from jclnf.geometry import sample_areas
+from jclnf.geometry import product, sample_areas
 from jclnf.params import EXACT, Arithmetic
 
 SMALLEST_SCALE = 0.25
@@ -228,6 +228,6 @@ def variance(responses: Responses) -> Float[Array, " n"]:
     positions = jnp.arange(responses.shape[-1], dtype=responses.dtype)
     total: Any = 0.0
     for marginal in (responses.sum(1), responses.sum(2)):
-        mean = marginal @ positions
+        mean = product(marginal, positions)
         total = total + jnp.sum(marginal * (positions[None] - mean[:, None]) ** 2, axis=1)
     return total

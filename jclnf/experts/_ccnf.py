@@ -17,16 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts._base import AreaExperts
-from jclnf.geometry import bilinear, inverses, pairwise_sum
+from jclnf.geometry import bilinear, inverses, pairwise_sum, precise
 from jclnf.params import EXACT, Arithmetic, to_device
 
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
 LANES = 8
 """How many neurons are evaluated side by side: as many as a processor's vector has numbers."""
-
-precise = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-"""`jnp.einsum` whose operands no device rounds."""
 
 
 class CCNF(AreaExperts):
@@ -260,7 +257,7 @@ def ccnf_responses(
     areas = areas - areas.mean(axis=(1, 2), keepdims=True)
     projections = correlate(areas, weights) * patch_scale(areas, window)[..., None]
     neurons = jax.nn.sigmoid(projections + bias[:, None, None])
-    response = smooth(covariances, at, jnp.einsum("nyxl,nl->nyx", neurons, gain))
+    response = smooth(covariances, at, precise("nyxl,nl->nyx", neurons, gain))
     lowest = response.min(axis=(1, 2), keepdims=True)
     return response - jnp.minimum(lowest, 0.0)
 

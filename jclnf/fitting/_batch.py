@@ -115,7 +115,7 @@ def batch_sizes(side: int) -> list[int]:
     Accelerators work on a large batch as long as on a small one.
     """
     devices = jax.local_device_count()
-    each = (1, 4, 16) if jax.default_backend() == "cpu" else (1, 8, 64)
+    each = (1, 4, 16) if jax.default_backend() == "cpu" else (1, 8, 64, 256)
     return [devices * n for n in each if n == 1 or n * side**2 <= MAX_PIXELS]
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.fitting._rlms import mode_products, nonrigid_step
-from jclnf.geometry import PDM, Pose, euler_to_matrix, project, update
+from jclnf.geometry import PDM, Pose, euler_to_matrix, product, project, update
 from jclnf.runtime import check_process
 
 DAMPING = 0.75
@@ -107,7 +107,7 @@ def _start(
     """
     matrix = euler_to_matrix(rotation)
     low, high = _extent(points, present)
-    shape_low, shape_high = _extent(pdm.mean @ matrix[:2].T, present)
+    shape_low, shape_high = _extent(product(pdm.mean, matrix[:2].T), present)
     scale = jnp.mean((high - low) / (shape_high - shape_low))
     return Pose(scale, matrix, (low + high) / 2)
 

@@ -21,7 +21,7 @@ from jclnf.fitting._mapping import map_faces
 from jclnf.fitting._model import Model, Part
 from jclnf.fitting._result import FitResult, PartResult
 from jclnf.fitting._scales import fit_from
-from jclnf.geometry import Pose, project, shape3d
+from jclnf.geometry import Pose, project, turned3d
 from jclnf.params import FitParams
 
 LARGEST_UPSAMPLING = 0.9
@@ -76,7 +76,7 @@ def fit_parts(
     return dataclasses.replace(
         result,
         landmarks=landmarks,
-        landmarks3d=shape3d(model.pdm, shape) @ pose.matrix.T,
+        landmarks3d=turned3d(model.pdm, pose, shape),
         pose=pose,
         shape=shape,
         parts=parts,
@@ -122,7 +122,7 @@ def _fit_alike(
         )
         return PartResult(
             landmarks=project(pdm, pose, shape),
-            landmarks3d=shape3d(pdm, shape) @ pose.matrix.T,
+            landmarks3d=turned3d(pdm, pose, shape),
             pose=pose,
             shape=shape,
             fitted=large,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Real
 from jclnf.fitting._model import Model
 from jclnf.fitting._parts import fit_parts
 from jclnf.fitting._result import FitResult
-from jclnf.geometry import project, shape3d
+from jclnf.geometry import project, turned3d
 from jclnf.params import FitParams
 
 
@@ -48,5 +48,5 @@ def read_off(model: Model, result: FitResult) -> FitResult:
     return dataclasses.replace(
         result,
         landmarks=result.landmarks + (project(model.readout, *at) - project(model.pdm, *at)),
-        landmarks3d=shape3d(model.readout, result.shape) @ result.pose.matrix.T,
+        landmarks3d=turned3d(model.readout, *at),
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jclnf.geometry import PDM, Pose, shape3d, small_product, solve
+from jclnf.geometry import PDM, Pose, product, shape3d, small_product, solve
 
 
 def mode_products(pdm: PDM, weights: Float[Array, " n"]) -> Float[Array, "3 3 m m"]:
@@ -17,7 +17,7 @@ def mode_products(pdm: PDM, weights: Float[Array, " n"]) -> Float[Array, "3 3 m 
     equations need of the modes, whatever the pose; constant while the weights are."""
     n, _, m = pdm.components.shape
     flat = pdm.components.reshape(n, 3 * m)
-    products = (flat * weights[:, None]).T @ flat
+    products = product((flat * weights[:, None]).T, flat)
     return products.reshape(3, m, 3, m).transpose(0, 2, 1, 3)
 
 
@@ -38,7 +38,7 @@ def rigid_step(
         weights: weight of each landmark.
     """
     points, weighted = _homogeneous(pdm, shape, shifts, weights)
-    rigid = _rigid_products(_rows(pose), weighted @ points.T)
+    rigid = _rigid_products(_rows(pose), product(weighted, points.T))
     return solve(rigid[:6], rigid[6])
 
 
@@ -83,14 +83,14 @@ def normal_equations(
     n, _, m = pdm.components.shape
     points, weighted = _homogeneous(pdm, shape, shifts, weights)
     rows, axes = _rows(pose), pose.scale * pose.matrix[:2]
-    rigid = _rigid_products(rows, weighted @ points.T)
+    rigid = _rigid_products(rows, product(weighted, points.T))
     # The modes' columns of J are axes @ V_i.
-    against = (weighted @ pdm.components.reshape(n, 3 * m)).reshape(18, m)
+    against = product(weighted, pdm.components.reshape(n, 3 * m)).reshape(18, m)
     of_modes = small_product(rows.transpose(0, 2, 1).reshape(42, 2), axes).reshape(7, 18)
-    with_modes = of_modes @ against
+    with_modes = product(of_modes, against)
     prior = regularisation / pdm.eigenvalues
     squared = small_product(axes.T, axes).reshape(9)
-    flexible = (squared @ products.reshape(9, m * m)).reshape(m, m)
+    flexible = product(squared, products.reshape(9, m * m)).reshape(m, m)
     flexible = flexible + jnp.diag(prior)
     normal = jnp.block([[rigid[:6], with_modes[:6]], [with_modes[:6].T, flexible]])
     return normal, jnp.concatenate([rigid[6], with_modes[6] - prior * shape])

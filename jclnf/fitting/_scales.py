@@ -34,6 +34,7 @@ from jclnf.geometry import (
     sample_areas,
     shape3d,
     similarity_between,
+    turned3d,
     update,
 )
 from jclnf.params import EXACT, FitParams, as_dtype
@@ -73,7 +74,7 @@ def fit_from(
     landmarks = project(model.pdm, state.pose, state.shape)
     return FitResult(
         landmarks=_freed(maps, params, state, landmarks),
-        landmarks3d=shape3d(model.pdm, state.shape) @ state.pose.matrix.T,
+        landmarks3d=turned3d(model.pdm, state.pose, state.shape),
         pose=state.pose,
         shape=state.shape,
         likelihood=state.likelihood,

@@ -1,6 +1,15 @@
 """Rotations, the shape model, similarities, sampling of images and small linear systems."""
 
-from jclnf.geometry._linalg import bilinear, inverse, inverses, pairwise_sum, small_product, solve
+from jclnf.geometry._linalg import (
+    bilinear,
+    inverse,
+    inverses,
+    pairwise_sum,
+    precise,
+    product,
+    small_product,
+    solve,
+)
 from jclnf.geometry._pdm import (
     MODE_LIMIT,
     PDM,
@@ -13,6 +22,7 @@ from jclnf.geometry._pdm import (
     project,
     rigid_jacobian,
     shape3d,
+    turned3d,
     update,
 )
 from jclnf.geometry._rotation import atan2, euler_to_matrix, matrix_to_euler, retract, small_turn
@@ -43,6 +53,8 @@ __all__ = [
     "moved",
     "pairwise_sum",
     "pose_from_box",
+    "precise",
+    "product",
     "project",
     "retract",
     "rigid_jacobian",
@@ -55,5 +67,6 @@ __all__ = [
     "small_turn",
     "solve",
     "tight_box",
+    "turned3d",
     "update",
 ]

@@ -7,6 +7,7 @@ thousands of systems at once, does without jaxlib's factorisations.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ _inverse = _in_turn(jnp.linalg.inv)
 def solve(matrix: Float[Array, "d d"], right: Float[Array, "d *k"]) -> Float[Array, "d *k"]:
     """`matrix^-1 right` of a symmetric positive definite matrix, by its Cholesky factor."""
     return lax.custom_linear_solve(
-        lambda x: matrix @ x, right, lambda _, b: _cholesky_solve(matrix, b), symmetric=True
+        lambda x: product(matrix, x), right, lambda _, b: _cholesky_solve(matrix, b), symmetric=True
     )
 
 
@@ -83,13 +84,13 @@ def _eliminated(
 
 
 def _product(a: Float[Array, "*n i j"], b: Float[Array, "*n j k"]) -> Float[Array, "*n i k"]:
-    return a * b if a.shape[-1] == 1 else jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+    return a * b if a.shape[-1] == 1 else product(a, b)
 
 
 @inverses.defjvp
 def _inverses_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     inverted = inverses(primals[0])
-    return inverted, -inverted @ tangents[0] @ inverted
+    return inverted, -product(product(inverted, tangents[0]), inverted)
 
 
 def bilinear(products: Callable[..., Array]) -> Callable[..., Callable[..., Array]]:
@@ -115,6 +116,16 @@ def bilinear(products: Callable[..., Array]) -> Callable[..., Callable[..., Arra
         return differentiable
 
     return decorate
+
+
+def product(a: Array, b: Array) -> Array:
+    """`a @ b` in full precision. Accelerators otherwise round the numbers of float32 products to
+    10 bits (TF32) or 7 (bfloat16): a landmark 100 mm from its head's middle moves by 0.05 mm."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+precise = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+"""`jnp.einsum` in full precision, see `product`."""
 
 
 def small_product(a: Float[Array, "i j"], b: Float[Array, "j k"]) -> Float[Array, "i k"]:

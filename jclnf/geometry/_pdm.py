@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jclnf.errors import ModelFileError, check_fields, is_concrete
-from jclnf.geometry._linalg import small_product
+from jclnf.geometry._linalg import precise, product, small_product
 from jclnf.geometry._rotation import euler_to_matrix, matrix_to_euler, retract
 
 MODE_LIMIT = 3.0
@@ -73,7 +73,12 @@ class Pose(eqx.Module):
 
 def shape3d(pdm: PDM, shape: Float[Array, " m"]) -> Float[Array, "n 3"]:
     """The 3D shape `mean + V p` in millimetres, in the model's own frame."""
-    return pdm.mean + pdm.components @ shape
+    return pdm.mean + product(pdm.components, shape)
+
+
+def turned3d(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 3"]:
+    """The 3D shape in millimetres along the camera's axes, from the model's origin."""
+    return product(shape3d(pdm, shape), pose.matrix.T)
 
 
 def project(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2"]:
@@ -92,14 +97,14 @@ def rigid_jacobian(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Arr
     axes = pose.matrix[:2]
     turned = jnp.cross(jnp.eye(3, dtype=points.dtype)[None], points[:, None])
     translation = jnp.broadcast_to(jnp.eye(2, dtype=points.dtype), (*points.shape[:1], 2, 2))
-    of_scale = (points @ axes.T)[..., None]
-    of_turn = pose.scale * jnp.einsum("ac,nkc->nak", axes, turned)
+    of_scale = product(points, axes.T)[..., None]
+    of_turn = pose.scale * precise("ac,nkc->nak", axes, turned)
     return jnp.concatenate([of_scale, of_turn, translation], axis=-1)
 
 
 def jacobian(pdm: PDM, pose: Pose, shape: Float[Array, " m"]) -> Float[Array, "n 2 6+m"]:
     """Jacobian of the projection with respect to the 6 pose and the `m` shape parameters."""
-    modes = pose.scale * jnp.einsum("ac,ncm->nam", pose.matrix[:2], pdm.components)
+    modes = pose.scale * precise("ac,ncm->nam", pose.matrix[:2], pdm.components)
     return jnp.concatenate([rigid_jacobian(pdm, pose, shape), modes], axis=-1)
 
 
@@ -145,7 +150,7 @@ def pose_from_box(pdm: PDM, box: Float[Array, "4"], rotation: Float[Array, "3"])
     is put at the centre of the box.
     """
     matrix = euler_to_matrix(rotation)
-    points = pdm.mean @ matrix[:2].T
+    points = product(pdm.mean, matrix[:2].T)
     low, high = points.min(0), points.max(0)
     scale = jnp.mean(box[2:] / (high - low))
     translation = box[:2] + box[2:] / 2 - scale * (low + high) / 2
