@@ -21,7 +21,6 @@ import jclnf
 from experiments import REPOSITORY
 from jclnf.annotations import AnnotatedFace, BoxTable, read_annotations
 from jclnf.evaluation import start_box
-from jclnf.video import open_source
 from tests.support import recordings
 
 DATA = Path(os.environ.get("JCLNF_TEST_DATA", REPOSITORY.parent / "shared"))
@@ -75,6 +74,8 @@ def hopper() -> Path:
 
 def grey_frames(clip: str) -> Iterator[np.ndarray]:
     """The frames of one of OpenFace's sample clips."""
+    from jclnf.video import open_source  # needs PyAV
+
     for frame in open_source(OPENFACE / "samples" / clip).frames():
         yield cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
 
@@ -166,10 +167,18 @@ def environment() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "jclnf": jclnf.__version__,
-            **{name: importlib.metadata.version(name) for name in names},
+            **{name: version for name in names if (version := _version(name))},
         },
         "machine": f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
     }
+
+
+def _version(package: str) -> str | None:
+    """The version of a package; None where it is not installed, as PyAV where no video is read."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _module() -> str:

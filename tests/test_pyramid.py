@@ -34,8 +34,8 @@ LEFT, RIGHT, MOUTH = (0, 1), (3, 2), (4, 5, 6)
 WIDTHS, BLOCKS, JOINED = (4, 6, 8), (0, 1, 1), 5
 
 
-def network(landmarks, side, extent, mirrored=(), split=2, seed=0) -> MapNetwork:
-    shapes = map_shapes(WIDTHS, BLOCKS, JOINED, split**2 * len(landmarks))
+def network(landmarks, side, extent, mirrored=(), split=2, seed=0, stem=0) -> MapNetwork:
+    shapes = map_shapes(WIDTHS, BLOCKS, JOINED, split**2 * len(landmarks), stem)
     rng = np.random.default_rng(seed)
     weights = {
         name: jnp.asarray(a + 0.2 * rng.standard_normal(a.shape), jnp.float32)
@@ -48,7 +48,10 @@ def network(landmarks, side, extent, mirrored=(), split=2, seed=0) -> MapNetwork
 def experts() -> PyramidExperts:
     return PyramidExperts(
         face=network(range(N), 32, 160.0),
-        regions=(network(LEFT, 16, 50.0, RIGHT, seed=1), network(MOUTH, 16, 70.0, split=1, seed=2)),
+        regions=(
+            network(LEFT, 16, 50.0, RIGHT, seed=1),
+            network(MOUTH, 32, 70.0, split=1, seed=2, stem=3),
+        ),
         softness=jnp.array([1.0, 2.0]),
         centres=jnp.zeros((2, 1, 3)),
         visible=jnp.ones((2, 1, N), bool),
@@ -100,6 +103,7 @@ def plain_maps(network: MapNetwork, crop: np.ndarray) -> np.ndarray:
 
     crop = np.asarray(crop, float) - np.mean(crop)
     x = (crop / np.sqrt((crop**2).mean() + LEAST_VARIANCE))[..., None]
+    x = relu(layer("stem", x, 2)) if "stem.bias" in weights else x
     x = relu(layer("down0", x, 2))
     fine = block(relu(layer("down1", x, 2)), "block1_0")
     x = block(relu(layer("down2", fine, 2)), "block2_0")
@@ -126,10 +130,11 @@ def plain_moments(maps: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray
     return means, np.array(covariances)
 
 
-@pytest.mark.parametrize("split", [1, 2])
-def test_maps_and_moments_are_those_of_a_plain_network(split: int) -> None:
-    made = network(range(3), 32, 80.0, split=split)
-    crops = np.random.default_rng(3).uniform(0, 255, (2, 32, 32)).astype(np.float32)
+@pytest.mark.parametrize(("split", "stem"), [(1, 0), (2, 0), (2, 4)])
+def test_maps_and_moments_are_those_of_a_plain_network(split: int, stem: int) -> None:
+    side = 64 if stem else 32
+    made = network(range(3), side, 80.0, split=split, stem=stem)
+    crops = np.random.default_rng(3).uniform(0, 255, (2, side, side)).astype(np.float32)
     moments_of = eqx.filter_jit(made.moments)
     assert (made.split, made.grid) == (split, 8 * split)
     maps = eqx.filter_jit(made.maps)(jnp.asarray(crops))
@@ -396,6 +401,8 @@ class TestBadOnes:
     def test_a_side_that_cannot_be_halved(self, experts) -> None:
         with pytest.raises(ModelFileError, match="halved"):
             MapNetwork(experts.face.kernels, tuple(range(N)), 36, 160.0)
+        with pytest.raises(ModelFileError, match="halved"):  # once more, by the stem
+            MapNetwork(experts.regions[1].kernels, MOUTH, 40, 70.0)
 
     @pytest.mark.parametrize(
         ("change", "words"),

@@ -335,9 +335,9 @@ def test_a_region_is_cut_turned_and_sized_as_the_face_is(face, region):
     turned = Similarity(1.7 * np.exp(0.6j), 30 - 20j)(face)
     view = region.view(turned, frame)
     at = view.inverse()(turned)
-    np.testing.assert_allclose(at[list(region.landmarks)].mean(0), (64 - 1) / 2, atol=1e-9)
+    np.testing.assert_allclose(at[list(region.landmarks)].mean(0), (region.side - 1) / 2, atol=1e-9)
     eyes = frame.mean[45] - frame.mean[36]
-    np.testing.assert_allclose(eyes, [64 / region.width, 0], atol=1e-6)
+    np.testing.assert_allclose(eyes, [region.side / region.width, 0], atol=1e-6)
     again = nearest_similarity(frame.mean, at)
     np.testing.assert_allclose(again.turn, 1, atol=1e-9)
 
@@ -347,7 +347,7 @@ def test_examples_of_a_region_show_its_landmarks_or_their_mirror_images(features
     """A wide blob at one landmark is where that one is said to be, if the crop is not mirrored; at
     the landmark that it is the mirror image of, if it is."""
     frame = region.frame(mean_shape(features[None]))
-    place = 2
+    place, larger = 2, region.side / 64
     at = {
         False: features[region.landmarks[place]],
         True: features[MIRROR_68[region.landmarks[place]]],
@@ -361,12 +361,12 @@ def test_examples_of_a_region_show_its_landmarks_or_their_mirror_images(features
         found = region.example(image.astype(np.uint8), features, frame, _Plain(seed))
         assert found.points.shape == (len(region.landmarks), 2)
         px, py = found.points[place]
-        if 4 < px < 59 and 4 < py < 59:
+        if min(px, py) / larger > 4 and max(px, py) / larger < 59:
             level = found.image.astype(float)
-            y, x = np.mgrid[:64, :64]
-            near = level * (np.hypot(x - px, y - py) < 30)
+            y, x = np.mgrid[: region.side, : region.side]
+            near = level * (np.hypot(x - px, y - py) < 30 * larger)
             centre = [(near * x).sum() / near.sum(), (near * y).sum() / near.sum()]
-            np.testing.assert_allclose(centre, [px, py], atol=0.5)
+            np.testing.assert_allclose(centre, [px, py], atol=0.5 * larger)
             shown[flipped] += 1
     assert min(shown.values()) > 1
 

@@ -27,6 +27,8 @@ from jclnf.experts._layers import Layer, Shapes, check_weights, doubled, plain_l
 from jclnf.geometry import (
     apply_similarity,
     invert_similarity,
+    precise,
+    product,
     sample_square,
     similarity_between,
     similarity_matrix,
@@ -41,7 +43,9 @@ LEAST_RESOLUTION = 0.25
 """How much less than its network's resolution a face in an image may have."""
 
 
-def map_shapes(widths: Sequence[int], blocks: Sequence[int], joined: int, outputs: int) -> Shapes:
+def map_shapes(
+    widths: Sequence[int], blocks: Sequence[int], joined: int, outputs: int, stem: int = 0
+) -> Shapes:
     """Shapes of the convolutions of a map network.
 
     Args:
@@ -49,8 +53,12 @@ def map_shapes(widths: Sequence[int], blocks: Sequence[int], joined: int, output
         blocks: residual blocks at each resolution.
         joined: channels of the layer that the maps are read from, at a quarter of the crop's side.
         outputs: numbers in each cell of that.
+        stem: channels of a convolution before all others, which halves the crop: "the crop's side"
+            is then half of what it is. 0 if there is none.
     """
     found, inputs = {}, 1
+    if stem:
+        found["stem"], inputs = (3, 1, stem), stem
     for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         found[f"down{level}"] = (3, inputs, width)
         for block in range(count):
@@ -71,7 +79,8 @@ def map_shapes(widths: Sequence[int], blocks: Sequence[int], joined: int, output
 def map_network(
     x: Float[Array, "b y x 1"], layer: Layer, names: Collection[str]
 ) -> Float[Array, "b h w outputs"]:
-    """What the maps are laid out from, at a quarter of the crop's resolution.
+    """What the maps are laid out from, at a quarter of the crop's resolution; an eighth with a
+    stem.
 
     Args:
         x: crops.
@@ -79,6 +88,8 @@ def map_network(
         names: of all convolutions, see `map_shapes`; they say how the network is built.
     """
     relu, seen = jax.nn.relu, []
+    if "stem" in names:
+        x = relu(layer("stem", x, 2))
     for level, blocks in enumerate(_blocks(names)):
         x = relu(layer(f"down{level}", x, 2))
         for block in range(blocks):
@@ -122,7 +133,7 @@ class Moments(NamedTuple):
     def turned(self, by: Float[Array, "2"]) -> "Moments":
         """About the origin, and sized."""
         turn = similarity_matrix(by)
-        return Moments(self.mean @ turn.T, turn @ self.covariance @ turn.T)
+        return Moments(product(self.mean, turn.T), turn @ self.covariance @ turn.T)
 
     def replaced(self, index: np.ndarray, other: "Moments") -> "Moments":
         """With those of some landmarks from another."""
@@ -153,7 +164,7 @@ class MapNetwork(eqx.Module):
         problem = None
         if len(blocks) < 3:
             problem = f"it has {len(blocks)} resolutions, not 3 or more"
-        elif self.side % 2 ** len(blocks) or not self.extent > 0:
+        elif self.side % (self.stride * 2 ** len(blocks)) or not self.extent > 0:
             problem = f"side {self.side} cannot be halved so often, or extent is {self.extent}"
         elif self.mirrored and len(self.mirrored) != len(self.landmarks):
             problem = f"{len(self.mirrored)} mirror images of {len(self.landmarks)} landmarks"
@@ -163,7 +174,9 @@ class MapNetwork(eqx.Module):
             outputs = jnp.shape(self.kernels.get("maps.bias", np.zeros(1)))[-1]
             split = max(1, round((outputs / max(len(self.landmarks), 1)) ** 0.5))
             outputs = split**2 * len(self.landmarks)
-            problem = check_weights(self.kernels, map_shapes(widths, blocks, joined, outputs))
+            stem = jnp.shape(self.kernels["stem.bias"])[-1] if "stem.bias" in self.kernels else 0
+            shapes = map_shapes(widths, blocks, joined, outputs, stem)
+            problem = check_weights(self.kernels, shapes)
         if problem is not None:
             raise ModelFileError(where, problem)
 
@@ -173,9 +186,14 @@ class MapNetwork(eqx.Module):
         return round((self.kernels["maps.bias"].shape[-1] / len(self.landmarks)) ** 0.5)
 
     @property
+    def stride(self) -> int:
+        """Pixels of a crop to one of what is left after the stem."""
+        return 2 if "stem.bias" in self.kernels else 1
+
+    @property
     def grid(self) -> int:
         """Side of a map in cells."""
-        return self.split * self.side // 4
+        return self.split * self.side // (4 * self.stride)
 
     @property
     def cell(self) -> float:
@@ -213,7 +231,7 @@ class MapNetwork(eqx.Module):
         cells = self.cell * (jnp.arange(self.grid, dtype=maps.dtype) - (self.grid - 1) / 2)
         places = cells.reshape(-1, self.split)
         across, down = (share.sum(out) / total[None, None] for out in ((0, 2), (1, 3)))
-        mean = jnp.einsum("ps,kpsn->nk", places, jnp.stack([across, down]))
+        mean = precise("ps,kpsn->nk", places, jnp.stack([across, down]))
         # Centred before they are squared: far from the crop's centre little would be left.
         x, y = (places[..., None] - mean[None, None, :, k] for k in (0, 1))
         xx, yy = jnp.sum(across * x**2, (0, 1)), jnp.sum(down * y**2, (0, 1))
@@ -257,7 +275,7 @@ class PyramidExperts(WholeFaceExperts):
     def smallest_scale(self) -> float:
         """See `PatchExperts.smallest_scale`: a part of the network's resolution. It has seen images
         that were reduced so far."""
-        return LEAST_RESOLUTION * self.face.side / self.face.extent
+        return LEAST_RESOLUTION * self.face.side / (self.face.stride * self.face.extent)
 
     def respond(
         self,

@@ -108,7 +108,7 @@ def train(args: Any) -> None:
         return trunk_landmarks(trained)(held.images, held.boxes)
 
     print(f"{len(faces)} faces, {len(held)} held out, in {folder}", flush=True)
-    network = Network(split=args.split)
+    network = Network(split=args.split, stem=STEM)
     run(args, folder, "trunk", network, frame, make, len(faces), landmarks, held.points)
 
 
@@ -179,8 +179,8 @@ def run(
     Trained(network, found, frame).save(folder / f"{name}.npz")
 
 
-SIDE, MARGIN = 128, 1.45
-LARGEST = 110.0
+SIDE, STEM, MARGIN = 256, 8, 1.45
+LARGEST = 180.0
 
 if __name__ == "__main__":
     main()

@@ -30,7 +30,7 @@ def example(
     crop, moved = cut(image, view, frame.side), view.inverse()(points)
     if rng.random() < 0.5:
         crop, moved = mirrored(crop, moved)
-    return Example(worsened(crop, rng, coarsest=frame.eyes / SMALLEST), moved)
+    return Example(worsened(crop, rng, 2, coarsest=frame.eyes / SMALLEST), moved)
 
 
 def mirrored(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,23 +56,28 @@ def random_view(points: np.ndarray, frame: Frame, rng: np.random.Generator) -> S
 
 
 def worsened(
-    crop: np.ndarray, rng: np.random.Generator, *, coarsest: float | None = None
+    crop: np.ndarray, rng: np.random.Generator, stride: int, *, coarsest: float | None = None
 ) -> np.ndarray:
     """A crop as other cameras and other light would show it. Each change has its own chance.
 
     Args:
         crop: `(side, side)` uint8.
         rng: what is changed, and how much.
+        stride: pixels of the crop to one that a network sees after its stem, if it has one.
         coarsest: by night, pixels of the crop to one of the camera's at most; never if not given.
     """
     side = len(crop)
     image = crop.astype(np.float32)
     if rng.random() < 0.25:
-        small = max(8, round(side * rng.uniform(0.25, 0.8)))
+        least, most = 0.25 / stride, 0.8
+        part = rng.uniform(least, most)
+        if stride > 1:  # each octave as often
+            part = least * (most / least) ** ((part - least) / (most - least))
+        small = max(8, round(side * part))
         image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
         image = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.2:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 2.0))
+        image = cv2.GaussianBlur(image, (0, 0), stride * rng.uniform(0.4, 2.0))
     if rng.random() < 0.6:
         image = 255 * (np.clip(image, 0, 255) / 255) ** np.float32(np.exp(rng.normal(0, 0.4)))
     if rng.random() < 0.4:

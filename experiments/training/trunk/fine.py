@@ -15,9 +15,8 @@ from experiments.training.trunk.locate import Landmarks, Trained, in_views
 from experiments.training.trunk.network import Network
 from jclnf.train._faces import MIRROR_68
 
-SIDE = 64
 LARGEST = 180.0
-"""Mean side in pixels of a face that crops are cut from: an eye's crop is then hardly enlarged."""
+"""Mean side in pixels of a face that crops are cut from: they are then hardly enlarged."""
 DEGREES, SIZE, SHIFT = 3.5, 0.04, 0.0275
 """Standard deviations of how far the trunk's frames are off; the shift in eye distances."""
 WIDTHS, BLOCKS, JOINED = (24, 40, 64, 64), (0, 1, 2, 2), 48
@@ -29,6 +28,8 @@ class Region(NamedTuple):
     Attributes:
         name: of its file.
         width: of its crop, in eye distances of the mean face.
+        side: of its crop in pixels.
+        stem: of its network.
         landmarks: which of the 68 it has.
         openings: pairs of its landmarks (by their place among them) whose mean distance is how far
             the eye or the mouth is open.
@@ -36,18 +37,21 @@ class Region(NamedTuple):
 
     name: str
     width: float
+    side: int
+    stem: int
     landmarks: tuple[int, ...]
     openings: tuple[tuple[int, int], ...]
 
     @property
     def network(self) -> Network:
-        return Network(WIDTHS, BLOCKS, JOINED, len(self.landmarks), openings=self.openings)
+        count = len(self.landmarks)
+        return Network(WIDTHS, BLOCKS, JOINED, count, openings=self.openings, stem=self.stem)
 
     def frame(self, mean: np.ndarray) -> Frame:
         """The crop, and where the mean face `(68, 2)` of any size lies in it."""
-        size = SIDE / (self.width * np.linalg.norm(mean[36] - mean[45]))
+        size = self.side / (self.width * np.linalg.norm(mean[36] - mean[45]))
         centred = mean - mean[list(self.landmarks)].mean(0)
-        return Frame(SIDE, centred * size + (SIDE - 1) / 2)
+        return Frame(self.side, centred * size + (self.side - 1) / 2)
 
     def view(self, points: np.ndarray, frame: Frame) -> Similarity:
         """Sized and turned as all points say, centred on the region's."""
@@ -63,14 +67,15 @@ class Region(NamedTuple):
             image, points = mirrored(image, points)
         turn = np.exp(complex(rng.normal(0, SIZE), np.deg2rad(rng.normal(0, DEGREES))))
         view = self.view(points, frame)
-        eyes = abs(view.turn) * SIDE / self.width
+        eyes = abs(view.turn) * self.side / self.width
         view = view.about(frame.middle, turn, eyes * complex(*rng.normal(0, SHIFT, 2)))
         at = view.inverse()(points[list(self.landmarks)])
-        return Example(worsened(cut(image, view, SIDE), rng), at)
+        stride = 2 if self.stem else 1
+        return Example(worsened(cut(image, view, self.side), rng, stride), at)
 
 
-EYE = Region("eye", 0.62, tuple(range(36, 42)), ((1, 5), (2, 4)))
-MOUTH = Region("mouth", 1.15, tuple(range(48, 68)), ((14, 18),))
+EYE = Region("eye", 0.62, 64, 0, tuple(range(36, 42)), ((1, 5), (2, 4)))
+MOUTH = Region("mouth", 1.15, 128, 8, tuple(range(48, 68)), ((14, 18),))
 REGIONS = (EYE, MOUTH)
 
 

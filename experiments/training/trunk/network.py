@@ -25,12 +25,11 @@ class Network(NamedTuple):
     """A network from crops to maps of landmarks.
 
     Attributes:
-        widths: channels at each resolution, the first at half the crop's side.
-        blocks: residual blocks at each resolution.
-        joined: channels of the layer that the maps are read from, at a quarter of the crop's side.
+        widths, blocks, joined: as `jclnf.experts.map_shapes` takes them.
         landmarks: number of maps.
         split: 2 if each cell has four values for each landmark, laid out as 2x2 cells; else 1.
         openings: pairs of landmarks whose mean distance is learned beside each one's place.
+        stem: as `map_shapes` takes it.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)
@@ -39,12 +38,13 @@ class Network(NamedTuple):
     landmarks: int = 68
     split: int = 2
     openings: tuple[tuple[int, int], ...] = ()
+    stem: int = 0
 
     @property
     def shapes(self) -> Shapes:
         """Those of the convolutions. Without normalisation is "maps" alone."""
         outputs = self.split**2 * self.landmarks
-        return map_shapes(self.widths, self.blocks, self.joined, outputs)
+        return map_shapes(self.widths, self.blocks, self.joined, outputs, self.stem)
 
     def __call__(self, x: jax.Array, layer: Layer) -> jax.Array:
         """What the maps are laid out from, `(b, h, w, split * split * n)`, of `(b, y, x, 1)`."""
@@ -72,8 +72,13 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
     XLA's gradient by the kernel runs at a third of the speed of its convolutions on CPUs (24
     GFLOP/s by 65, 64 channels of 32x32 cells). Here it is a product of matrices, of few cells at a
-    time so that their columns stay in the cache, at the speed of the convolutions.
+    time so that their columns stay in the cache, at the speed of the convolutions. Accelerators
+    have XLA's.
     """
+    return _plain(x, kernel, stride)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=numbers)
 
@@ -84,6 +89,8 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> Any:
 
 def _backward(stride: int, kept: Any, g: jax.Array) -> Any:
     x, kernel = kept
+    if jax.default_backend() != "cpu":
+        return jax.vjp(partial(_plain, stride=stride), x, kernel)[1](g)
     b, h, w, d = g.shape
     k, _, c, _ = kernel.shape
     if k == 1:
@@ -112,13 +119,7 @@ def _backward(stride: int, kept: Any, g: jax.Array) -> Any:
         return total + product(_columns(part, (0, 1), 2), gradient.reshape(-1, d)), None
 
     total, _ = lax.scan(add_strided, jnp.zeros((k * k * c, d), x.dtype), chunks)
-    plain = partial(
-        lax.conv_general_dilated,
-        window_strides=(2, 2),
-        padding="SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    by_x = jax.vjp(lambda x: plain(x, kernel), x)[1](g)[0]
+    by_x = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](g)[0]
     return by_x, total.reshape(kernel.shape)
 
 
