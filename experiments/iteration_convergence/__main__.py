@@ -11,7 +11,8 @@ import numpy as np
 
 from experiments.common import OPENFACE, Row, faces, recording, table, write_results
 from experiments.iteration_convergence import courses, peaks
-from jclnf import CLNF
+from jclnf import CLNF, load_openface
+from jclnf.openface import FRONTAL
 from tests.support.recordings import landmarks_of
 
 HERE = Path(__file__).resolve().parent
@@ -32,11 +33,12 @@ class Fit(NamedTuple):
 
 
 def fit_all(names: list[str]) -> dict[Key, Fit]:
-    """Each face with each number of iterations, in both arithmetics."""
-    fits = {}
+    """Each face with each number of iterations from the frontal start, in both arithmetics."""
+    model, fits = load_openface(OPENFACE / "model"), {}
+    params = model.defaults.replace(rotations=FRONTAL)
     for arithmetic in ARITHMETICS:
         for max_iterations in ITERATIONS:
-            clnf = CLNF(OPENFACE / "model", max_iterations, arithmetic=arithmetic)
+            clnf = CLNF(model, max_iterations, arithmetic=arithmetic, params=params)
             for face in faces(names):
                 fits[arithmetic, max_iterations, face.name] = Fit(*clnf.fit(face.image, face.box))
     return fits
