@@ -74,16 +74,19 @@ def crops(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def on_cpu(path: str) -> None:
-    """Landmarks of the first faces by a CPU, for comparison."""
-    seen = crops(FACES)
-    found = {}
+    """Landmarks of the first faces by a CPU, for comparison, and the operations of a large batch,
+    as XLA counts them before a device's libraries take over (which it tells for CPUs alone)."""
+    seen, many = crops(FACES), crops(LARGEST)
+    found: dict[str, Any] = {}
     for name, (model, init) in models().items():
         each = [jclnf.fit(model, jnp.asarray(i), b, init=init) for i, b in zip(*seen, strict=True)]
         found[name] = np.stack([np.asarray(one.landmarks) for one in each])
+        found[f"{name}: operations"] = fits(model, init).lower(*many).cost_analysis()["flops"]
     np.savez(path, **found)
 
 
 def reference() -> dict[str, np.ndarray]:
+    """What `on_cpu` finds, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "cpu.npz")
         command = [sys.executable, "-m", "experiments.benchmarks.accelerator", "--cpu", path]
@@ -112,10 +115,8 @@ def ceilings() -> dict[str, float]:
 
 def programs(
     known: dict[str, tuple[jclnf.Model, Any]], seen: tuple[np.ndarray, np.ndarray]
-) -> tuple[dict[tuple[str, str, int], Any], dict[str, float]]:
-    """Compiled fits by model, precision and faces in a batch, compiled side by side; and the
-    operations of a batch of `LARGEST` by model, as they are before a device's libraries take
-    over, a loop counted once."""
+) -> dict[tuple[str, str, int], Any]:
+    """Compiled fits by model, precision and faces in a batch; compiled side by side."""
     lowered = {}
     for name, (model, init) in known.items():
         for precision in PRECISIONS:
@@ -125,10 +126,7 @@ def programs(
                     lowered[name, precision, count] = fits(model, init).lower(*batch)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(lambda one: one.compile(), lowered.values()))
-    operations = {
-        name: lowered[name, "default", LARGEST].cost_analysis()["flops"] for name in known
-    }
-    return dict(zip(lowered, compiled, strict=True)), operations
+    return dict(zip(lowered, compiled, strict=True))
 
 
 def main() -> None:
@@ -142,8 +140,8 @@ def main() -> None:
     device, used = jax.devices()[0], models()
     images, boxes = cases(LARGEST)
     seen = crops(LARGEST)
-    compiled, operations_of = programs(used, seen)
     beside, most = reference(), ceilings()
+    compiled = programs(used, seen)
     speeds, apart, numbers = [], [], {"device": device.device_kind, "ceilings": most}
     for name, (model, init) in used.items():
         rates, measured = [], numbers.setdefault(name, {})
@@ -161,7 +159,8 @@ def main() -> None:
             seconds = median(functools.partial(program, *batch))
             found = np.asarray(program(*batch)[0][:FACES])
             away = np.linalg.norm(found - beside[name], axis=-1)
-            operations, moved = operations_of[name], program.cost_analysis()["bytes accessed"]
+            operations = float(beside[f"{name}: operations"])
+            moved = program.cost_analysis()["bytes accessed"]
             least = max(operations / most[precision], moved / most["bytes"])
             temporaries = program.memory_analysis().temp_size_in_bytes
             measured[precision] = {
