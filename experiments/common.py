@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,7 +151,7 @@ def pivot(rows: list[Row]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """The command, the versions and the machine of a run."""
+    """The command, the versions, the commit and the machine of a run."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         text = Path("/proc/cpuinfo").read_text()
@@ -169,8 +170,18 @@ def environment() -> dict[str, Any]:
             "jclnf": jclnf.__version__,
             **{name: version for name in names if (version := _version(name))},
         },
+        "commit": _commit(),
         "machine": f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
     }
+
+
+def _commit() -> str | None:
+    """The commit of this working copy; None without a history."""
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -3,12 +3,14 @@
     python -m experiments.stale
 
 For each folder with results: the files of the experiment itself, of the rooms of jclnf that it
-imports, and the bundled model if it loads models, are compared with those of the commit that
-recorded the results. Comments and docstrings do not count. Ends with 1 if there are any.
+imports, and the bundled model if it loads models, are compared with those of the commit that the
+results were made at, as they say themselves, or else of the one that recorded them. Comments and
+docstrings do not count. Ends with 1 if there are any.
 """
 
 import argparse
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,7 @@ def stale(root: Path) -> list[Stale]:
         if not recorded or _git(root, "status", "--porcelain", "--", *results):
             continue  # recorded just now
         commit, date = recorded.split()
+        commit = _made_at(root, folder / "results.json") or commit
         paths = _measured(root, _experiment(root, folder))
         changed = _git(root, "diff", "--name-only", commit, "--", *sorted(paths)).splitlines()
         changed = [path for path in changed if _differs(root, commit, path)]
@@ -48,6 +51,19 @@ def stale(root: Path) -> list[Stale]:
             name = str(folder.relative_to(root / "experiments"))
             found.append(Stale(name, f"{date}, {commit}", changed))
     return found
+
+
+def _made_at(root: Path, results: Path) -> str | None:
+    """The commit that results say they were made at, if there is such a one."""
+    if not results.exists():
+        return None
+    about = json.loads(results.read_text())
+    environment = about.get("environment", {}) if isinstance(about, dict) else {}
+    name = environment.get("commit") if isinstance(environment, dict) else None
+    known = name and _git(
+        root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", missing=""
+    )
+    return str(name) if known else None
 
 
 def _experiment(root: Path, folder: Path) -> list[Path]:

@@ -58,3 +58,20 @@ def test_a_changed_experiment_and_a_new_file_count(repository: Path):
     assert changed(repository, new, "x = 1\n") == [("speed", [new])]
     script = "experiments/speed/__main__.py"
     assert changed(repository, script, "import jclnf\njclnf.fit(2)\n") == [("speed", [script, new])]
+
+
+def test_results_that_came_out_the_same_are_as_old_as_they_say(repository: Path):
+    fit = "jclnf/fitting/_fit.py"
+    assert changed(repository, fit, "def fit():\n    return 2\n") == [("speed", [fit])]
+    made_at = subprocess.run(
+        ["git", "-C", str(repository), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    results = "experiments/speed/results.json"
+    said = f'{{"environment": {{"commit": "{made_at}"}}, "speed": 1}}'
+    assert changed(repository, results, said) == []
+    assert changed(repository, fit, "def fit():\n    return 3\n") == [("speed", [fit])]
+    unknown = said.replace(made_at, "0000000")
+    assert changed(repository, results, unknown) == []
