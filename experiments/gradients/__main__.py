@@ -33,9 +33,10 @@ HERE = Path(__file__).resolve().parent
 FACES = 5
 DIRECTIONS = 4
 """In each leaf; in each of a network's many kernels one."""
-STEP = {"image": 1e-4, "params.weight_factor": 1e-5}
+STEP = {"image": 1e-6, "box": 1e-9, "params.weight_factor": 1e-5}
 """Of central differences, relative to the mean size of a leaf's numbers; 1e-7 unless given. Slopes
-along the weight factor are so small that rounding decides there."""
+along the weight factor are so small that rounding decides there; a box moves all positions that
+crops are read at, each of which has a kink at every pixel."""
 KINK = 1e-3
 """Relative difference of the slopes to both sides from which on a place is taken for a kink."""
 MANY = 50
