@@ -98,7 +98,8 @@ class UnitsFile:
             part.open("w", newline="") as new,
         ):
             new.write(old.readline())
-            for line, record in zip(old, records[records["row"] == 1], strict=True):
+            # One by one: a copy of those with a row would be as large as the file.
+            for line, record in zip(old, (r for r in records if r["row"]), strict=True):
                 known = record["face"] != NOBODY
                 new.write(form.with_units(line, record["kept"]) if known else line)
         self._final.replace(table)
