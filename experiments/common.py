@@ -164,7 +164,7 @@ def environment() -> dict[str, Any]:
             model = f"{name} (family {family}, model {number})"
     names = ("jax", "jaxlib", "numpy", "equinox", "opencv-python-headless", "av")
     return {
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *map(_named, sys.argv[1:])]),
         "versions": {
             "python": platform.python_version(),
             "jclnf": jclnf.__version__,
@@ -173,6 +173,11 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "machine": f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
     }
+
+
+def _named(argument: str) -> str:
+    """An argument without the folders of this machine."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _commit() -> str | None:
