@@ -95,6 +95,11 @@ def reference() -> dict[str, np.ndarray]:
             return dict(arrays)
 
 
+def note(*words: object) -> None:
+    """Say what was found at once: a lent machine may be gone before the end."""
+    print(*words, flush=True)
+
+
 def median(work: Callable[[], Any]) -> float:
     """Seconds, after it was done twice."""
     return float(np.median([timed(work) for _ in range(ROUNDS + 2)][2:]))
@@ -124,8 +129,10 @@ def programs(
                 for count in BATCHES if precision == "default" else (LARGEST,):
                     batch = tuple(array[:count] for array in seen)
                     lowered[name, precision, count] = fits(model, init).lower(*batch)
+    note(f"{len(lowered)} programs to compile")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(lambda one: one.compile(), lowered.values()))
+    note("compiled")
     return dict(zip(lowered, compiled, strict=True))
 
 
@@ -140,8 +147,12 @@ def main() -> None:
     device, used = jax.devices()[0], models()
     images, boxes = cases(LARGEST)
     seen = crops(LARGEST)
-    beside, most = reference(), ceilings()
-    compiled = programs(used, seen)
+    with ThreadPoolExecutor(1) as other:
+        by_cpu = other.submit(reference)
+        compiled = programs(used, seen)
+        beside = by_cpu.result()
+    most = ceilings()
+    note(most)
     speeds, apart, numbers = [], [], {"device": device.device_kind, "ceilings": most}
     for name, (model, init) in used.items():
         rates, measured = [], numbers.setdefault(name, {})
@@ -153,6 +164,7 @@ def main() -> None:
         whole = functools.partial(jclnf.fit_images, model, images, boxes, init=init)
         rates.append(LARGEST / median(whole))
         measured["fits a second"] = rates
+        note(name, rates)
         speeds.append([name, *(f"{rate:,.0f}" for rate in rates)])
         for precision in PRECISIONS:
             program = compiled[name, precision, LARGEST]
@@ -171,6 +183,7 @@ def main() -> None:
                 "bytes of temporaries": temporaries,
                 "px away": away.max(1),
             }
+            note(name, precision, measured[precision])
             apart.append(
                 [
                     name,
