@@ -1,3 +1,5 @@
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -135,7 +137,7 @@ def test_gradients_reach_every_parameter(arrays, rng):
                 moved = jnp.asarray(changed)
                 if name == "components":
                     moved = {7: moved}
-                fields = {f: getattr(experts, f) for f in experts.__dataclass_fields__}
+                fields = {f.name: getattr(experts, f.name) for f in dataclasses.fields(experts)}
                 ends.append(total(CCNF(**{**fields, name: moved}), jnp.asarray(areas)))
             numeric = (ends[0] - ends[1]) / 2e-6
             assert abs(numeric) > 1e-6, name

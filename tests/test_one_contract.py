@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.openface_files import random_model, write_model
 from support.synthetic import default_params, planted
 
 import jclnf
-from jclnf.fitting import FitResult
+from jclnf.fitting import FitResult, map_faces
+from jclnf.fitting._batch import dealt
 from jclnf.images import BUCKETS, crop
 from jclnf.params import to_device
 
@@ -102,6 +104,33 @@ def test_fits_of_images_are_single_fits_in_the_order_given(face):
         jclnf.fit_images(face.model, images, boxes[:2])
     with pytest.raises(jclnf.errors.ParamsError, match="poses"):
         jclnf.fit_images(face.model, images[:2], boxes[:2], init=init)
+
+
+def test_on_a_cpu_a_batch_takes_as_many_fits_as_there_are_faces():
+    """Batches are filled up to sizes that are compiled already, but not with work."""
+    done: list[float] = []
+
+    def noted(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda x: done.append(float(x)), x)
+        return 2 * x
+
+    run = jax.jit(lambda batch, count: map_faces(noted, batch, count=count))
+    found = np.asarray(run(jnp.arange(16.0), jnp.array(5)))
+    jax.effects_barrier()
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(found[:5], 2 * np.arange(5))
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 12])
+def test_faces_are_dealt_out_evenly(count, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 3)
+    places, counts = dealt(count, 12)
+    parts = places.reshape(3, 4)
+    assert sorted(places) == list(range(12))
+    assert counts.sum() == count
+    assert np.ptp(counts) <= 1
+    wanted = [part[:number] for part, number in zip(parts, counts, strict=True)]
+    assert sorted(np.concatenate(wanted)) == list(range(count))
 
 
 def check_same(batch: FitResult, singles: list[FitResult], tolerance: float) -> None:

@@ -81,6 +81,23 @@ class TestSampleSquare:
         square = sampled(jnp.ones((32, 32)), jnp.array([-100.0, 5.0]), jnp.ones(2), 16)
         assert not np.asarray(square).any()
 
+    def test_a_batch_reads_what_each_reads_alone(self):
+        """Some of it from reduced images, or none; values and derivatives. Where none is, a batch
+        reads no reduced image either."""
+        image, centre = jnp.asarray(texture(seed=5)), jnp.array([60.3, 65.1])
+
+        @jax.value_and_grad
+        def loss(step):
+            return jnp.mean(sample_square(image, centre, jnp.stack([step, 0.1 * step]), 16) ** 2)
+
+        together, alone = jax.jit(jax.vmap(loss)), jax.jit(loss)
+        for steps in ([0.4, 0.7, 0.9], [0.5, 1.7, 3.1]):
+            found = np.stack(together(jnp.array(steps)))
+            each = np.stack([alone(jnp.float32(step)) for step in steps], axis=1)
+            np.testing.assert_allclose(found, each, rtol=1e-5)
+        traced = jax.make_jaxpr(jax.vmap(loss))(jnp.ones(3))
+        assert "cond[" in str(traced)
+
     def test_derivatives_by_finite_differences(self):
         with jax.enable_x64(True):
             image = jnp.asarray(texture(seed=3), jnp.float64)

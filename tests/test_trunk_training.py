@@ -135,7 +135,7 @@ def test_examples_keep_their_points_on_what_they_mark(face):
 def test_an_example_depends_on_its_random_numbers_alone(face):
     frame = Frame.of(mean_shape(face[None]), 64, 1.45)
     image = np.random.default_rng(1).integers(0, 255, (300, 300)).astype(np.uint8)
-    a, b, c = (example(image, face, frame, np.random.default_rng(s)) for s in (5, 5, 6))
+    a, b, c = (example(image, face, frame, 2, np.random.default_rng(s)) for s in (5, 5, 6))
     np.testing.assert_array_equal(a.image, b.image)
     np.testing.assert_array_equal(a.points, b.points)
     assert not np.array_equal(a.image, c.image)

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jclnf.action_units._model import SIDE
+from jclnf.geometry import precise
 from jclnf.openface import AU_CELLS
 
 CELL = 8
@@ -65,8 +66,8 @@ def fhog(image: Float[Array, "s s 3"]) -> Float[Array, "c c 31"]:
 
     def count(some: Int[Array, " o"]) -> Float[Array, "o i j"]:
         votes = jnp.where(bins == some[:, None, None], magnitude, 0.0)
-        columns = jnp.einsum("oyx,xj->oyj", votes, parts, precision="highest")
-        return jnp.einsum("oyj,yi->oij", columns, parts, precision="highest")
+        columns = precise("oyx,xj->oyj", votes, parts)
+        return precise("oyj,yi->oij", columns, parts)
 
     histograms = lax.map(count, jnp.arange(BINS).reshape(-1, _TOGETHER))
     return _normalised(jnp.moveaxis(histograms.reshape(BINS, GRID, GRID), 0, 2))

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jclnf.experts import convolve
+from jclnf.geometry import product
 from jclnf.openface import LayerArrays, pooled_side
 from jclnf.params import to_device
 
@@ -98,7 +99,7 @@ def _dense(
     """A full layer; where it takes as many numbers as there are maps, one at every position."""
     if x.shape[-1] != len(weights):
         x = x.reshape(len(x), -1)
-    x = jnp.matmul(x, weights, precision=lax.Precision.HIGHEST)
+    x = product(x, weights)
     return x + _like(bias, x), size
 
 

@@ -287,7 +287,7 @@ def _patch_products(
 ) -> Float[Array, "n k k l"]:
     window = areas.shape[-1] - weights.shape[-2] + 1
     flat = weights.reshape(len(weights), -1, weights.shape[-1])
-    products = jnp.einsum("npk,npl->nkl", patch_columns(areas, window), flat)
+    products = precise("npk,npl->nkl", patch_columns(areas, window), flat)
     return products.reshape(-1, window, window, weights.shape[-1])
 
 
@@ -386,7 +386,7 @@ def covariance(
     precision = jnp.where(precision == 0, 1.0, precision)
     if components is None:
         return 1 / precision
-    blocks = 2 * jnp.einsum("...b,bcij->...cij", beta, components)
+    blocks = 2 * precise("...b,bcij->...cij", beta, components)
     identity = np.broadcast_to(np.eye(components.shape[-1], dtype=blocks.dtype), blocks.shape)
     return inverses(blocks + precision[..., None, None, None] * identity)
 
@@ -407,7 +407,7 @@ def smooth(covariances: Float[Array, "m n ..."], at: Any, field: Float[Array, "n
 def _block_products(
     blocks: Float[Array, "m n c h h"], parts: Float[Array, "n c h"], at: Any
 ) -> Float[Array, "n c h"]:
-    return jnp.einsum("ncji,ncj->nci", blocks[at], parts)
+    return precise("ncji,ncj->nci", blocks[at], parts)
 
 
 @bilinear(_block_products)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jclnf.geometry import pairwise_sum
+from jclnf.geometry import pairwise_sum, precise
 
 Layer = Callable[[str, Array, int], Array]
 """Applies the convolution of a name to `(b, h, w, c)` with a stride."""
@@ -140,7 +140,7 @@ def self_quotient(square: Float[Array, "h w"]) -> Float[Array, "h w"]:
     """
     down, across = (jnp.asarray(_averages(side), square.dtype) for side in square.shape)
     # In full precision also on accelerators: a flat image must stay one.
-    surround = jnp.einsum("ij,jk,lk->il", down, square, across, precision=lax.Precision.HIGHEST)
+    surround = precise("ij,jk,lk->il", down, square, across)
     return (square - surround) / (surround + jnp.maximum(0.1 * square.mean(), 1.0))
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.experts._base import AreaExperts
 from jclnf.experts._ccnf import patch_contrast
+from jclnf.geometry import precise
 from jclnf.params import EXACT, Arithmetic, to_device
 
 ABSENT_BIAS = 40.0
@@ -127,7 +128,7 @@ def svr_responses(
     for modality in dict.fromkeys(modalities):
         chosen = np.flatnonzero([name == modality for name in modalities])
         patches, scale = patch_contrast(MODALITIES[modality](areas), window)
-        correlation = jnp.einsum("nep,npk->nek", templates[:, chosen], patches) * scale[:, None]
+        correlation = precise("nep,npk->nek", templates[:, chosen], patches) * scale[:, None]
         logits = slope[:, chosen, None] * correlation + bias[:, chosen, None]
         response = response * jax.nn.sigmoid(logits).prod(axis=1)
     return response.reshape(-1, window, window)

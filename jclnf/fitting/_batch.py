@@ -8,9 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from jclnf.errors import BoxError, JclnfError, ParamsError
-from jclnf.fitting._fit import check_inputs, fit_face_at, mesh, prepared, replicate
+from jclnf.fitting._fit import (
+    check_inputs,
+    fit_face_at,
+    fit_faces_at,
+    mesh,
+    prepared,
+    replicate,
+)
 from jclnf.fitting._hypotheses import Init, as_init
 from jclnf.fitting._mapping import map_faces, one_by_one
 from jclnf.fitting._model import Model
@@ -38,7 +46,7 @@ def fit_images(
     of a few sizes, so that a last batch of any size compiles nothing anew. The faces are spread
     over all of JAX's devices. On a CPU, have as many devices as cores
     (`jax.config.update("jax_num_cpu_devices", cores)` before JAX is used): each fits its faces one
-    after the other, which is faster than threads within one fit.
+    after the other, or a few at a time, which is faster than threads within one fit.
 
     Args:
         model: as for `jclnf.fit`.
@@ -72,14 +80,17 @@ def fit_images(
     )
 
     def fit_together(faces: list[tuple[int, Crop]], size: int) -> tuple[list[int], FitResult]:
-        at, crops = zip(*padded(faces, size), strict=True)
+        """The fits, and the index of the face that each is of; -1 where it is of none."""
+        places, counts = dealt(len(faces), size)
+        at, crops = zip(*(faces[min(i, len(faces) - 1)] for i in places), strict=True)
         batch = (
             np.stack([one.image for one in crops]),
             np.stack([one.box for one in crops]),
             np.stack([one.offset for one in crops]),
             jax.tree.map(lambda array: array[list(at)], init) if isinstance(init, tuple) else None,
         )
-        return list(at[: len(faces)]), _fit_batch(*shared, distribute(batch))
+        known = [i if place < len(faces) else -1 for i, place in zip(at, places, strict=True)]
+        return known, _fit_batch(*shared, distribute(batch), distribute(counts))
 
     waiting: dict[int, list[tuple[int, Crop]]] = {}
     full: set[int] = set()
@@ -96,12 +107,18 @@ def fit_images(
         sizes = batch_sizes(side)
         size = sizes[-1] if side in full else next(s for s in sizes if s >= len(faces))
         fits.append(fit_together(faces, size))
-    order = np.argsort(np.concatenate([at for at, _ in fits]))
-    results = []
-    for at, result in fits:
-        count = len(at)
-        results.append(jax.tree.map(lambda a, n=count: a[:n], jax.device_get(result)))
+    known = np.concatenate([at for at, _ in fits])
+    order = np.argsort(known)[np.count_nonzero(known < 0) :]
+    results = [jax.device_get(result) for _, result in fits]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *results)
+
+
+def dealt(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """How a number of faces is dealt out to JAX's devices: which face is at each place of a batch
+    of a size (`count` and more are none), and how many each device has, at its first places."""
+    devices = jax.local_device_count()
+    places = np.arange(size).reshape(-1, devices).T
+    return places.reshape(-1), (places < count).sum(1)
 
 
 def padded(items: Sequence[Any], size: int) -> list[Any]:
@@ -153,17 +170,27 @@ def _cropped(images: Iterable[np.ndarray], boxes: np.ndarray) -> Iterable[Crop]:
 
 
 @eqx.filter_jit
-def _fit_batch(model: Model, params: FitParams, rotations: Any, batch: Any) -> FitResult:
-    fit_one = kept(fit_face_at) if one_by_one() else fit_face_at
+def _fit_batch(
+    model: Model, params: FitParams, rotations: Any, batch: Any, counts: Int[Array, " devices"]
+) -> FitResult:
+    together = min(model.experts.together, len(batch[0]) // len(counts)) if one_by_one() else 1
+    fit = fit_face_at if together == 1 else fit_faces_at
+    if one_by_one():
+        fit = kept(fit)
 
-    def one(shared: Any, face: Any) -> FitResult:
+    def some(shared: Any, faces: Any) -> FitResult:
         model, params, rotations = shared
-        image, box, offset, start = face
+        image, box, offset, start = faces
         init: Init = rotations if start is None else start
-        result: FitResult = fit_one(model, image, box, init, params, offset)
+        result: FitResult = fit(model, image, box, init, params, offset)
         return result
 
-    return map_everywhere(one, (model, params, rotations), batch)
+    shared = model, params, rotations
+    if together == 1:
+        return map_everywhere(some, shared, batch, counts)
+    groups = jax.tree.map(lambda array: array.reshape(-1, together, *array.shape[1:]), batch)
+    fits = map_everywhere(some, shared, groups, -(-counts // together))
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), fits)
 
 
 def distribute(batch: Any) -> Any:
@@ -171,7 +198,12 @@ def distribute(batch: Any) -> Any:
     return jax.device_put(batch, NamedSharding(mesh(), PartitionSpec("faces")))
 
 
-def map_everywhere(function: Callable[[Any, Any], Any], shared: Any, batch: Any) -> Any:
+def map_everywhere(
+    function: Callable[[Any, Any], Any],
+    shared: Any,
+    batch: Any,
+    counts: Int[Array, " devices"] | None = None,
+) -> Any:
     """`function(shared, one)` of each of a batch, spread over all of JAX's devices, and in the form
     that is fastest on each (`map_faces`).
 
@@ -180,19 +212,21 @@ def map_everywhere(function: Callable[[Any, Any], Any], shared: Any, batch: Any)
         shared: what is the same for all, a tree; its arrays as `replicate` returns them.
         batch: from `distribute`, a tree of arrays with a leading axis, whose length is a multiple
             of the number of devices.
+        counts: how many of each device's part are wanted, its first ones; all if not given.
     """
     # shard_map takes arrays only: what is static stays outside.
     arrays, static = eqx.partition(shared, eqx.is_array)
 
-    def on_one_device(arrays: Any, batch: Any) -> Any:
+    def on_one_device(arrays: Any, batch: Any, count: Any) -> Any:
         shared = eqx.combine(arrays, static)
-        return map_faces(lambda one: function(shared, one), batch)
+        wanted = None if count is None else count[0]
+        return map_faces(lambda one: function(shared, one), batch, count=wanted)
 
     faces, everywhere = PartitionSpec("faces"), PartitionSpec()
     return jax.shard_map(
         on_one_device,
         mesh=mesh(),
-        in_specs=(everywhere, faces),
+        in_specs=(everywhere, faces, faces),
         out_specs=faces,
         check_vma=False,
-    )(arrays, batch)
+    )(arrays, batch, counts)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Real
 from jclnf.errors import ModelFileError, check_fields
 from jclnf.fitting._meanshift import LIKELIHOOD_FLOOR
 from jclnf.fitting._result import FitResult
-from jclnf.geometry import PDM, Pose
+from jclnf.geometry import PDM, Pose, product
 
 FACE_LIMIT = 10.0
 """A fit is right if its landmarks are off by less on the mean, in % of the eye distance."""
@@ -122,7 +122,8 @@ class Confidence(AbstractConfidence):
 
     def evidence(self, given: Float[Array, " q"]) -> Float[Array, " r"]:
         """Logits of the probabilities of the face and each landmark, from `characteristics`."""
-        return jax.nn.relu(given @ self.hidden + self.hidden_bias) @ self.out + self.out_bias
+        inner = jax.nn.relu(product(given, self.hidden) + self.hidden_bias)
+        return product(inner, self.out) + self.out_bias
 
     def __call__(
         self, pdm: PDM, pose: Pose, shape: Float[Array, " m"], likelihood: Float[Array, " n"]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Real
 
 from jclnf.errors import BoxError, ImageError, ParamsError, is_concrete
 from jclnf.fitting._hypotheses import Init, as_init, fit_face
+from jclnf.fitting._mapping import IN_ONE_THREAD, in_one_thread
 from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult
 from jclnf.images import check_grey, crop
@@ -70,7 +71,9 @@ def fit(
     ready = prepared(model, params)
     given = image, box, as_init(model, init, params), params, offset
     transformed = ready is model or _traced(given)
-    return (_fit if transformed else _fit_alone)(ready, *given)
+    if transformed:
+        return _fit(ready, *given)
+    return (_fit_in_one_thread if in_one_thread(model) else _fit_alone)(ready, *given)
 
 
 @eqx.filter_jit
@@ -85,11 +88,14 @@ def _fit(
     return fit_face_at(model, image, box, init, params, offset)
 
 
-@eqx.filter_jit
-def _fit_alone(*given: Any) -> FitResult:
+def _alone(*given: Any) -> FitResult:
     """The same of values that no transformation is applied to."""
     result: FitResult = kept(fit_face_at)(*given)
     return result
+
+
+_fit_alone = eqx.filter_jit(_alone)
+_fit_in_one_thread = eqx.filter_jit(_alone, compiler_options=IN_ONE_THREAD)  # type: ignore[call-overload]
 
 
 def fit_face_at(
@@ -109,6 +115,18 @@ def fit_face_at(
         translation = pose.translation - jnp.asarray(offset, pose.translation.dtype)
         init = dataclasses.replace(pose, translation=translation), shape
     return fit_face(model, image, box, init, params).shifted(offset)
+
+
+def fit_faces_at(
+    model: Model, images: Any, boxes: Any, init: Any, params: FitParams, offsets: Any
+) -> FitResult:
+    """`fit_face_at` of several faces of one size side by side; a pose in `init` is of each."""
+    each = (0, 0, 0 if isinstance(init, tuple) else None, 0)
+
+    def one(image: Any, box: Any, init: Init, offset: Any) -> FitResult:
+        return fit_face_at(model, image, box, init, params, offset)
+
+    return jax.vmap(one, in_axes=each)(images, boxes, init, offsets)
 
 
 def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jclnf.geometry import MODE_LIMIT, PDM, Pose, displaced, inverse
+from jclnf.geometry import MODE_LIMIT, PDM, Pose, displaced, inverse, product
 
 Residual = Callable[[PDM, Pose, Float[Array, " m"]], Float[Array, " 6+m"]]
 """A function that vanishes where the fit stands still."""
@@ -53,7 +53,8 @@ def fixed_point(
     slope = lax.stop_gradient(jax.jacfwd(lambda delta: equations(pdm, delta))(nowhere))
     inverted = inverse(slope)
     unique = jnp.isfinite(inverted).all()
-    newton = with_derivative(nowhere, -jnp.where(unique, inverted, 0.0) @ equations(pdm, nowhere))
+    step = product(jnp.where(unique, inverted, 0.0), equations(pdm, nowhere))
+    newton = with_derivative(nowhere, -step)
     return displaced(pose, shape, newton)
 
 

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.experts import GaussianResponses, Responses
-from jclnf.geometry import bilinear, pairwise_sum
+from jclnf.geometry import bilinear, pairwise_sum, precise
 
 TABLE_STEP = 0.1
 """Spacing in pixels of the kernel table that OpenFace looks positions up in."""
@@ -79,7 +79,7 @@ def mean_shift(
 
 
 def _products(terms: Float[Array, "k s n"], factors: Float[Array, "k n"]) -> Float[Array, "s n"]:
-    return jnp.einsum("ksn,kn->sn", terms, factors)
+    return precise("ksn,kn->sn", terms, factors)
 
 
 @bilinear(_products)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jclnf.experts import GaussianResponses, Responses
-from jclnf.geometry import PDM, Pose, apply_similarity, jacobian, solve
+from jclnf.geometry import PDM, Pose, apply_similarity, jacobian, precise, product, solve
 
 
 class Uncertainty(eqx.Module):
@@ -49,11 +49,11 @@ def response_covariance(responses: Responses) -> Float[Array, "n 2 2"]:
     present = mass > 0
     shares = responses / jnp.where(present, mass, 1.0)[:, None, None]
     along_x, along_y = shares.sum(1), shares.sum(2)
-    from_x = pixels[None] - (along_x @ pixels)[:, None]
-    from_y = pixels[None] - (along_y @ pixels)[:, None]
+    from_x = pixels[None] - product(along_x, pixels)[:, None]
+    from_y = pixels[None] - product(along_y, pixels)[:, None]
     xx = jnp.sum(along_x * from_x**2, axis=1)
     yy = jnp.sum(along_y * from_y**2, axis=1)
-    xy = jnp.einsum("nyx,ny,nx->n", shares, from_y, from_x)
+    xy = precise("nyx,ny,nx->n", shares, from_y, from_x)
     return jnp.stack([xx, xy, xy, yy], axis=-1).reshape(-1, 2, 2)
 
 
@@ -78,14 +78,14 @@ def landmark_covariance(
     unit = jnp.eye(2, dtype=responses.dtype)
     measured = by.spread * responses + by.floor * unit[None]
     columns = apply_similarity(to_image, unit).T
-    in_image = jnp.einsum("ab,nbc,dc->nad", columns, measured, columns)
+    in_image = precise("ab,nbc,dc->nad", columns, measured, columns)
     information = jnp.where(visible[:, None, None], _inverse_2x2(in_image), 0.0)
     slopes = jacobian(pdm, pose, shape)
     prior = jnp.concatenate([jnp.zeros(6, slopes.dtype), 1 / pdm.eigenvalues])
-    curvature = jnp.einsum("nai,nab,nbj->ij", slopes, information, slopes) + jnp.diag(prior)
+    curvature = precise("nai,nab,nbj->ij", slopes, information, slopes) + jnp.diag(prior)
     flat = slopes.reshape(-1, slopes.shape[-1])
     spread = solve(curvature, flat.T).T.reshape(slopes.shape)
-    explained = jnp.einsum("nai,nbi->nab", spread, slopes)
+    explained = precise("nai,nbi->nab", spread, slopes)
     explained = (explained + jnp.swapaxes(explained, 1, 2)) / 2
     return by.inflation * explained + by.residual * pose.scale**2 * unit[None]
 

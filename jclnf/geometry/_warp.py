@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Real
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool, Float, Int, Real
 
 FIXED_POINT_POSITION = 1024
 """Units of a pixel in which OpenCV's `warpAffine` adds up a sampling position."""
@@ -108,7 +109,20 @@ def sample_square(
         lower = jnp.where(low == 0, unreduced, reduced(low))
         return lower + (level - low.astype(level.dtype)) * (reduced(high) - lower)
 
-    return lax.cond(level > 0, between, lambda: unreduced)
+    return lax.cond(_any_of_batch(level > 0), between, lambda: unreduced)
+
+
+@custom_vmap
+def _any_of_batch(condition: Bool[Array, ""]) -> Bool[Array, ""]:
+    """A condition of one, and under `jax.vmap` whether it is one of any: a branch that all of a
+    batch take together, where `lax.cond` would compute both for each."""
+    return condition
+
+
+@_any_of_batch.def_vmap
+def _any(size: int, batched: Any, condition: Bool[Array, " b"]) -> tuple[Bool[Array, ""], bool]:
+    del size, batched
+    return _any_of_batch(condition.any()), False
 
 
 def _reductions(

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from jclnf.errors import ModelFileError, check_fields, is_concrete
 from jclnf.fitting import AbstractConfidence, FitResult
-from jclnf.geometry import PDM, sample_areas
+from jclnf.geometry import PDM, precise, product, sample_areas
 from jclnf.params import to_device
 
 SUCCESS_CONFIDENCE = 0.725
@@ -52,7 +52,7 @@ class Convolution(Layer):
         rows = jnp.stack([maps[:, i : i + height] for i in range(y)], axis=1)
         patches = jnp.stack([rows[..., j : j + width] for j in range(x)], axis=2)
         patches = lax.optimization_barrier(patches.reshape(-1, height * width))
-        out = jnp.matmul(self.kernels.reshape(k, -1), patches, precision=lax.Precision.HIGHEST)
+        out = product(self.kernels.reshape(k, -1), patches)
         return out.reshape(k, height, width) + self.bias[:, None, None]
 
 
@@ -65,7 +65,7 @@ class Dense(Layer):
     def __call__(self, maps: Float[Array, "..."]) -> Float[Array, " k"]:
         """The layer's output."""
         flat = maps.reshape(-1)
-        return jnp.matmul(self.weights, flat, precision=lax.Precision.HIGHEST) + self.bias
+        return product(self.weights, flat) + self.bias
 
 
 class MaxPool(Layer):
@@ -244,7 +244,7 @@ def warp_face(
     view: View, image: Real[Array, "h w"], landmarks: Float[Array, "n 2"]
 ) -> Float[Array, "y x"]:
     """The face in the frame of the mean shape, sampled bilinearly; 0 outside image and mask."""
-    positions = jnp.einsum("yxt,yxtc->yxc", view.mixture, landmarks[view.vertices])
+    positions = precise("yxt,yxtc->yxc", view.mixture, landmarks[view.vertices])
     # An area of a single pixel is a sample.
     unturned = jnp.array([1.0, 0.0], positions.dtype)
     pixels = sample_areas(image, positions.reshape(-1, 2), unturned, 1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jclnf.errors import ParamsError
-from jclnf.geometry import atan2, euler_to_matrix
+from jclnf.geometry import atan2, euler_to_matrix, product
 from jclnf.space._camera import Camera
 from jclnf.space._head_pose import HeadPose, check_one_face, landmarks_in_space
 
@@ -93,11 +93,11 @@ def gaze(result: Any, camera: Camera, head: HeadPose) -> Gaze:
 def _direction(
     eye: Float[Array, "28 3"], corners: Float[Array, "2 3"], head: Float[Array, "3 3"]
 ) -> Float[Array, "3"]:
-    centre = corners.mean(0) + head @ jnp.asarray(CENTRE, head.dtype)
+    centre = corners.mean(0) + product(head, jnp.asarray(CENTRE, head.dtype))
     pupil = eye[:IRIS].mean(0)
     ray = pupil / jnp.linalg.norm(pupil)
-    along = ray @ centre
-    inside = RADIUS**2 - (centre @ centre - along**2)
+    along = jnp.sum(ray * centre)
+    inside = RADIUS**2 - (jnp.sum(centre**2) - along**2)
     meets = inside > 0
     before = jnp.where(meets, jnp.sqrt(jnp.where(meets, inside, 1.0)), 0.0)
     gaze = (along - before) * ray - centre

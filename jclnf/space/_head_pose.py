@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.errors import ParamsError
-from jclnf.geometry import Pose, euler_to_matrix, matrix_to_euler, small_turn, solve
+from jclnf.geometry import Pose, euler_to_matrix, matrix_to_euler, product, small_turn, solve
 from jclnf.runtime import check_process
 from jclnf.space._camera import Camera
 
@@ -50,7 +50,7 @@ class HeadPose(eqx.Module):
                 ]
             )
         )
-        turned = matrix_to_euler(back @ euler_to_matrix(self.rotation))
+        turned = matrix_to_euler(product(back, euler_to_matrix(self.rotation)))
         return HeadPose(self.translation, turned)
 
 
@@ -70,7 +70,7 @@ def head_pose(result: Any, camera: Camera) -> HeadPose:
         ParamsError: the result is that of several faces.
     """
     check_one_face(result)
-    points = result.landmarks3d @ result.pose.matrix
+    points = product(result.landmarks3d, result.pose.matrix)
     return pose_of_points(points, result.landmarks, result.pose, camera)
 
 
@@ -93,7 +93,7 @@ def pose_of_points(
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         matrix, translation = carry
-        turned = points @ matrix.T
+        turned = product(points, matrix.T)
         seen = turned + translation[None]
         inverse = 1 / seen[:, 2]
         residual = landmarks - camera.project(seen)
@@ -116,11 +116,12 @@ def pose_of_points(
             ],
             axis=1,
         )
-        columns = jnp.concatenate([by_point @ by_turn, depth * by_point], axis=-1).reshape(-1, 6)
-        normal = columns.T @ columns
+        by_turn = product(by_point, by_turn)
+        columns = jnp.concatenate([by_turn, depth * by_point], axis=-1).reshape(-1, 6)
+        normal = product(columns.T, columns)
         normal = normal + DAMPING * jnp.diag(jnp.diag(normal))
-        delta = solve(normal, columns.T @ residual.reshape(-1))
-        return (small_turn(delta[:3]) @ matrix, translation + depth * delta[3:]), None
+        delta = solve(normal, product(columns.T, residual.reshape(-1)))
+        return (product(small_turn(delta[:3]), matrix), translation + depth * delta[3:]), None
 
     (matrix, translation), _ = lax.scan(step, (pose.matrix, start), None, length=ITERATIONS)
     return HeadPose(translation, matrix_to_euler(matrix))

@@ -1,5 +1,6 @@
 """A model whose fit is known beforehand: experts that look for what an image really shows."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -113,7 +114,7 @@ def _planted(seed: int, views: int, size: int, precise: bool) -> Planted:
     visible[:, 1:, 0] = False
     experts = CCNF(
         **{
-            **{name: getattr(experts, name) for name in experts.__dataclass_fields__},
+            **{f.name: getattr(experts, f.name) for f in dataclasses.fields(experts)},
             "weights": to_device(weights, np.float32),
             "visible": to_device(visible),
         }

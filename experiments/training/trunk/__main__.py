@@ -101,14 +101,15 @@ def train(args: Any) -> None:
     faces, held = read_faces("train", LARGEST), read_faces("held out", LARGEST)
     frame = Frame.of(mean_shape(faces.points), SIDE, MARGIN)
 
+    network = Network(split=args.split, stem=STEM)
+
     def make(index: int, rng: np.random.Generator) -> Example:
-        return example(faces.images[index], faces.points[index], frame, rng)
+        return example(faces.images[index], faces.points[index], frame, network.stride, rng)
 
     def landmarks(trained: Trained) -> np.ndarray:
         return trunk_landmarks(trained)(held.images, held.boxes)
 
     print(f"{len(faces)} faces, {len(held)} held out, in {folder}", flush=True)
-    network = Network(split=args.split, stem=STEM)
     run(args, folder, "trunk", network, frame, make, len(faces), landmarks, held.points)
 
 

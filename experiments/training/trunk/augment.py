@@ -23,14 +23,18 @@ class Example(NamedTuple):
 
 
 def example(
-    image: np.ndarray, points: np.ndarray, frame: Frame, rng: np.random.Generator
+    image: np.ndarray,
+    points: np.ndarray,
+    frame: Frame,
+    stride: int,
+    rng: np.random.Generator,
 ) -> Example:
-    """A random crop of a face."""
+    """A random crop of a face; the stride is as for `worsened`."""
     view = random_view(points, frame, rng)
     crop, moved = cut(image, view, frame.side), view.inverse()(points)
     if rng.random() < 0.5:
         crop, moved = mirrored(crop, moved)
-    return Example(worsened(crop, rng, 2, coarsest=frame.eyes / SMALLEST), moved)
+    return Example(worsened(crop, rng, stride, coarsest=frame.eyes / SMALLEST), moved)
 
 
 def mirrored(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,8 +70,7 @@ class Region(NamedTuple):
         eyes = abs(view.turn) * self.side / self.width
         view = view.about(frame.middle, turn, eyes * complex(*rng.normal(0, SHIFT, 2)))
         at = view.inverse()(points[list(self.landmarks)])
-        stride = 2 if self.stem else 1
-        return Example(worsened(cut(image, view, self.side), rng, stride), at)
+        return Example(worsened(cut(image, view, self.side), rng, self.network.stride), at)
 
 
 EYE = Region("eye", 0.62, 64, 0, tuple(range(36, 42)), ((1, 5), (2, 4)))

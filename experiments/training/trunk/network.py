@@ -46,6 +46,11 @@ class Network(NamedTuple):
         outputs = self.split**2 * self.landmarks
         return map_shapes(self.widths, self.blocks, self.joined, outputs, self.stem)
 
+    @property
+    def stride(self) -> int:
+        """Pixels of a crop to one of what is left after the stem."""
+        return 2 if self.stem else 1
+
     def __call__(self, x: jax.Array, layer: Layer) -> jax.Array:
         """What the maps are laid out from, `(b, h, w, split * split * n)`, of `(b, y, x, 1)`."""
         return map_network(x, layer, self.shapes)
