@@ -106,6 +106,14 @@ def test_fits_of_images_are_single_fits_in_the_order_given(face):
         jclnf.fit_images(face.model, images[:2], boxes[:2], init=init)
 
 
+def test_a_fit_of_constants_is_part_of_another_program(face):
+    """Nothing that is given to it is traced, but it is called while something is."""
+    params = default_params(iterations=1, windows=(0, 3))
+    alone = jclnf.fit(face.model, face.image, face.box, params).landmarks
+    scaled = jax.jit(lambda s: s * jclnf.fit(face.model, face.image, face.box, params).landmarks)
+    np.testing.assert_allclose(scaled(2.0), 2 * np.asarray(alone), rtol=1e-5)
+
+
 def test_on_a_cpu_a_batch_takes_as_many_fits_as_there_are_faces():
     """Batches are filled up to sizes that are compiled already, but not with work."""
     done: list[float] = []

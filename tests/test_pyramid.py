@@ -383,6 +383,26 @@ def test_a_fit_goes_to_the_means_of_the_maps(model, face) -> None:
     assert after < 0.2 * before
 
 
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_batch_gives_the_single_fits(model, face, count) -> None:
+    """Six are more than the sizes of batches that are fitted one by one: they are two groups, the
+    second of which is not full. Their crops are of one size."""
+    image = np.asarray(face[0])
+    boxes = np.array([30.0, 30.0, 70.0, 65.0]) + np.arange(count)[:, None] * [0.5, -0.4, 0.3, 0]
+    poses = [pose_from_box(model.pdm, jnp.asarray(box), jnp.zeros(3)) for box in boxes]
+    starts = [(pose, 0.1 * i * jnp.ones(model.pdm.n_modes)) for i, pose in enumerate(poses)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    batches = {
+        "from boxes": jclnf.fit_images(model, [image] * count, boxes),
+        "from starts": jclnf.fit_images(model, [image] * count, boxes, init=together),
+    }
+    for i, box in enumerate(boxes):
+        single = jclnf.fit(model, image, box)
+        np.testing.assert_allclose(batches["from boxes"].landmarks[i], single.landmarks, atol=2e-3)
+        single = jclnf.fit(model, image, box, init=starts[i])
+        np.testing.assert_allclose(batches["from starts"].landmarks[i], single.landmarks, atol=2e-3)
+
+
 class TestBadOnes:
     def test_a_layer_is_missing(self, experts) -> None:
         kernels = {k: v for k, v in experts.face.kernels.items() if k != "up1.kernel"}

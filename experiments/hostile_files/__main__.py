@@ -6,6 +6,7 @@ replaced by extreme ones, and bytes taken out, repeated or put in. The memory li
 on the whole process: an allocation beyond it fails, and is counted.
 """
 
+import dataclasses
 import random
 import resource
 import struct
@@ -135,8 +136,8 @@ def damage(rng: random.Random, data: bytes) -> bytes:
 
 def leaves(value: Any) -> Iterator[np.ndarray]:
     """All arrays in what a reader gives back."""
-    if hasattr(value, "__dataclass_fields__"):
-        value = {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):

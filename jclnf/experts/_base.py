@@ -55,7 +55,10 @@ class PatchExperts(eqx.Module):
     """
 
     together: ClassVar[int] = 1
-    """How many faces of a batch a CPU fits side by side."""
+    """How many faces of a large batch a CPU fits side by side."""
+    in_one_thread: ClassVar[bool] = False
+    """Whether a CPU fits a single face fastest in one thread: where all is small, XLA's threads
+    pass it to and fro for longer than it takes."""
     scalings: eqx.AbstractVar[tuple[float, ...]]
     """Reference pixels per millimetre of each scale, coarse to fine."""
     centres: eqx.AbstractVar[Float[Array, "s v 3"]]

@@ -6,7 +6,7 @@ for robust facial landmark detection in the wild" (ICCVW 2013), section 3.1, equ
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -33,6 +33,7 @@ class CCNF(AreaExperts):
     `prepare` takes all of them once.
     """
 
+    in_one_thread: ClassVar[bool] = True
     weights: Float[Array, "s v n q support support"]
     """Each neuron's weights, `[..., y, x]`."""
     norm_weight: Float[Array, "s v n q"]

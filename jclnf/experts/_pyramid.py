@@ -133,7 +133,7 @@ class Moments(NamedTuple):
     def turned(self, by: Float[Array, "2"]) -> "Moments":
         """About the origin, and sized."""
         turn = similarity_matrix(by)
-        return Moments(product(self.mean, turn.T), turn @ self.covariance @ turn.T)
+        return Moments(product(self.mean, turn.T), product(product(turn, self.covariance), turn.T))
 
     def replaced(self, index: np.ndarray, other: "Moments") -> "Moments":
         """With those of some landmarks from another."""

@@ -173,7 +173,10 @@ def _cropped(images: Iterable[np.ndarray], boxes: np.ndarray) -> Iterable[Crop]:
 def _fit_batch(
     model: Model, params: FitParams, rotations: Any, batch: Any, counts: Int[Array, " devices"]
 ) -> FitResult:
-    together = min(model.experts.together, len(batch[0]) // len(counts)) if one_by_one() else 1
+    # Of a few faces, a group that is not full would cost more than it saves.
+    largest = len(batch[0]) == batch_sizes(batch[0].shape[-1])[-1]
+    grouped = one_by_one() and largest and len(batch[0]) > len(counts)
+    together = model.experts.together if grouped else 1
     fit = fit_face_at if together == 1 else fit_faces_at
     if one_by_one():
         fit = kept(fit)
@@ -185,12 +188,7 @@ def _fit_batch(
         result: FitResult = fit(model, image, box, init, params, offset)
         return result
 
-    shared = model, params, rotations
-    if together == 1:
-        return map_everywhere(some, shared, batch, counts)
-    groups = jax.tree.map(lambda array: array.reshape(-1, together, *array.shape[1:]), batch)
-    fits = map_everywhere(some, shared, groups, -(-counts // together))
-    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), fits)
+    return map_everywhere(some, (model, params, rotations), batch, counts, together)
 
 
 def distribute(batch: Any) -> Any:
@@ -203,6 +201,7 @@ def map_everywhere(
     shared: Any,
     batch: Any,
     counts: Int[Array, " devices"] | None = None,
+    together: int = 1,
 ) -> Any:
     """`function(shared, one)` of each of a batch, spread over all of JAX's devices, and in the form
     that is fastest on each (`map_faces`).
@@ -213,14 +212,20 @@ def map_everywhere(
         batch: from `distribute`, a tree of arrays with a leading axis, whose length is a multiple
             of the number of devices.
         counts: how many of each device's part are wanted, its first ones; all if not given.
+        together: if above 1, the function is of so many at a time, with a leading axis for them;
+            they divide each device's part.
     """
     # shard_map takes arrays only: what is static stays outside.
     arrays, static = eqx.partition(shared, eqx.is_array)
 
     def on_one_device(arrays: Any, batch: Any, count: Any) -> Any:
         shared = eqx.combine(arrays, static)
-        wanted = None if count is None else count[0]
-        return map_faces(lambda one: function(shared, one), batch, count=wanted)
+        wanted = None if count is None else -(-count[0] // together)
+        if together == 1:
+            return map_faces(lambda one: function(shared, one), batch, count=wanted)
+        groups = jax.tree.map(lambda array: array.reshape(-1, together, *array.shape[1:]), batch)
+        found = map_faces(lambda some: function(shared, some), groups, count=wanted)
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), found)
 
     faces, everywhere = PartitionSpec("faces"), PartitionSpec()
     return jax.shard_map(

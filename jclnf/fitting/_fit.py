@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Real
 
 from jclnf.errors import BoxError, ImageError, ParamsError, is_concrete
 from jclnf.fitting._hypotheses import Init, as_init, fit_face
-from jclnf.fitting._mapping import IN_ONE_THREAD, in_one_thread
+from jclnf.fitting._mapping import one_by_one
 from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult
 from jclnf.images import check_grey, crop
@@ -73,7 +73,10 @@ def fit(
     transformed = ready is model or _traced(given)
     if transformed:
         return _fit(ready, *given)
-    return (_fit_in_one_thread if in_one_thread(model) else _fit_alone)(ready, *given)
+    # Options are for programs of their own; this may be part of one that is being traced.
+    own = not isinstance(jnp.zeros(()), jax.core.Tracer)
+    in_one_thread = own and one_by_one() and model.experts.in_one_thread
+    return (_fit_in_one_thread if in_one_thread else _fit_alone)(ready, *given)
 
 
 @eqx.filter_jit
@@ -89,13 +92,15 @@ def _fit(
 
 
 def _alone(*given: Any) -> FitResult:
-    """The same of values that no transformation is applied to."""
+    """`_fit` of values that no transformation is applied to."""
     result: FitResult = kept(fit_face_at)(*given)
     return result
 
 
 _fit_alone = eqx.filter_jit(_alone)
-_fit_in_one_thread = eqx.filter_jit(_alone, compiler_options=IN_ONE_THREAD)  # type: ignore[call-overload]
+_fit_in_one_thread = eqx.filter_jit(  # type: ignore[call-overload]
+    _alone, compiler_options={"xla_cpu_multi_thread_eigen": False}
+)
 
 
 def fit_face_at(
