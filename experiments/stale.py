@@ -53,13 +53,34 @@ def stale(root: Path) -> list[Stale]:
     return found
 
 
-def _made_at(root: Path, results: Path) -> str | None:
-    """The commit that results say they were made at, if there is such a one."""
+def _said(results: Path, what: str) -> str | None:
+    """Something that results say of the run that made them, if they do."""
     if not results.exists():
         return None
     about = json.loads(results.read_text())
     environment = about.get("environment", {}) if isinstance(about, dict) else {}
-    name = environment.get("commit") if isinstance(environment, dict) else None
+    found = environment.get(what) if isinstance(environment, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _script(root: Path, results: Path) -> Path | None:
+    """The script of the command that made results, if they say it and it is there."""
+    words = (_said(results, "command") or "").split()
+    if words[:2] != ["python", "-m"] or len(words) < 3:
+        return None
+    return _module(root, words[2])
+
+
+def _module(root: Path, name: str) -> Path | None:
+    """The file of a module, or what is run of a package, if it is there."""
+    at = root.joinpath(*name.split("."))
+    there = (path for path in (at.with_suffix(".py"), at / "__main__.py") if path.exists())
+    return next(there, None)
+
+
+def _made_at(root: Path, results: Path) -> str | None:
+    """The commit that results say they were made at, if there is such a one."""
+    name = _said(results, "commit")
     known = name and _git(
         root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", missing=""
     )
@@ -67,7 +88,10 @@ def _made_at(root: Path, results: Path) -> str | None:
 
 
 def _experiment(root: Path, folder: Path) -> list[Path]:
-    """The scripts whose results are in a folder: its own, or the one of its name beside it."""
+    """The scripts whose results are in a folder: the one of the command that they say, or else its
+    own, or the one of its name beside it."""
+    if script := _script(root, folder / "results.json"):
+        return [script]
     while folder != root / "experiments":
         beside = folder.with_suffix(".py")
         if beside.exists():
@@ -98,8 +122,9 @@ def _measured(root: Path, scripts: list[Path]) -> set[str]:
                 if rest[0] in ("load_model", "CLNF"):
                     paths.add("models/default.safetensors")
             elif first == "experiments" and rest and rest[0] not in HELPERS:
-                at = root.joinpath(*module.split("."))
-                waiting += [p for p in (at.with_suffix(".py"), at / "__main__.py") if p.exists()]
+                # What is imported is a module, or a name of one.
+                found = _module(root, module) or _module(root, module.rpartition(".")[0])
+                waiting += [found] if found else []
     return paths
 
 

@@ -75,3 +75,19 @@ def test_results_that_came_out_the_same_are_as_old_as_they_say(repository: Path)
     assert changed(repository, fit, "def fit():\n    return 3\n") == [("speed", [fit])]
     unknown = said.replace(made_at, "0000000")
     assert changed(repository, results, unknown) == []
+
+
+def test_results_are_of_the_command_that_they_say_and_of_what_it_imports(repository: Path):
+    folder = repository / "experiments" / "speed"
+    (folder / "other.py").write_text("from experiments.speed.fits import fitted\n")
+    (folder / "fits.py").write_text("import jclnf\nfitted = jclnf.fit\n")
+    (folder / "other").mkdir()
+    said = '{"environment": {"command": "python -m experiments.speed.other --quick"}}'
+
+    def of_other(name: str, text: str) -> list[list[str]]:
+        return [files for at, files in changed(repository, name, text) if at == "speed/other"]
+
+    assert of_other("experiments/speed/other/results.json", said) == []
+    assert of_other("experiments/speed/__main__.py", "import jclnf\n") == []
+    fit = "jclnf/fitting/_fit.py"
+    assert of_other(fit, "def fit():\n    return 2\n") == [[fit]]

@@ -4,8 +4,8 @@
 
 Batches: `jclnf.fit_images`, cropping included, on as many host devices as there are cores, of
 OpenFace's general model (frontal start) and the bundled one. Settings: single fits of OpenFace's
-model with other numbers of iterations, with windows of one side at its first scale alone, and of
-its first landmarks alone, each in turns with the fit as it is.
+model with other numbers of iterations, with windows of other sides at its first scale alone, and
+of its first landmarks alone; those of a kind in turns.
 """
 
 import statistics
@@ -20,7 +20,7 @@ import jclnf
 from experiments.common import command_line, faces, model_file, table, write_results
 from experiments.timing import timed
 from jclnf.openface import FRONTAL
-from jclnf.runtime import available_cores, use_all_cores
+from jclnf.runtime import use_all_cores
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -33,10 +33,10 @@ WINDOWS = (3, 5, 7, 9, 11, 15)
 LANDMARKS = (10, 20, 40, 68)
 
 
-def medians(works: dict[Any, Callable[[], Any]], rounds: int = ROUNDS) -> dict[Any, float]:
+def medians(works: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
     """Seconds of each, in turns, after each was done once."""
     seconds: dict[Any, list[float]] = {name: [] for name in works}
-    for turn in range(rounds + 1):
+    for turn in range(ROUNDS + 1):
         for name, work in works.items():
             taken = timed(work)
             if turn:
@@ -51,10 +51,7 @@ def batches(model: jclnf.Model, cases: list[Any], init: Any) -> dict[int, float]
         images, boxes = zip(*(cases[i % len(cases)] for i in range(count)), strict=True)
         return lambda: jclnf.fit_images(model, images, boxes, init=init)
 
-    return {
-        count: count / medians({count: work(count)}, ROUNDS if count < 256 else 3)[count]
-        for count in BATCHES
-    }
+    return {count: count / medians({count: work(count)})[count] for count in BATCHES}
 
 
 def first_landmarks(model: jclnf.Model, count: int) -> jclnf.Model:
@@ -111,7 +108,7 @@ def main() -> None:
     costs = settings(general, [case for case in cases if len(jclnf.crop(*case).image) == 256][:8])
     HERE.mkdir(exist_ok=True)
     draw(rates, costs)
-    body = f"{available_cores()} devices of the host; medians of {ROUNDS}.\n\n" + table(
+    body = f"{jax.local_device_count()} devices of the host; medians of {ROUNDS}.\n\n" + table(
         ["fits a second, faces in a batch", *map(str, BATCHES)],
         [[name, *(f"{rate:.0f}" for rate in by.values())] for name, by in rates.items()],
     )
