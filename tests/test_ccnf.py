@@ -9,7 +9,7 @@ from support.synthetic import laplacian
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts import CCNF
-from jclnf.experts._ccnf import mirror_basis
+from jclnf.experts._neural_field import mirror_basis
 from jclnf.geometry import inverses
 from jclnf.params import as_dtype
 

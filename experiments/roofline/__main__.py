@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.common import command_line, table, write_results
 from experiments.timing import timed
-from jclnf.experts import ccnf_responses, neurons_last
+from jclnf.experts import ccnf_responses, neurons_side_by_side, side_by_side
 
 HERE = Path(__file__).resolve().parent
 LANDMARKS, NEURONS, SUPPORT = 68, 7, 11
@@ -46,8 +46,9 @@ def responses(window: int):
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
     by_neuron = [random(LANDMARKS, NEURONS) for _ in range(3)]
-    neurons = neurons_last(random(LANDMARKS, NEURONS, SUPPORT, SUPPORT), *by_neuron)
-    covariances = random(1, LANDMARKS, 4, half, half)
+    weights = random(LANDMARKS, NEURONS, SUPPORT, SUPPORT)
+    neurons = neurons_side_by_side(weights, *by_neuron)
+    covariances = side_by_side(random(1, LANDMARKS, 4, half, half), axis=1)
     areas = 128 + 40 * random(LANDMARKS, side, side)
     compiled = jax.jit(functools.partial(ccnf_responses, window=window))
     return lambda: compiled(areas, *neurons, covariances, jnp.int32(0))

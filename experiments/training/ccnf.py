@@ -15,7 +15,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jclnf.experts import CCNF, ccnf_responses, covariance, neurons_last, to_blocks
+from jclnf.experts import (
+    CCNF,
+    ccnf_responses,
+    covariance,
+    neurons_side_by_side,
+    side_by_side,
+    to_blocks,
+)
 from jclnf.geometry import sample_areas, similarity_between, similarity_matrix
 from jclnf.train import Progress, TrainConfig
 from jclnf.train._examples import Batch, Example, Perturbation, perturbed, warped
@@ -113,7 +120,7 @@ def train_ccnf(
 
     def objective(learned: LearnedCCNF, batch: Batch) -> tuple[Array, None]:
         alpha = jnp.exp(learned.alpha)
-        fields = covariance(alpha, jnp.exp(learned.beta), blocks)
+        fields = side_by_side(covariance(alpha, jnp.exp(learned.beta), blocks), axis=1)
 
         def one(image: Array, landmarks: Array, points: Array, view: Array) -> Array:
             area = window + SUPPORT - 1
@@ -122,7 +129,9 @@ def train_ccnf(
             weights = learned.weights[view].reshape(n, neurons, SUPPORT, SUPPORT)
             responses = ccnf_responses(
                 areas,
-                *neurons_last(weights, jnp.ones((n, neurons)), learned.bias[view], alpha[view]),
+                *neurons_side_by_side(
+                    weights, jnp.ones((n, neurons)), learned.bias[view], alpha[view]
+                ),
                 fields,
                 view,
                 window,

@@ -1,14 +1,7 @@
 """Patch experts: what turns the image around a landmark into a map of where the landmark is."""
 
 from jclnf.experts._base import GaussianResponses, PatchExperts, Responses, WholeFaceExperts
-from jclnf.experts._ccnf import (
-    CCNF,
-    PreparedCCNF,
-    ccnf_responses,
-    covariance,
-    neurons_last,
-    to_blocks,
-)
+from jclnf.experts._ccnf import CCNF, PreparedCCNF, to_blocks
 from jclnf.experts._cen import CEN
 from jclnf.experts._layers import (
     Layer,
@@ -19,6 +12,12 @@ from jclnf.experts._layers import (
     initial_weights,
     normalised,
     plain_layer,
+)
+from jclnf.experts._neural_field import (
+    ccnf_responses,
+    covariance,
+    neurons_side_by_side,
+    side_by_side,
 )
 from jclnf.experts._pyramid import MapNetwork, PyramidExperts, map_network, map_shapes
 from jclnf.experts._svr import ABSENT_BIAS, SVR
@@ -48,9 +47,10 @@ __all__ = [
     "initial_weights",
     "map_network",
     "map_shapes",
-    "neurons_last",
+    "neurons_side_by_side",
     "normalised",
     "plain_layer",
+    "side_by_side",
     "to_blocks",
     "trunk_network",
     "trunk_shapes",

@@ -56,9 +56,8 @@ class PatchExperts(eqx.Module):
 
     together: ClassVar[int] = 1
     """How many faces of a large batch a CPU fits side by side."""
-    in_one_thread: ClassVar[bool] = False
-    """Whether a CPU fits a single face fastest in one thread: where all is small, XLA's threads
-    pass it to and fro for longer than it takes."""
+    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    """XLA's options, by name, with which programs of such fits are fastest on a CPU."""
     scalings: eqx.AbstractVar[tuple[float, ...]]
     """Reference pixels per millimetre of each scale, coarse to fine."""
     centres: eqx.AbstractVar[Float[Array, "s v 3"]]

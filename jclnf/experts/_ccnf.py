@@ -12,18 +12,26 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts._base import AreaExperts
-from jclnf.geometry import bilinear, inverses, pairwise_sum, precise
+from jclnf.experts._neural_field import (
+    LANES,
+    ccnf_responses,
+    covariance,
+    mirror_basis,
+    neurons_side_by_side,
+    side_by_side,
+)
 from jclnf.params import EXACT, Arithmetic, to_device
 
-ALPHA_THRESHOLD = 1e-4
-"""Neurons whose alpha is not above this are left out of the response."""
-LANES = 8
-"""How many neurons are evaluated side by side: as many as a processor's vector has numbers."""
+CPU_OPTIONS = (
+    # Where all is small, XLA's threads pass it to and fro for longer than it takes.
+    ("xla_cpu_multi_thread_eigen", False),
+    # As wide as vectors get, for as many landmarks as lie side by side.
+    ("xla_cpu_prefer_vector_width", 32 * LANES),
+)
 
 
 class CCNF(AreaExperts):
@@ -33,7 +41,7 @@ class CCNF(AreaExperts):
     `prepare` takes all of them once.
     """
 
-    in_one_thread: ClassVar[bool] = True
+    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = CPU_OPTIONS
     weights: Float[Array, "s v n q support support"]
     """Each neuron's weights, `[..., y, x]`."""
     norm_weight: Float[Array, "s v n q"]
@@ -116,10 +124,11 @@ class CCNF(AreaExperts):
         del arithmetic
         at = (scale, view)
         alpha = self.alpha[at]
+        field = covariance(alpha, self.beta[at], self._components_at(window, scale))
         return ccnf_responses(
             areas,
-            *neurons_last(self.weights[at], self.norm_weight[at], self.bias[at], alpha),
-            covariance(alpha, self.beta[at], self._components_at(window, scale))[None],
+            *neurons_side_by_side(self.weights[at], self.norm_weight[at], self.bias[at], alpha),
+            side_by_side(field)[None],
             0,
             window,
         )
@@ -157,12 +166,14 @@ class PreparedCCNF(AreaExperts):
     derivative with respect to them is not one with respect to the parameters.
     """
 
-    weights: Float[Array, "s v n support support l"]
-    """As `neurons_last` has them."""
-    bias: Float[Array, "s v n l"]
-    gain: Float[Array, "s v n l"]
-    covariances: dict[int, Float[Array, "_ v n ..."]]
-    """By window: the field's covariance for each scale with that window, see `covariance`."""
+    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = CPU_OPTIONS
+    weights: Float[Array, "s v b q support support l"]
+    """As `neurons_side_by_side` has them."""
+    bias: Float[Array, "s v b q l"]
+    gain: Float[Array, "s v b q l"]
+    covariances: dict[int, Float[Array, "_ v b ..."]]
+    """By window: the field's covariance for each scale with that window, see `covariance`, the
+    landmarks `side_by_side`."""
     centres: Float[Array, "s v 3"]
     visible: Bool[Array, "s v n"]
     confidence: Float[Array, "s v n"]
@@ -211,11 +222,11 @@ class PreparedCCNF(AreaExperts):
 def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) -> dict[str, Any]:
     """The fields of `PreparedCCNF` that are not those of `CCNF`, for scales by their windows."""
 
-    def at_scale(window: int, k: int) -> Float[Array, "v n ..."]:
+    def at_scale(window: int, k: int) -> Float[Array, "v b ..."]:
         components = experts._components_at(window, k)
-        return covariance(experts.alpha[k], experts.beta[k], components)
+        return side_by_side(covariance(experts.alpha[k], experts.beta[k], components), axis=1)
 
-    weights, bias, gain = neurons_last(
+    weights, bias, gain = neurons_side_by_side(
         experts.weights, experts.norm_weight, experts.bias, experts.alpha
     )
     return {
@@ -226,228 +237,6 @@ def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) 
             window: jnp.stack([at_scale(window, k) for k in scales]) for window, scales in scales_of
         },
     }
-
-
-def ccnf_responses(
-    areas: Float[Array, "n a a"],
-    weights: Float[Array, "n support support l"],
-    bias: Float[Array, "n l"],
-    gain: Float[Array, "n l"],
-    covariances: Float[Array, "m n ..."],
-    at: Any,
-    window: int,
-) -> Float[Array, "n k k"]:
-    """Response maps of CCNF experts.
-
-    Each patch is centred on its mean and scaled to norm 1 (a flat one stays 0); then
-
-        f = sum_q gain_q sigmoid(<weights_q, patch> + bias_q),    response = Sigma vec(f),
-
-    lifted to a minimum of 0 where it is negative.
-
-    Args:
-        areas: grey levels around each landmark.
-        weights: as `neurons_last` has them; since they are centred, patches need not be.
-        bias: as `neurons_last` has them.
-        gain: as `neurons_last` has them.
-        covariances: several, as `covariance` gives them.
-        at: which of those is Sigma.
-        window: side `k` of a map.
-    """
-    # Single precision would lose digits to a common grey level.
-    areas = areas - areas.mean(axis=(1, 2), keepdims=True)
-    projections = correlate(areas, weights) * patch_scale(areas, window)[..., None]
-    neurons = jax.nn.sigmoid(projections + bias[:, None, None])
-    response = smooth(covariances, at, precise("nyxl,nl->nyx", neurons, gain))
-    lowest = response.min(axis=(1, 2), keepdims=True)
-    return response - jnp.minimum(lowest, 0.0)
-
-
-def neurons_last(
-    weights: Float[Array, "*n q support support"],
-    norm_weight: Float[Array, "*n q"],
-    bias: Float[Array, "*n q"],
-    alpha: Float[Array, "*n q"],
-) -> tuple[Float[Array, "*n support support l"], Float[Array, "*n l"], Float[Array, "*n l"]]:
-    """What `ccnf_responses` takes of neurons: weights times `norm_weight`, less each neuron's mean,
-    pixel by pixel those of all neurons; biases; and gains, `2 alpha` of the neurons that count
-    (above `ALPHA_THRESHOLD`) and 0 of the others. All are filled up with zeros to a multiple of
-    `LANES`."""
-    weights = weights - weights.mean(axis=(-2, -1), keepdims=True)
-    last = jnp.moveaxis(weights * norm_weight[..., None, None], -3, -1)
-    gain = jnp.where(alpha > ALPHA_THRESHOLD, 2 * alpha, 0.0)
-    return _fill_lanes(last), _fill_lanes(bias), _fill_lanes(gain)
-
-
-def _fill_lanes(array: Float[Array, "*n q"]) -> Float[Array, "*n l"]:
-    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % LANES)])
-
-
-def _patch_products(
-    areas: Float[Array, "n a a"], weights: Float[Array, "n support support l"]
-) -> Float[Array, "n k k l"]:
-    window = areas.shape[-1] - weights.shape[-2] + 1
-    flat = weights.reshape(len(weights), -1, weights.shape[-1])
-    products = precise("npk,npl->nkl", patch_columns(areas, window), flat)
-    return products.reshape(-1, window, window, weights.shape[-1])
-
-
-@bilinear(_patch_products)
-def correlate(
-    areas: Float[Array, "n a a"], weights: Float[Array, "n support support l"]
-) -> Float[Array, "n k k l"]:
-    """Products of each patch of an area with each neuron's weights.
-
-    A sum over the pixels of a patch, of whole windows of the area times the weights of all neurons:
-    compiled, one loop without any copy of patches, with the neurons side by side in vectors.
-    """
-    support, lanes = weights.shape[-2:]
-    window = areas.shape[-1] - support + 1
-
-    def product(y: int, x: int, neurons: slice) -> Array:
-        shifted = areas[:, y : y + window, x : x + window, None]
-        return shifted * weights[:, None, None, y, x, neurons]
-
-    groups = [
-        pairwise_sum(
-            [
-                pairwise_sum([product(y, x, slice(at, at + LANES)) for x in range(support)])
-                for y in range(support)
-            ]
-        )
-        for at in range(0, lanes, LANES)
-    ]
-    # XLA fuses nothing with a product of matrices, and the long loop compiles best by itself.
-    return precise(
-        "nyxl,lm->nyxm", jnp.concatenate(groups, axis=-1), jnp.eye(lanes, dtype=areas.dtype)
-    )
-
-
-def patch_scale(areas: Float[Array, "n a a"], window: int) -> Float[Array, "n k k"]:
-    """One over the norm of each patch less its mean, 0 where it is flat, so that no more than
-    rounding is left of it."""
-    side = areas.shape[-1]
-    support = side - window + 1
-    # Products with it are means of so many neighbours.
-    apart = np.subtract.outer(np.arange(side), np.arange(window))
-    band = jnp.asarray(((apart >= 0) & (apart < support)) / support, areas.dtype)
-    # Of each run of pixels down a column, and then of the runs side by side: nothing large is
-    # ever subtracted from something large. Rows come first: products of matrices take and give
-    # them so, and what lies between is sums of whole rows.
-    rows = jnp.transpose(areas, (1, 0, 2))
-    runs = precise("vy,vnu->ynu", band, rows)
-    within = pairwise_sum([(rows[d : d + window] - runs) ** 2 for d in range(support)])
-    mean = precise("ynu,ux->ynx", runs, band)
-    between = pairwise_sum([(runs[..., d : d + window] - mean) ** 2 for d in range(support)])
-    energy = support * (precise("ynu,ux->ynx", within, band) + between)
-    return jnp.transpose(_inverse_root(energy, mean, support), (1, 0, 2))
-
-
-def patch_columns(areas: Float[Array, "n a a"], window: int) -> Float[Array, "n p positions"]:
-    """The patches of each area as columns, both row by row."""
-    n, side, _ = areas.shape
-    support = side - window + 1
-    rows = jnp.stack([areas[:, dy : dy + window] for dy in range(support)], axis=1)
-    patches = jnp.stack([rows[..., dx : dx + window] for dx in range(support)], axis=2)
-    # Without the barrier XLA gathers the patches again wherever they are used.
-    return lax.optimization_barrier(patches.reshape(n, support**2, window**2))
-
-
-def patch_contrast(
-    areas: Float[Array, "n a a"], window: int
-) -> tuple[Float[Array, "n p positions"], Float[Array, "n positions"]]:
-    """The patches of each area as columns, less their mean, and one over the norm of each, 0 where
-    it is flat, so that no more than rounding is left of it."""
-    areas = areas - areas.mean(axis=(1, 2), keepdims=True)
-    patches = patch_columns(areas, window)
-    mean = patches.mean(axis=1)
-    patches = patches - mean[:, None]
-    support = areas.shape[-1] - window + 1
-    return patches, _inverse_root(jnp.sum(patches**2, axis=1), mean, support)
-
-
-def _inverse_root(energy: Array, mean: Array, support: int) -> Array:
-    """One over the root of the patches' energy, 0 where that is no more than rounding."""
-    rounding = support**2 * (8 * jnp.finfo(mean.dtype).eps * mean) ** 2
-    return lax.rsqrt(jnp.where(energy > rounding, energy, jnp.inf))
-
-
-def covariance(
-    alpha: Float[Array, "*n q"],
-    beta: Float[Array, "*n b"],
-    components: Float[Array, "b 4 h h"] | None,
-) -> Float[Array, "..."]:
-    """The field's covariance `Sigma = (2 (sum_q alpha_q I + sum_b beta_b C_b))^-1`.
-
-    Returns:
-        The blocks (4, h, h) of Sigma in the basis of `mirror_basis`; or, without components, the
-        one number on its diagonal. Experts without neurons get the identity.
-    """
-    precision = 2 * alpha.sum(axis=-1)
-    precision = jnp.where(precision == 0, 1.0, precision)
-    if components is None:
-        return 1 / precision
-    blocks = 2 * precise("...b,bcij->...cij", beta, components)
-    identity = np.broadcast_to(np.eye(components.shape[-1], dtype=blocks.dtype), blocks.shape)
-    return inverses(blocks + precision[..., None, None, None] * identity)
-
-
-def smooth(covariances: Float[Array, "m n ..."], at: Any, field: Float[Array, "n k k"]) -> Array:
-    """`Sigma vec(field)` of each map, Sigma the one at `at` of what `covariance` gives."""
-    if covariances.ndim == 2:
-        return covariances[at][:, None, None] * field
-    n, window, _ = field.shape
-    one = mirror_basis(window)
-    both = np.einsum("yai,xbj->yxabij", one, one).reshape(window**2, -1)
-    basis = jnp.asarray(both, field.dtype)
-    parts = precise("np,pb->nb", field.reshape(n, -1), basis).reshape(n, 4, -1)
-    parts = _filtered(covariances, parts, at).reshape(n, -1)
-    return precise("nb,pb->np", parts, basis).reshape(field.shape)
-
-
-def _block_products(
-    blocks: Float[Array, "m n c h h"], parts: Float[Array, "n c h"], at: Any
-) -> Float[Array, "n c h"]:
-    return precise("ncji,ncj->nci", blocks[at], parts)
-
-
-@bilinear(_block_products)
-def _filtered(
-    blocks: Float[Array, "m n c h h"], parts: Float[Array, "n c h"], at: Any
-) -> Float[Array, "n c h"]:
-    """Products of the symmetric blocks at `at` with vectors. They are read from where they are: for
-    a product of matrices XLA would first copy them."""
-
-    def column(j: int) -> Array:
-        # Not `blocks[at][:, :, j]`, which would be one copy with many readers.
-        start = (at, *[jnp.zeros_like(at)] * 2, jnp.full_like(at, j), jnp.zeros_like(at))
-        sizes = (1, *blocks.shape[1:3], 1, blocks.shape[-1])
-        return lax.dynamic_slice(blocks, start, sizes).reshape(parts.shape)
-
-    return pairwise_sum([column(j) * parts[:, :, j, None] for j in range(parts.shape[-1])])
-
-
-def mirror_basis(window: int) -> np.ndarray:
-    """Orthonormal even and odd functions on `window` pixels.
-
-    Matrices that stay the same when the window is mirrored fall, in the products of this basis
-    along y and x, into four blocks (even-even, even-odd, odd-even, odd-odd), a quarter of the
-    side of the full matrix each.
-
-    Returns:
-        Array (window, 2, (window + 1) // 2): pixel, parity, index; the odd functions of an odd
-        window are one fewer, and padded with a zero.
-    """
-    half = (window + 1) // 2
-    basis = np.zeros((window, 2, half))
-    for i in range(half):
-        mirrored = window - 1 - i
-        if i == mirrored:
-            basis[i, 0, i] = 1.0
-        else:
-            basis[[i, mirrored], 0, i] = np.sqrt(0.5)
-            basis[[i, mirrored], 1, i] = np.sqrt(0.5), -np.sqrt(0.5)
-    return basis
 
 
 def to_blocks(components: np.ndarray, window: int) -> np.ndarray:

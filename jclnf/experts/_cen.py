@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import is_concrete
 from jclnf.experts._base import AreaExperts
-from jclnf.experts._ccnf import patch_contrast
+from jclnf.experts._patches import patch_contrast
 from jclnf.params import EXACT, Arithmetic, to_device
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "none": lambda x: x}

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.experts._base import AreaExperts
-from jclnf.experts._ccnf import patch_contrast
+from jclnf.experts._patches import patch_contrast
 from jclnf.geometry import precise
 from jclnf.params import EXACT, Arithmetic, to_device
 

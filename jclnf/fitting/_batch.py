@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from jclnf.errors import BoxError, JclnfError, ParamsError
 from jclnf.fitting._fit import (
     check_inputs,
+    compiled,
     fit_face_at,
     fit_faces_at,
     mesh,
@@ -79,6 +80,8 @@ def fit_images(
         None if isinstance(init, tuple) else replicate(init),
     )
 
+    fit_batch = compiled(_fit_batch, model)
+
     def fit_together(faces: list[tuple[int, Crop]], size: int) -> tuple[list[int], FitResult]:
         """The fits, and the index of the face that each is of; -1 where it is of none."""
         places, counts = dealt(len(faces), size)
@@ -90,7 +93,7 @@ def fit_images(
             jax.tree.map(lambda array: array[list(at)], init) if isinstance(init, tuple) else None,
         )
         known = [i if place < len(faces) else -1 for i, place in zip(at, places, strict=True)]
-        return known, _fit_batch(*shared, distribute(batch), distribute(counts))
+        return known, fit_batch(*shared, distribute(batch), distribute(counts))
 
     waiting: dict[int, list[tuple[int, Crop]]] = {}
     full: set[int] = set()
@@ -169,7 +172,6 @@ def _cropped(images: Iterable[np.ndarray], boxes: np.ndarray) -> Iterable[Crop]:
         raise BoxError(f"there are {len(boxes)} boxes for {count} images")
 
 
-@eqx.filter_jit
 def _fit_batch(
     model: Model, params: FitParams, rotations: Any, batch: Any, counts: Int[Array, " devices"]
 ) -> FitResult:

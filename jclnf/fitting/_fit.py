@@ -1,8 +1,10 @@
 """The fit of a face in a box, as it is called: inputs checked, cropped and compiled for."""
 
 import dataclasses
+import functools
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -73,10 +75,7 @@ def fit(
     transformed = ready is model or _traced(given)
     if transformed:
         return _fit(ready, *given)
-    # Options are for programs of their own; this may be part of one that is being traced.
-    own = not isinstance(jnp.zeros(()), jax.core.Tracer)
-    in_one_thread = own and one_by_one() and model.experts.in_one_thread
-    return (_fit_in_one_thread if in_one_thread else _fit_alone)(ready, *given)
+    return compiled(_fit_alone, model)(ready, *given)
 
 
 @eqx.filter_jit
@@ -91,16 +90,27 @@ def _fit(
     return fit_face_at(model, image, box, init, params, offset)
 
 
-def _alone(*given: Any) -> FitResult:
+def _fit_alone(*given: Any) -> FitResult:
     """`_fit` of values that no transformation is applied to."""
     result: FitResult = kept(fit_face_at)(*given)
     return result
 
 
-_fit_alone = eqx.filter_jit(_alone)
-_fit_in_one_thread = eqx.filter_jit(  # type: ignore[call-overload]
-    _alone, compiler_options={"xla_cpu_multi_thread_eigen": False}
-)
+def compiled(function: Callable[..., Any], model: Model) -> Callable[..., Any]:
+    """A function of fits with a model's kind of experts, compiled as is fastest on the device."""
+    options = model.experts.cpu_options if one_by_one() else ()
+    # They are for programs of their own; this may be part of one that is being traced.
+    if options and isinstance(jnp.zeros(()), jax.core.Tracer):
+        options = ()
+    return _compiled(function, options)
+
+
+@functools.cache
+def _compiled(
+    function: Callable[..., Any], options: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    program: Callable[..., Any] = eqx.filter_jit(function, compiler_options=dict(options) or None)
+    return program
 
 
 def fit_face_at(
