@@ -20,7 +20,6 @@ from experiments.common import Row, grey_frames, model_file, pivot, write_result
 from experiments.timing import cpp_fit, timed
 from jclnf.fitting import fit_from
 from jclnf.fitting._parts import fit_parts
-from jclnf.tracking._track import without_trace
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,9 +36,9 @@ def stages(
     settings = jclnf.TrackParams.openface(model).tracking
     result = face.result
     whole = jax.jit(
-        lambda model, image, pose, shape: without_trace(
-            fit_from(model, image, pose, shape, settings)
-        )
+        lambda model, image, pose, shape: fit_from(
+            model, image, pose, shape, settings
+        ).without_trace()
     )
     parts = jax.jit(lambda model, image, result: fit_parts(model, image, result, settings))
     trust = jax.jit(

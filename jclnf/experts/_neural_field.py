@@ -250,8 +250,8 @@ def _to_parities(field: Float[Array, "..."], axis: int) -> list[Array]:
 def _from_parities(parts: list[Array], window: int, axis: int) -> Array:
     """The field that has these coefficients, see `_to_parities`."""
     values = _parity_values(window, axis, parts[0])
-    near = sum(a * part for (a, _), part in zip(values, parts, strict=True))
-    far = sum(b * part for (_, b), part in zip(values, parts, strict=True))
+    near = pairwise_sum([a * part for (a, _), part in zip(values, parts, strict=True)])
+    far = pairwise_sum([b * part for (_, b), part in zip(values, parts, strict=True)])
     far = lax.slice_in_dim(far, 0, window // 2, axis=axis)
     return jnp.concatenate([near, lax.rev(far, (axis,))], axis=axis)
 
@@ -260,8 +260,8 @@ def _parity_values(window: int, axis: int, like: Array) -> list[tuple[Array, Arr
     """The even functions of `mirror_basis`, and the odd ones: the values of each at its pixel and
     at the mirrored one (0 if that is the same), along an axis of an array."""
     i = np.arange((window + 1) // 2)
-    near = mirror_basis(window)[i, :, i]
-    far = mirror_basis(window)[window - 1 - i, :, i] * (i != window - 1 - i)[:, None]
+    basis = mirror_basis(window)
+    near, far = basis[i, :, i], basis[window - 1 - i, :, i] * (i != window - 1 - i)[:, None]
     shape = [-1 if k == axis else 1 for k in range(like.ndim)]
-    near, far = (jnp.asarray(values.T, like.dtype) for values in (near, far))
-    return [(near[p].reshape(shape), far[p].reshape(shape)) for p in (0, 1)]
+    values = jnp.asarray(np.stack([near.T, far.T], axis=1), like.dtype)
+    return [(values[p, 0].reshape(shape), values[p, 1].reshape(shape)) for p in (0, 1)]

@@ -8,7 +8,14 @@ from jclnf.fitting._confidence import (
     Confidence,
     characteristics,
 )
-from jclnf.fitting._fit import check_inputs, check_levels, fit, prepared, replicate
+from jclnf.fitting._fit import (
+    check_inputs,
+    check_levels,
+    cpu_options,
+    fit,
+    prepared,
+    replicate,
+)
 from jclnf.fitting._from_points import fit_points
 from jclnf.fitting._hypotheses import fit_face, initial_state
 from jclnf.fitting._mapping import map_faces, one_by_one
@@ -45,6 +52,7 @@ __all__ = [
     "characteristics",
     "check_inputs",
     "check_levels",
+    "cpu_options",
     "crops_of_one_size",
     "decode_start",
     "distribute",

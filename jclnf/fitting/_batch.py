@@ -15,7 +15,6 @@ from jclnf.fitting._fit import (
     check_inputs,
     compiled,
     fit_face_at,
-    fit_faces_at,
     mesh,
     prepared,
     replicate,
@@ -58,7 +57,8 @@ def fit_images(
             arrays have a leading axis for the faces.
 
     Returns:
-        The results in NumPy arrays, each with a leading axis for the faces, in their order.
+        The results in NumPy arrays, each with a leading axis for the faces, in their order. Their
+        traces are empty: they have no scales.
 
     Raises:
         ImageError, BoxError, ParamsError: as `jclnf.fit` does; with the index of the face that is
@@ -74,12 +74,8 @@ def fit_images(
         if jnp.shape(init[0].scale) != (len(boxes),):
             raise ParamsError(f"init has poses {jnp.shape(init[0].scale)} for {len(boxes)} images")
         init = jax.tree.map(np.asarray, init)
-    shared = (
-        prepared(model, params, everywhere=True),
-        replicate(params),
-        None if isinstance(init, tuple) else replicate(init),
-    )
-
+    rotations = None if isinstance(init, tuple) else init
+    shared = prepared(model, params, everywhere=True), *replicate((params, rotations))
     fit_batch = compiled(_fit_batch, model)
 
     def fit_together(faces: list[tuple[int, Crop]], size: int) -> tuple[list[int], FitResult]:
@@ -93,7 +89,7 @@ def fit_images(
             jax.tree.map(lambda array: array[list(at)], init) if isinstance(init, tuple) else None,
         )
         known = [i if place < len(faces) else -1 for i, place in zip(at, places, strict=True)]
-        return known, fit_batch(*shared, distribute(batch), distribute(counts))
+        return known, fit_batch(*shared, *distribute((batch, counts)))
 
     waiting: dict[int, list[tuple[int, Crop]]] = {}
     full: set[int] = set()
@@ -172,6 +168,24 @@ def _cropped(images: Iterable[np.ndarray], boxes: np.ndarray) -> Iterable[Crop]:
         raise BoxError(f"there are {len(boxes)} boxes for {count} images")
 
 
+def _fit_one(
+    model: Model, image: Any, box: Any, init: Init, params: FitParams, offset: Any
+) -> FitResult:
+    return fit_face_at(model, image, box, init, params, offset).without_trace()
+
+
+def _fit_some(
+    model: Model, images: Any, boxes: Any, init: Init, params: FitParams, offsets: Any
+) -> FitResult:
+    """Several faces of one size side by side; a pose in `init` is of each."""
+    each = (0, 0, 0 if isinstance(init, tuple) else None, 0)
+
+    def one(image: Any, box: Any, init: Init, offset: Any) -> FitResult:
+        return _fit_one(model, image, box, init, params, offset)
+
+    return jax.vmap(one, in_axes=each)(images, boxes, init, offsets)
+
+
 def _fit_batch(
     model: Model, params: FitParams, rotations: Any, batch: Any, counts: Int[Array, " devices"]
 ) -> FitResult:
@@ -179,7 +193,7 @@ def _fit_batch(
     largest = len(batch[0]) == batch_sizes(batch[0].shape[-1])[-1]
     grouped = one_by_one() and largest and len(batch[0]) > len(counts)
     together = model.experts.together if grouped else 1
-    fit = fit_face_at if together == 1 else fit_faces_at
+    fit = _fit_one if together == 1 else _fit_some
     if one_by_one():
         fit = kept(fit)
 
@@ -227,7 +241,8 @@ def map_everywhere(
             return map_faces(lambda one: function(shared, one), batch, count=wanted)
         groups = jax.tree.map(lambda array: array.reshape(-1, together, *array.shape[1:]), batch)
         found = map_faces(lambda some: function(shared, some), groups, count=wanted)
-        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), found)
+        # Not -1: an array may be empty.
+        return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), found)
 
     faces, everywhere = PartitionSpec("faces"), PartitionSpec()
     return jax.shard_map(

@@ -75,7 +75,8 @@ def fit(
     transformed = ready is model or _traced(given)
     if transformed:
         return _fit(ready, *given)
-    return compiled(_fit_alone, model)(ready, *given)
+    result: FitResult = compiled(_fit_alone, model)(ready, *given)
+    return result
 
 
 @eqx.filter_jit
@@ -96,21 +97,28 @@ def _fit_alone(*given: Any) -> FitResult:
     return result
 
 
+Options = tuple[tuple[str, Any], ...]
+"""XLA's, by name."""
+
+
+def cpu_options(model: Model) -> Options:
+    """With what programs of a model's fits are compiled on the default device; only those of their
+    own, no part of one that is being traced, can be."""
+    return model.experts.cpu_options if one_by_one() else ()
+
+
 def compiled(function: Callable[..., Any], model: Model) -> Callable[..., Any]:
-    """A function of fits with a model's kind of experts, compiled as is fastest on the device."""
-    options = model.experts.cpu_options if one_by_one() else ()
-    # They are for programs of their own; this may be part of one that is being traced.
+    """A function of a model's fits, compiled so that they are fastest on the default device."""
+    options = cpu_options(model)
     if options and isinstance(jnp.zeros(()), jax.core.Tracer):
         options = ()
     return _compiled(function, options)
 
 
 @functools.cache
-def _compiled(
-    function: Callable[..., Any], options: tuple[tuple[str, Any], ...]
-) -> Callable[..., Any]:
-    program: Callable[..., Any] = eqx.filter_jit(function, compiler_options=dict(options) or None)
-    return program
+def _compiled(function: Callable[..., Any], options: Options) -> Any:
+    jit: Any = eqx.filter_jit
+    return jit(function, compiler_options=dict(options) or None)
 
 
 def fit_face_at(
@@ -130,18 +138,6 @@ def fit_face_at(
         translation = pose.translation - jnp.asarray(offset, pose.translation.dtype)
         init = dataclasses.replace(pose, translation=translation), shape
     return fit_face(model, image, box, init, params).shifted(offset)
-
-
-def fit_faces_at(
-    model: Model, images: Any, boxes: Any, init: Any, params: FitParams, offsets: Any
-) -> FitResult:
-    """`fit_face_at` of several faces of one size side by side; a pose in `init` is of each."""
-    each = (0, 0, 0 if isinstance(init, tuple) else None, 0)
-
-    def one(image: Any, box: Any, init: Init, offset: Any) -> FitResult:
-        return fit_face_at(model, image, box, init, params, offset)
-
-    return jax.vmap(one, in_axes=each)(images, boxes, init, offsets)
 
 
 def check_inputs(model: Model, image: Any, box: Any, params: FitParams) -> Any:

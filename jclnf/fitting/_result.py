@@ -1,5 +1,6 @@
 """Results of fits."""
 
+import dataclasses
 import enum
 from typing import Any
 
@@ -155,6 +156,26 @@ class FitResult(eqx.Module):
             "face, or the fit went wrong; check that the box is tight around a face, from the "
             "eyebrows to the chin, or give other start rotations."
         )
+
+    def without_trace(self) -> "FitResult":
+        """The result of one face with a trace of no scales, whatever its settings."""
+        n = len(self.landmarks)
+
+        def none(*shape: int, dtype: Any = self.landmarks.dtype) -> Array:
+            return jnp.zeros((0, *shape), dtype)
+
+        nothing = Trace(
+            performed=none(2, 0, dtype=bool),
+            mean_shift=none(2, 0),
+            update=none(2, 0),
+            movement=none(2, 0),
+            likelihood=none(2, 0),
+            peak_offset=none(2, 0, n, 2),
+            view=none(dtype=jnp.int32),
+            visible=none(n, dtype=bool),
+            peak_from_centre=none(n, 2),
+        )
+        return dataclasses.replace(self, trace=nothing)
 
     def shifted(self, offset: ArrayLike) -> "FitResult":
         """The same face in an image whose origin lies at `-offset` (x, y): undoes a crop."""

@@ -5,7 +5,6 @@ toolkit" (WACV 2016), section 3.1, for tracking by the fit itself, with a valida
 the face is lost.
 """
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -20,7 +19,6 @@ from jclnf.experts import WholeFaceExperts
 from jclnf.fitting import (
     FitResult,
     Model,
-    Trace,
     check_inputs,
     check_levels,
     fit_face,
@@ -217,7 +215,7 @@ def found(
 ) -> FitResult:
     """The fit of a face that was just found in a box, neither compiled nor checked."""
     detection = params.detection
-    return without_trace(fit_face(model, image, box, detection.rotations, detection))
+    return fit_face(model, image, box, detection.rotations, detection).without_trace()
 
 
 def follow(
@@ -228,7 +226,7 @@ def follow(
 ) -> tuple[TrackState, FitResult]:
     """`track_frame` with one of its two settings, whether the face was seen or not."""
     result = fit_from(model, image, state.pose, state.shape, settings)
-    result = postprocess(model, image, without_trace(result), settings)
+    result = postprocess(model, image, result.without_trace(), settings)
     return state.next(result), result
 
 
@@ -239,7 +237,7 @@ def _step(
     params: TrackParams,
 ) -> tuple[TrackState, FitResult]:
     def fitted(model: Model, settings: FitParams) -> FitResult:
-        return without_trace(fit_from(model, image, state.pose, state.shape, settings))
+        return fit_from(model, image, state.pose, state.shape, settings).without_trace()
 
     result = lax.cond(
         state.seen,
@@ -248,21 +246,3 @@ def _step(
     )
     result = postprocess(models.tracking, image, result, params.tracking)
     return state.next(result), result
-
-
-def without_trace(result: FitResult) -> FitResult:
-    """The result with a trace of no scales, whatever the settings that it was fitted with."""
-    n, dtype = len(result.landmarks), result.landmarks.dtype
-    per_iteration = jnp.zeros((0, 2, 0), dtype)
-    nothing = Trace(
-        performed=per_iteration.astype(bool),
-        mean_shift=per_iteration,
-        update=per_iteration,
-        movement=per_iteration,
-        likelihood=per_iteration,
-        peak_offset=jnp.zeros((0, 2, 0, n, 2), dtype),
-        view=jnp.zeros(0, jnp.int32),
-        visible=jnp.zeros((0, n), bool),
-        peak_from_centre=jnp.zeros((0, n, 2), dtype),
-    )
-    return dataclasses.replace(result, trace=nothing)

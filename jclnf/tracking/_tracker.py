@@ -15,7 +15,7 @@ import numpy as np
 
 from jclnf.detect import Detector, check_min_face, find_faces, smallest_face
 from jclnf.errors import BoxError, ImageError, ParamsError
-from jclnf.fitting import FitResult, Model, check_inputs, prepared
+from jclnf.fitting import FitResult, Model, check_inputs, cpu_options, prepared
 from jclnf.geometry import Pose, tight_box
 from jclnf.images import BUCKETS, check_box, check_grey, cut, region
 from jclnf.params import to_device
@@ -456,7 +456,8 @@ class _Fits:
         self._calls = {}
         for name, tree in inputs.items():
             leaves, structure = jax.tree.flatten(tree)
-            self._calls[name] = (_compiled(name, structure), jax.device_put(leaves))
+            compiled = _compiled(name, structure, cpu_options(model))
+            self._calls[name] = (compiled, jax.device_put(leaves))
 
     def follow(self, grey: np.ndarray, state: TrackState, box: np.ndarray) -> Any:
         """The next state and fit of a face; box: around its landmarks before."""
@@ -486,10 +487,13 @@ def _cropped(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarr
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(name: str, structure: Any) -> Any:
+def _compiled(name: str, structure: Any, options: Any) -> Any:
     """A compiled fit with models and settings of this structure; all trackers share it."""
     one = kept(_first_one if name == "found" else _next_one)
-    return jax.jit(lambda leaves, *given: one(*jax.tree.unflatten(structure, leaves), *given))
+    return jax.jit(
+        lambda leaves, *given: one(*jax.tree.unflatten(structure, leaves), *given),
+        compiler_options=dict(options) or None,
+    )
 
 
 def _next_one(model: Model, params: Any, image: Any, offset: Any, state: TrackState) -> Any:
