@@ -1,5 +1,6 @@
 """Fits of many faces at once, on all devices that JAX sees."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from jclnf.fitting._fit import (
 from jclnf.fitting._hypotheses import Init, as_init
 from jclnf.fitting._mapping import map_faces, one_by_one
 from jclnf.fitting._model import Model
-from jclnf.fitting._result import FitResult
+from jclnf.fitting._result import FitResult, Trace
 from jclnf.images import Crop, crop
 from jclnf.params import FitParams
 from jclnf.runtime import kept
@@ -109,7 +110,9 @@ def fit_images(
     known = np.concatenate([at for at, _ in fits])
     order = np.argsort(known)[np.count_nonzero(known < 0) :]
     results = [jax.device_get(result) for _, result in fits]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *results)
+    result = jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *results)
+    trace = _no_traces(len(boxes), model.pdm.n_landmarks, model.pdm.mean.dtype)
+    return eqx.tree_at(_trace_of, result, trace, is_leaf=lambda node: node is None)
 
 
 def dealt(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,10 +171,21 @@ def _cropped(images: Iterable[np.ndarray], boxes: np.ndarray) -> Iterable[Crop]:
         raise BoxError(f"there are {len(boxes)} boxes for {count} images")
 
 
+def _trace_of(result: FitResult) -> Any:
+    return result.trace
+
+
+@functools.lru_cache(maxsize=8)
+def _no_traces(faces: int, landmarks: int, dtype: Any) -> Trace:
+    """The traces of a batch, in NumPy arrays: even empty, they would take time to fetch."""
+    trace = Trace.empty(landmarks, dtype)
+    return jax.tree.map(lambda array: np.zeros((faces, *array.shape), array.dtype), trace)
+
+
 def _fit_one(
     model: Model, image: Any, box: Any, init: Init, params: FitParams, offset: Any
 ) -> FitResult:
-    return fit_face_at(model, image, box, init, params, offset).without_trace()
+    return eqx.tree_at(_trace_of, fit_face_at(model, image, box, init, params, offset), None)
 
 
 def _fit_some(
@@ -241,8 +255,7 @@ def map_everywhere(
             return map_faces(lambda one: function(shared, one), batch, count=wanted)
         groups = jax.tree.map(lambda array: array.reshape(-1, together, *array.shape[1:]), batch)
         found = map_faces(lambda some: function(shared, some), groups, count=wanted)
-        # Not -1: an array may be empty.
-        return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), found)
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), found)
 
     faces, everywhere = PartitionSpec("faces"), PartitionSpec()
     return jax.shard_map(

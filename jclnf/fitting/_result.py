@@ -79,6 +79,25 @@ class Trace(eqx.Module):
     """From the centre of each response map (where the landmark stood when the scale began) to its
     peak, (x, y) in response-map pixels; 0 for invisible landmarks."""
 
+    @staticmethod
+    def empty(landmarks: int, dtype: Any) -> "Trace":
+        """The trace of a fit of which nothing was kept: it has no scales."""
+
+        def none(*shape: int, dtype: Any = dtype) -> Array:
+            return jnp.zeros((0, *shape), dtype)
+
+        return Trace(
+            performed=none(2, 0, dtype=bool),
+            mean_shift=none(2, 0),
+            update=none(2, 0),
+            movement=none(2, 0),
+            likelihood=none(2, 0),
+            peak_offset=none(2, 0, landmarks, 2),
+            view=none(dtype=jnp.int32),
+            visible=none(landmarks, dtype=bool),
+            peak_from_centre=none(landmarks, 2),
+        )
+
 
 class PartResult(eqx.Module):
     """A part of a fitted face; fields are as in `FitResult`."""
@@ -159,22 +178,7 @@ class FitResult(eqx.Module):
 
     def without_trace(self) -> "FitResult":
         """The result of one face with a trace of no scales, whatever its settings."""
-        n = len(self.landmarks)
-
-        def none(*shape: int, dtype: Any = self.landmarks.dtype) -> Array:
-            return jnp.zeros((0, *shape), dtype)
-
-        nothing = Trace(
-            performed=none(2, 0, dtype=bool),
-            mean_shift=none(2, 0),
-            update=none(2, 0),
-            movement=none(2, 0),
-            likelihood=none(2, 0),
-            peak_offset=none(2, 0, n, 2),
-            view=none(dtype=jnp.int32),
-            visible=none(n, dtype=bool),
-            peak_from_centre=none(n, 2),
-        )
+        nothing = Trace.empty(len(self.landmarks), self.landmarks.dtype)
         return dataclasses.replace(self, trace=nothing)
 
     def shifted(self, offset: ArrayLike) -> "FitResult":
