@@ -1,6 +1,7 @@
 """Fits of many faces at once, on all devices that JAX sees."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from jclnf.runtime import kept
 
 MAX_PIXELS = 2**26
 """Most pixels of a batch of crops on one device."""
+JOINED_PIXELS = 2**20
+"""Most pixels that crops are filled up to so as to be fitted together with larger ones."""
 
 
 def fit_images(
@@ -84,7 +87,7 @@ def fit_images(
         places, counts = dealt(len(faces), size)
         at, crops = zip(*(faces[min(i, len(faces) - 1)] for i in places), strict=True)
         batch = (
-            np.stack([one.image for one in crops]),
+            _stacked([one.image for one in crops]),
             np.stack([one.box for one in crops]),
             np.stack([one.offset for one in crops]),
             jax.tree.map(lambda array: array[list(at)], init) if isinstance(init, tuple) else None,
@@ -103,7 +106,7 @@ def fit_images(
         if len(faces) == largest:
             fits.append(fit_together(waiting.pop(side), largest))
             full.add(side)
-    for side, faces in waiting.items():
+    for side, faces in _joined(waiting).items():
         sizes = batch_sizes(side)
         size = sizes[-1] if side in full else next(s for s in sizes if s >= len(faces))
         fits.append(fit_together(faces, size))
@@ -113,6 +116,29 @@ def fit_images(
     result = jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *results)
     trace = _no_traces(len(boxes), model.pdm.n_landmarks, model.pdm.mean.dtype)
     return eqx.tree_at(_trace_of, result, trace, is_leaf=lambda node: node is None)
+
+
+def _joined(waiting: dict[int, list[Any]]) -> dict[int, list[Any]]:
+    """Faces by the side of their crops, where few of a side join those of the next larger one: it
+    takes longer to begin another batch than to move their pixels."""
+    groups = dict(sorted(waiting.items()))
+    for side, larger in itertools.pairwise(list(groups)):
+        together = groups[side] + groups[larger]
+        few = len(groups[side]) * larger**2 <= JOINED_PIXELS
+        if few and len(together) <= batch_sizes(larger)[-1]:
+            groups[larger] = together
+            del groups[side]
+    return groups
+
+
+def _stacked(crops: Sequence[np.ndarray]) -> np.ndarray:
+    """Square crops, one above the other, all as large as the largest: what is beyond a crop is 0
+    either way."""
+    side = max(map(len, crops))
+    stack = np.zeros((len(crops), side, side), crops[0].dtype)
+    for place, image in zip(stack, crops, strict=True):
+        place[: len(image), : len(image)] = image
+    return stack
 
 
 def dealt(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
