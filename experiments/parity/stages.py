@@ -14,7 +14,8 @@ from jclnf import geometry
 from jclnf.experts._base import landmark_weights
 from jclnf.fitting import _meanshift as meanshift
 from jclnf.fitting import _rlms as rlms
-from jclnf.fitting._scales import model_likelihood, reference_shape
+from jclnf.fitting._meanshift import model_likelihood
+from jclnf.fitting._scales import reference_shape
 from jclnf.geometry import Pose, project, update
 from tests.support.recordings import Scale, scales
 

@@ -114,7 +114,8 @@ def fit_images(
     order = np.argsort(known)[np.count_nonzero(known < 0) :]
     results = [jax.device_get(result) for _, result in fits]
     result = jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *results)
-    trace = _no_traces(len(boxes), model.pdm.n_landmarks, model.pdm.mean.dtype)
+    pdm = model.pdm
+    trace = _no_traces(len(boxes), pdm.n_landmarks, pdm.n_modes, pdm.mean.dtype)
     return eqx.tree_at(_trace_of, result, trace, is_leaf=lambda node: node is None)
 
 
@@ -202,9 +203,9 @@ def _trace_of(result: FitResult) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _no_traces(faces: int, landmarks: int, dtype: Any) -> Trace:
+def _no_traces(faces: int, landmarks: int, modes: int, dtype: Any) -> Trace:
     """The traces of a batch, in NumPy arrays: even empty, they would take time to fetch."""
-    trace = Trace.empty(landmarks, dtype)
+    trace = Trace.empty(landmarks, modes, dtype)
     return jax.tree.map(lambda array: np.zeros((faces, *array.shape), array.dtype), trace)
 
 

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Real
 
@@ -109,16 +110,28 @@ def cpu_options(model: Model) -> Options:
 
 def compiled(function: Callable[..., Any], model: Model) -> Callable[..., Any]:
     """A function of a model's fits, compiled so that they are fastest on the default device."""
-    options = cpu_options(model)
-    if options and isinstance(jnp.zeros(()), jax.core.Tracer):
-        options = ()
-    return _compiled(function, options)
+    traced = get_opaque_trace_state(convention="nnx") != _NOTHING_TRACED
+    return _compiled(function, () if traced else cpu_options(model))
+
+
+with jax.core.eval_context():
+    _NOTHING_TRACED = get_opaque_trace_state(convention="nnx")
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], options: Options) -> Any:
-    jit: Any = eqx.filter_jit
-    return jit(function, compiler_options=dict(options) or None)
+def _compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
+    @functools.lru_cache(maxsize=32)
+    def program(structure: Any) -> Callable[..., Any]:
+        return jax.jit(
+            lambda leaves: function(*jax.tree.unflatten(structure, leaves)),
+            compiler_options=dict(options) or None,
+        )
+
+    def call(*given: Any) -> Any:
+        leaves, structure = jax.tree.flatten(given)
+        return program(structure)(leaves)
+
+    return call
 
 
 def fit_face_at(

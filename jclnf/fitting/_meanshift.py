@@ -6,7 +6,7 @@ Source: Saragih, Lucey, Cohn, "Deformable model fitting by regularized landmark 
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jclnf.experts import GaussianResponses, Responses
 from jclnf.geometry import bilinear, pairwise_sum, precise
@@ -106,3 +106,11 @@ def peak(responses: Responses) -> Float[Array, "n 2"]:
     size = responses.shape[-1]
     index = jnp.argmax(responses.reshape(responses.shape[0], -1), axis=1)
     return jnp.stack([index % size, index // size], axis=1).astype(responses.dtype)
+
+
+def model_likelihood(
+    each: Float[Array, "*b n"], visible: Bool[Array, "*#b n"]
+) -> Float[Array, "*b"]:
+    """Mean of `log(L_i + 1e-8)` over the visible landmarks."""
+    logs = jnp.where(visible, jnp.log(each + LIKELIHOOD_FLOOR), 0.0)
+    return logs.sum(-1) / jnp.maximum(jnp.sum(visible, axis=-1), 1).astype(logs.dtype)

@@ -11,7 +11,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jclnf.geometry import Pose
+from jclnf.fitting._meanshift import model_likelihood
+from jclnf.geometry import Pose, norm
 
 
 class FitStatus(enum.IntEnum):
@@ -55,32 +56,69 @@ _MESSAGES = {
 class Trace(eqx.Module):
     """The course of a fit. Axes: fitted scale (`s`), pass (rigid, non-rigid), iteration (`t`).
 
-    Iterations that were not performed hold zeros.
+    Pixels are those of response maps if not said otherwise. Iterations that were not performed
+    hold zeros in all that is derived from them.
     """
 
     performed: Bool[Array, "s 2 t"]
     """Whether the iteration took place."""
-    mean_shift: Float[Array, "s 2 t"]
-    """Norm of all landmarks' mean shifts together, in response-map pixels."""
-    update: Float[Array, "s 2 t"]
-    """Norm of the parameter update."""
-    movement: Float[Array, "s 2 t"]
-    """By how much the update moved the shape: norm over all coordinates, in image pixels."""
-    likelihood: Float[Array, "s 2 t"]
-    """Mean log response of the visible landmarks at the start of the iteration."""
-    peak_offset: Float[Array, "s 2 t n 2"]
-    """From each landmark (at the start of the iteration) to the peak of its response map, (x, y)
-    in response-map pixels; 0 for invisible landmarks."""
+    positions: Float[Array, "s 2 t+1 n 2"]
+    """Each landmark at the start of the iteration, and at the end of the last one: (x, y) from the
+    centre of its response map."""
+    shifts: Float[Array, "s 2 t n 2"]
+    """Each landmark's mean shift, (x, y)."""
+    likelihoods: Float[Array, "s 2 t n"]
+    """Kernel-weighted response of each landmark at the start of the iteration; 0 for invisible
+    ones."""
+    updates: Float[Array, "s 2 t _"]
+    """The parameters' update: scale, a small turn, translation and the shape's; the rigid pass has
+    zeros for that."""
     view: Int[Array, " s"]
     """The view whose experts were used."""
     visible: Bool[Array, "s n"]
     """Whether that view shows the landmark."""
     peak_from_centre: Float[Array, "s n 2"]
     """From the centre of each response map (where the landmark stood when the scale began) to its
-    peak, (x, y) in response-map pixels; 0 for invisible landmarks."""
+    peak, (x, y); 0 for invisible landmarks."""
+    pixel: Float[Array, " s"]
+    """Side of a map's pixel in image pixels."""
+
+    @property
+    def mean_shift(self) -> Float[Array, "*b s 2 t"]:
+        """Norm of all landmarks' mean shifts together."""
+        return self._where_performed(norm(jnp.asarray(self.shifts), 2))
+
+    @property
+    def update(self) -> Float[Array, "*b s 2 t"]:
+        """Norm of the parameter update."""
+        return self._where_performed(norm(jnp.asarray(self.updates), 1))
+
+    @property
+    def movement(self) -> Float[Array, "*b s 2 t"]:
+        """By how much the update moved the shape: norm over all coordinates, in image pixels."""
+        moved = norm(jnp.diff(self.positions, axis=-3), 2)
+        return self._where_performed(moved * jnp.asarray(self.pixel)[..., None, None])
+
+    @property
+    def likelihood(self) -> Float[Array, "*b s 2 t"]:
+        """Mean log response of the visible landmarks at the start of the iteration."""
+        visible = jnp.asarray(self.visible)[..., None, None, :]
+        return self._where_performed(model_likelihood(jnp.asarray(self.likelihoods), visible))
+
+    @property
+    def peak_offset(self) -> Float[Array, "*b s 2 t n 2"]:
+        """From each landmark (at the start of the iteration) to the peak of its response map,
+        (x, y); 0 for invisible landmarks."""
+        peaks = jnp.asarray(self.peak_from_centre)[..., None, None, :, :]
+        offsets = peaks - self.positions[..., :-1, :, :]
+        known = self.performed[..., None] & self.visible[..., None, None, :]
+        return jnp.where(known[..., None], offsets, 0.0)
+
+    def _where_performed(self, numbers: Array) -> Array:
+        return jnp.where(self.performed, numbers, 0.0)
 
     @staticmethod
-    def empty(landmarks: int, dtype: Any) -> "Trace":
+    def empty(landmarks: int, modes: int, dtype: Any) -> "Trace":
         """The trace of a fit of which nothing was kept: it has no scales."""
 
         def none(*shape: int, dtype: Any = dtype) -> Array:
@@ -88,14 +126,14 @@ class Trace(eqx.Module):
 
         return Trace(
             performed=none(2, 0, dtype=bool),
-            mean_shift=none(2, 0),
-            update=none(2, 0),
-            movement=none(2, 0),
-            likelihood=none(2, 0),
-            peak_offset=none(2, 0, landmarks, 2),
+            positions=none(2, 1, landmarks, 2),
+            shifts=none(2, 0, landmarks, 2),
+            likelihoods=none(2, 0, landmarks),
+            updates=none(2, 0, 6 + modes),
             view=none(dtype=jnp.int32),
             visible=none(landmarks, dtype=bool),
             peak_from_centre=none(landmarks, 2),
+            pixel=none(),
         )
 
 
@@ -178,7 +216,7 @@ class FitResult(eqx.Module):
 
     def without_trace(self) -> "FitResult":
         """The result of one face with a trace of no scales, whatever its settings."""
-        nothing = Trace.empty(len(self.landmarks), self.landmarks.dtype)
+        nothing = Trace.empty(len(self.landmarks), len(self.shape), self.landmarks.dtype)
         return dataclasses.replace(self, trace=nothing)
 
     def shifted(self, offset: ArrayLike) -> "FitResult":

@@ -30,6 +30,7 @@ from jclnf.geometry import (
     clamp,
     invert_similarity,
     moved,
+    norm,
     project,
     sample_areas,
     shape3d,
@@ -139,10 +140,10 @@ class _Record(NamedTuple):
     """What is kept of an iteration; all of a pass have a leading axis."""
 
     performed: Bool[Array, "*t"]
-    before: Float[Array, "*t n 2"]
+    positions: Float[Array, "*t n 2"]
     shifts: Float[Array, "*t n 2"]
     likelihoods: Float[Array, "*t n"]
-    update: Float[Array, "*t _"]
+    updates: Float[Array, "*t _"]
 
 
 def _nothing_measured(pdm: PDM) -> _Measured:
@@ -232,7 +233,7 @@ def _with_implicit_derivatives(
 
     pose, shape = implicit.fixed_point(model.pdm, residual, after.pose, after.shape)
     _, each = _mean_shifts(maps, params, scale, project(model.pdm, pose, shape))
-    likelihood = model_likelihood(each, maps.visible)
+    likelihood = meanshift.model_likelihood(each, maps.visible)
     here = after._replace(
         pose=pose,
         shape=shape,
@@ -261,20 +262,22 @@ def _fit_scale(
     after = _State(
         pose=carry.pose,
         shape=carry.shape,
-        likelihood=model_likelihood(carry.likelihoods, maps.visible),
+        likelihood=meanshift.model_likelihood(carry.likelihoods, maps.visible),
         landmark_likelihood=carry.likelihoods,
         visible=maps.visible,
-        settled=_norm(landmarks - carry.before) < params.tolerance,
+        settled=norm(landmarks - carry.before, 2) < params.tolerance,
         too_small=carry.pose.scale < model.experts.smallest_scale,
         measured=_Measured(uncertainty.response_covariance(maps.responses), maps.to_image)
         if params.uncertainty
         else None,
     )
-    middle = meanshift.centre(maps.responses)
-    trace = {name: jnp.stack([rigid[name], nonrigid[name]]) for name in rigid} | {
+    from_centre = maps.peaks - meanshift.centre(maps.responses)
+    both = jax.tree.map(lambda *passes: jnp.stack(passes), rigid, nonrigid)
+    trace = both._asdict() | {
         "view": view,
         "visible": maps.visible,
-        "peak_from_centre": jnp.where(maps.visible[:, None], maps.peaks - middle, 0.0),
+        "peak_from_centre": jnp.where(maps.visible[:, None], from_centre, 0.0),
+        "pixel": norm(maps.to_image, 1),
     }
     # A face that became too small at an earlier scale stays as it was then.
     kept = _select(state.too_small, state, after)
@@ -332,9 +335,9 @@ def _iterate(
     scale: Int[Array, ""],
     *,
     rigid: bool,
-) -> tuple[_Pass, Float[Array, "n 2"], dict[str, Array]]:
+) -> tuple[_Pass, Float[Array, "n 2"], _Record]:
     """One pass: `params.iterations` steps over the same maps, or fewer if they may stop early; with
-    the landmarks that it ended at."""
+    the landmarks that it ended at, which are the last of its positions."""
     products = None if rigid else rlms.mode_products(pdm, maps.weights)
 
     def iteration(carry: _Pass, index: Int[Array, ""]) -> tuple[_Pass, _Record]:
@@ -351,51 +354,25 @@ def _iterate(
             delta = rlms.nonrigid_step(pdm, pose, shape, in_image, weights, products, strength)
             pose, shape = update(pdm, pose, shape, delta)
         after = _Pass(pose, shape, landmarks, likelihoods)
-        record = _Record(jnp.array(True), landmarks, shifts, likelihoods, delta)
+        positions = _positions(maps, landmarks)
+        record = _Record(jnp.array(True), positions, shifts, likelihoods, delta)
         if not params.arithmetic.early_stop:
             return after, record
-        stopped = (index > 0) & (_norm(landmarks - carry.before) < params.tolerance)
+        stopped = (index > 0) & (norm(landmarks - carry.before, 2) < params.tolerance)
         return _select(stopped, carry, after), record._replace(performed=~stopped)
 
     carry, records = lax.scan(iteration, carry, jnp.arange(params.iterations))
     landmarks = project(pdm, carry.pose, carry.shape)
-    return carry, landmarks, _trace(maps, params, records, landmarks)
-
-
-def _trace(
-    maps: _Maps, params: FitParams, records: _Record, last: Float[Array, "n 2"]
-) -> dict[str, Array]:
-    """The course of a pass that ended at the landmarks `last`. Only where a result's trace is
-    looked at is this computed at all."""
-
-    def of_one(record: _Record, after: Float[Array, "n 2"]) -> dict[str, Array]:
-        return {
-            "performed": record.performed,
-            "mean_shift": _norm(record.shifts),
-            "update": _norm(record.update),
-            "movement": _norm(after - record.before),
-            "likelihood": model_likelihood(record.likelihoods, maps.visible),
-            "peak_offset": jnp.where(
-                maps.visible[:, None], maps.peaks - _offsets(maps, record.before), 0.0
-            ),
-        }
-
-    trace = jax.vmap(of_one)(records, jnp.concatenate([records.before[1:], last[None]]))
-    if not params.arithmetic.early_stop:
-        return trace
-
-    def where_performed(array: Array) -> Array:
-        performed = records.performed.reshape(-1, *[1] * (array.ndim - 1))
-        return jnp.where(performed, array, jnp.zeros_like(array))
-
-    return jax.tree.map(where_performed, trace)
+    positions = jnp.concatenate([records.positions, _positions(maps, landmarks)[None]])
+    return carry, landmarks, records._replace(positions=positions)
 
 
 def _mean_shifts(
     maps: _Maps, params: FitParams, scale: Int[Array, ""], landmarks: Float[Array, "n 2"]
 ) -> tuple[Float[Array, "n 2"], Float[Array, " n"]]:
     """Mean shifts of the landmarks, in map pixels, and their likelihoods; 0 for invisible ones."""
-    at = maps.responses, _offsets(maps, landmarks), params.kernel_width[scale]
+    offsets = _positions(maps, landmarks) + meanshift.centre(maps.responses)
+    at = maps.responses, offsets, params.kernel_width[scale]
     tabulated = params.arithmetic.tabulated_kernel
     shifts, likelihoods = meanshift.mean_shift(*at, tabulated=tabulated)
     if tabulated:  # the likelihood never is
@@ -404,10 +381,9 @@ def _mean_shifts(
     return jnp.where(visible[:, None], shifts, 0.0), jnp.where(visible, likelihoods, 0.0)
 
 
-def _offsets(maps: _Maps, landmarks: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
-    """Where landmarks are in their maps, in map pixels."""
-    offsets = apply_similarity(maps.to_reference, landmarks - maps.base)
-    return offsets + meanshift.centre(maps.responses)
+def _positions(maps: _Maps, landmarks: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
+    """Where landmarks are, from the middle of their maps, in map pixels."""
+    return apply_similarity(maps.to_reference, landmarks - maps.base)
 
 
 def _freed(
@@ -424,12 +400,6 @@ def _freed(
     shifts = apply_similarity(maps.to_image, shifts)
     parts = jnp.broadcast_to(jnp.asarray(params.freedom), landmarks.shape[:1])
     return landmarks + jnp.where(state.too_small, 0.0, parts[:, None] * shifts)
-
-
-def model_likelihood(each: Float[Array, " n"], visible: Bool[Array, " n"]) -> Float[Array, ""]:
-    """Mean of `log(L_i + 1e-8)` over the visible landmarks."""
-    logs = jnp.where(visible, jnp.log(each + meanshift.LIKELIHOOD_FLOOR), 0.0)
-    return logs.sum() / jnp.maximum(visible.sum(), 1).astype(logs.dtype)
 
 
 def _status(
@@ -455,13 +425,6 @@ def _status(
         ],
         jnp.int32(FitStatus.ITERATION_LIMIT),
     )
-
-
-def _norm(array: Array) -> Float[Array, ""]:
-    """Euclidean norm over all elements, with derivative 0 at 0."""
-    squared = jnp.sum(array**2)
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 def _select(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:

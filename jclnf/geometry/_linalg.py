@@ -140,3 +140,10 @@ def pairwise_sum(arrays: list[Array]) -> Array:
         pairs = zip(arrays[::2], arrays[1::2], strict=False)
         arrays = [a + b for a, b in pairs] + arrays[len(arrays) & ~1 :]
     return arrays[0]
+
+
+def norm(array: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
+    """Euclidean norm over so many last axes, with derivative 0 at 0."""
+    squared = jnp.sum(array**2, axis=tuple(range(-axes, 0)))
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
