@@ -6,6 +6,7 @@ axis is the first of an array, with a landmark's place in its block as the last.
 summed, shifted or mirrored within a vector, whatever the window and the number of neurons.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.experts._patches import inverse_root, patch_columns
-from jclnf.geometry import bilinear, inverses, pairwise_sum, precise
+from jclnf.geometry import bilinear, inverses, pairwise_sum, precise, with_transpose
 
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
@@ -117,7 +118,34 @@ def _patch_products(
     return side_by_side(products.reshape(*products.shape[:2], window, window))
 
 
-@bilinear(_patch_products)
+def _transposes(
+    areas: Float[Array, "b a a l"], weights: Float[Array, "b q support support l"]
+) -> tuple[Any, Any]:
+    return (
+        lambda slope: _spread(_fence(slope), weights),
+        lambda slope: correlate(areas, _fence(slope)),
+    )
+
+
+def _spread(
+    slope: Float[Array, "b q k k l"], weights: Float[Array, "b q support support l"]
+) -> Float[Array, "b a a l"]:
+    """What `correlate` makes of areas, transposed: to each pixel of a patch its weight."""
+    support = weights.shape[-2]
+    beyond = support - 1
+    side = slope.shape[-2] + beyond
+    wide = jnp.pad(slope, [(0, 0)] * 3 + [(beyond, beyond), (0, 0)])
+    # A row of the patch at a time, and then the rows: fewer products with what is beyond.
+    rows = [
+        wide[:, q, None, :, beyond - x : beyond - x + side] * weights[:, q, :, x][:, :, None, None]
+        for q in range(weights.shape[1])
+        for x in range(support)
+    ]
+    high = jnp.pad(_fence(pairwise_sum(rows)), [(0, 0)] * 2 + [(beyond, beyond)] + [(0, 0)] * 2)
+    return pairwise_sum([high[:, y, beyond - y : beyond - y + side] for y in range(support)])
+
+
+@bilinear(_patch_products, _transposes)
 def correlate(
     areas: Float[Array, "b a a l"], weights: Float[Array, "b q support support l"]
 ) -> Float[Array, "b q k k l"]:
@@ -137,24 +165,51 @@ def correlate(
     return _fence(pairwise_sum(rows))
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def patch_scale(areas: Float[Array, "b a a l"], window: int) -> Float[Array, "b k k l"]:
     """One over the norm of each patch less its mean, 0 where it is flat, so that no more than
     rounding is left of it."""
     support = areas.shape[1] - window + 1
-
-    def down(array: Array) -> list[Array]:
-        return [array[:, d : d + window] for d in range(support)]
-
-    def across(array: Array) -> list[Array]:
-        return [array[:, :, d : d + window] for d in range(support)]
-
     # Of each run of pixels down a column, and then of the runs side by side: nothing large is
     # ever subtracted from something large.
-    runs = pairwise_sum(down(areas)) / support
-    within = _fence(pairwise_sum([(rows - runs) ** 2 for rows in down(areas)]))
-    mean = pairwise_sum(across(runs)) / support
-    between = pairwise_sum([(columns - mean) ** 2 for columns in across(runs)])
-    return inverse_root(pairwise_sum(across(within)) + support * between, mean, support)
+    runs = pairwise_sum(_shifted(areas, window, 1)) / support
+    within = _fence(pairwise_sum([(rows - runs) ** 2 for rows in _shifted(areas, window, 1)]))
+    mean = pairwise_sum(_shifted(runs, window, 2)) / support
+    between = pairwise_sum([(columns - mean) ** 2 for columns in _shifted(runs, window, 2)])
+    energy = pairwise_sum(_shifted(within, window, 2)) + support * between
+    return inverse_root(energy, mean, support)
+
+
+@patch_scale.defjvp
+def _patch_scale_jvp(
+    window: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    (areas,), (change,) = primals, tangents
+    support = areas.shape[1] - window + 1
+    scale, mean = patch_scale(areas, window), _sums(areas, support) / support**2
+    energy = _sums(areas * change, support) - mean * _sums(change, support)
+    return scale, -(scale**3) * energy
+
+
+def _sums(array: Float[Array, "b a a l"], support: int) -> Float[Array, "b k k l"]:
+    """Over squares of so many pixels."""
+
+    def sums(array: Array) -> Array:
+        window = array.shape[1] - support + 1
+        down = _fence(pairwise_sum(_shifted(array, window, 1)))
+        return pairwise_sum(_shifted(down, window, 2))
+
+    def transpose(slope: Array) -> Array:
+        beyond = (support - 1, support - 1)
+        return sums(jnp.pad(slope, [(0, 0), beyond, beyond, (0, 0)]))
+
+    return with_transpose(sums, sums, transpose, array)
+
+
+def _shifted(array: Array, window: int, axis: int) -> list[Array]:
+    """All windows of an array along an axis, by where they begin."""
+    count = array.shape[axis] - window + 1
+    return [lax.slice_in_dim(array, d, d + window, axis=axis) for d in range(count)]
 
 
 def covariance(

@@ -10,6 +10,7 @@ from jclnf.geometry._linalg import (
     product,
     small_product,
     solve,
+    with_transpose,
 )
 from jclnf.geometry._pdm import (
     MODE_LIMIT,
@@ -71,4 +72,5 @@ __all__ = [
     "tight_box",
     "turned3d",
     "update",
+    "with_transpose",
 ]

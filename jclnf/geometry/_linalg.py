@@ -93,29 +93,73 @@ def _inverses_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     return inverted, -product(product(inverted, tangents[0]), inverted)
 
 
-def bilinear(products: Callable[..., Array]) -> Callable[..., Callable[..., Array]]:
+def bilinear(
+    products: Callable[..., Array], transposes: Callable[..., tuple[Any, Any]] | None = None
+) -> Callable[..., Callable[..., Array]]:
     """For a function of two arrays (and what selects among them) that is linear in each: its
     derivatives are `products`, the same as products of matrices, whose transposes are such as well.
+
+    Args:
+        products: see above.
+        transposes: of two arrays, two functions: of a cotangent of the result, which give those of
+            the first array and of the second; those of `products` if not given.
     """
 
     def decorate(function: Callable[..., Array]) -> Callable[..., Array]:
         differentiable = jax.custom_jvp(function)
+
+        def along(which: int, a: Array, b: Array, rest: Any, tangent: Array, back: Any) -> Array:
+            def of(form: Callable[..., Array]) -> Callable[[Array], Array]:
+                return lambda x: form(*((x, b) if which == 0 else (a, x)), *rest)
+
+            if back is None:
+                return of(products)(tangent)
+            return with_transpose(of(differentiable), of(products), back, tangent)
 
         def jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
             a, b, *rest = primals
             da, db, *_ = tangents
             value = differentiable(*primals)
             change = jnp.zeros_like(value)
-            if not isinstance(da, SymbolicZero):
-                change += products(da, b, *rest)
-            if not isinstance(db, SymbolicZero):
-                change += products(a, db, *rest)
+            in_turn = (None, None) if transposes is None else transposes(a, b)
+            for which, tangent in enumerate((da, db)):
+                if not isinstance(tangent, SymbolicZero):
+                    change += along(which, a, b, rest, tangent, in_turn[which])
             return value, change
 
         differentiable.defjvp(jvp, symbolic_zeros=True)
         return differentiable
 
     return decorate
+
+
+def with_transpose(
+    function: Callable[[Array], Array],
+    same: Callable[[Array], Array],
+    transpose: Callable[[Array], Array],
+    x: Array,
+) -> Array:
+    """`function(x)`, which is linear, with a transpose of its own: that which JAX finds, of sums of
+    shifted arrays, would be sums of padded ones.
+
+    Args:
+        function: what is computed.
+        same: the same, for JAX to differentiate it once more.
+        transpose: its transpose.
+        x: where.
+    """
+    like = jax.eval_shape(function, x)
+    # Zeros that JAX takes for linear in x.
+    y = jnp.pad(x.reshape(-1)[:0], (0, like.size)).reshape(like.shape)
+    # That is the inverse of a square matrix: of (x, y), to which (x, y - function(x)) belongs.
+    found: Any = lax.custom_linear_solve(
+        lambda at: (at[0], at[1] - same(at[0])),
+        (x, y),
+        lambda _, at: (at[0], at[1] + function(at[0])),
+        lambda _, at: (at[0] + transpose(at[1]), at[1]),
+    )
+    result: Array = found[1]
+    return result
 
 
 def product(a: Array, b: Array) -> Array:
