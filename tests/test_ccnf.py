@@ -3,13 +3,22 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from support.synthetic import laplacian
 
 from jclnf.errors import ModelFileError, ParamsError
 from jclnf.experts import CCNF
-from jclnf.experts._neural_field import mirror_basis
+from jclnf.experts._neural_field import (
+    LANES,
+    _patch_products,
+    apart,
+    correlate,
+    mirror_basis,
+    patch_scale,
+    side_by_side,
+)
 from jclnf.geometry import inverses
 from jclnf.params import as_dtype
 
@@ -85,6 +94,53 @@ def test_responses_match_the_definition(arrays, rng, prepared):
                     continue
                 expected = slow_response(arrays, (scale, view, i), areas[i], window)
                 np.testing.assert_allclose(maps[i], expected, atol=2e-4 * expected.max())
+
+
+def test_landmarks_of_several_blocks_are_each_their_own(arrays, rng):
+    """More than lie side by side; each as if it were alone."""
+    count = LANES + 3
+    chosen = rng.integers(0, 3, count)
+    many = {
+        name: array[:, :, chosen]
+        for name, array in arrays.items()
+        if name not in ("scalings", "components", "centres")
+    }
+    areas = rng.uniform(0, 255, (count, 17, 17)).astype(np.float32)
+    at = jnp.array(0), jnp.array(1), 7
+    found = respond(CCNF.create(**{**arrays, **many}), areas, *at)
+    few = CCNF.create(**arrays)
+    alone = jax.vmap(lambda area: respond(few, jnp.stack([area] * 3), *at))(jnp.asarray(areas))
+    expected = np.asarray(alone)[np.arange(count), chosen]
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+    np.testing.assert_array_equal(apart(side_by_side(jnp.asarray(areas)))[:count], areas)
+
+
+def test_derivatives_of_correlations_are_those_of_products_of_matrices(rng):
+    def random(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    areas, weights, slope = (random(2, *shape, LANES) for shape in ((9, 9), (3, 5, 5), (3, 5, 5)))
+    for function in (lambda f: f, jax.vmap):
+        given = [jnp.stack([a, 2 * a]) if function is jax.vmap else a for a in (areas, weights)]
+        g = jnp.stack([slope, -slope]) if function is jax.vmap else slope
+        _, ours = jax.vjp(function(correlate), *given)
+        _, theirs = jax.vjp(function(_patch_products), *given)
+        for a, b in zip(ours(g), theirs(g), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    tangents = random(*areas.shape), random(*weights.shape)
+    for ours, theirs in zip(
+        jax.jvp(correlate, (areas, weights), tangents),
+        jax.jvp(_patch_products, (areas, weights), tangents),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_derivatives_of_a_patchs_norm(rng):
+    with jax.enable_x64(True):
+        areas = jnp.asarray(rng.uniform(0, 255, (1, 8, 8, 2)))
+        scaled = jax.jit(lambda areas: 100 * patch_scale(areas, 4))
+        jax.test_util.check_grads(scaled, (areas,), 2, rtol=1e-4, eps=1e-3)
 
 
 def test_a_flat_area_gives_what_the_biases_alone_give(arrays):

@@ -12,7 +12,7 @@ from support.synthetic import default_params, planted
 
 import jclnf
 from jclnf.fitting import FitResult, map_faces
-from jclnf.fitting._batch import dealt
+from jclnf.fitting._batch import _joined, batch_sizes, dealt
 from jclnf.images import BUCKETS, crop
 from jclnf.params import to_device
 
@@ -88,6 +88,7 @@ def test_fits_of_images_are_single_fits_in_the_order_given(face):
     alike = jclnf.fit_images(face.model, (image for image in images[::2]), boxes[::2], params)
     singles = [jclnf.fit(face.model, images[i], boxes[i], params) for i in (0, 2)]
     check_same(alike, singles, 5e-3)
+    assert alike.trace.performed.shape == (2, 0, 2, 0)
     starts = []
     for i, pad in enumerate(pads):
         translation = np.asarray(face.pose.translation) + [pad[1][0] + i, pad[0][0] - i]
@@ -104,6 +105,16 @@ def test_fits_of_images_are_single_fits_in_the_order_given(face):
         jclnf.fit_images(face.model, images, boxes[:2])
     with pytest.raises(jclnf.errors.ParamsError, match="poses"):
         jclnf.fit_images(face.model, images[:2], boxes[:2], init=init)
+
+
+def test_a_few_faces_of_small_crops_join_larger_ones():
+    few, large = list(range(3)), list(range(10, 16))
+    assert _joined({256: large, 128: few}) == {256: few + large}
+    assert _joined({512: large, 128: few}) == {512: few + large}
+    many = list(range(100, 120))  # whose pixels would take longer
+    assert _joined({256: many, 512: large}) == {256: many, 512: large}
+    largest = batch_sizes(256)[-1]
+    assert _joined({128: few, 256: [0] * largest}) == {128: few, 256: [0] * largest}
 
 
 def test_a_fit_of_constants_is_part_of_another_program(face):

@@ -181,9 +181,7 @@ def patch_scale(areas: Float[Array, "b a a l"], window: int) -> Float[Array, "b 
 
 
 @patch_scale.defjvp
-def _patch_scale_jvp(
-    window: int, primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
+def _patch_scale_jvp(window: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (areas,), (change,) = primals, tangents
     support = areas.shape[1] - window + 1
     scale, mean = patch_scale(areas, window), _sums(areas, support) / support**2

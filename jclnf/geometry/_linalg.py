@@ -149,17 +149,31 @@ def with_transpose(
         x: where.
     """
     like = jax.eval_shape(function, x)
-    # Zeros that JAX takes for linear in x.
-    y = jnp.pad(x.reshape(-1)[:0], (0, like.size)).reshape(like.shape)
-    # That is the inverse of a square matrix: of (x, y), to which (x, y - function(x)) belongs.
-    found: Any = lax.custom_linear_solve(
-        lambda at: (at[0], at[1] - same(at[0])),
-        (x, y),
-        lambda _, at: (at[0], at[1] + function(at[0])),
-        lambda _, at: (at[0] + transpose(at[1]), at[1]),
+
+    def joined(x: Array, y: Array) -> Array:
+        return jnp.concatenate([x.reshape(-1), y.reshape(-1)])
+
+    def apart(both: Array) -> tuple[Array, Array]:
+        return both[: x.size].reshape(x.shape), both[x.size :].reshape(like.shape)
+
+    def after(both: Array) -> Array:
+        x, y = apart(both)
+        return joined(x, y + function(x))
+
+    def transposed(both: Array) -> Array:
+        x, y = apart(both)
+        return joined(x + transpose(y), y)
+
+    def before(both: Array) -> Array:
+        x, y = apart(both)
+        return joined(x, y - same(x))
+
+    # As the inverse of a square matrix: of (x, y), to which (x, y - function(x)) belongs.
+    both = joined(x, jnp.zeros_like(like))
+    solved: Array = lax.custom_linear_solve(
+        before, both, lambda _, both: after(both), lambda _, both: transposed(both)
     )
-    result: Array = found[1]
-    return result
+    return apart(solved)[1]
 
 
 def product(a: Array, b: Array) -> Array:
