@@ -3,13 +3,14 @@
     python -m experiments.stale
 
 For each folder with results: the files of the experiment itself, of the rooms of jclnf that it
-imports, and the bundled model if it loads models, are compared with those of the commit that the
-results were made at, as they say themselves, or else of the one that recorded them. Comments and
-docstrings do not count. Ends with 1 if there are any.
+imports and that these import, and the bundled model if it loads models, are compared with those of
+the commit that the results were made at, as they say themselves, or else of the one that recorded
+them. Comments and docstrings do not count. Ends with 1 if there are any.
 """
 
 import argparse
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from typing import NamedTuple
 
 from experiments import REPOSITORY
 
+ABOUT_FILES = {"annotations", "cli", "distributed", "files", "outputs", "video"}
+"""Rooms of jclnf whose experiments ask what becomes of files, not of the numbers in them: what
+those rooms import does not count."""
 HELPERS = {"common", "timing", "killing"}
 """Modules of `experiments` that measure nothing themselves."""
 
@@ -116,15 +120,32 @@ def _measured(root: Path, scripts: list[Path]) -> set[str]:
         for module in _imported(script):
             first, *rest = module.split(".")
             if first == "jclnf" and rest:
-                room = rooms.get(rest[0], rest[0])
-                file = root / "jclnf" / f"{room}.py"
-                paths.add(f"jclnf/{room}.py" if file.exists() else f"jclnf/{room}")
+                paths |= _with_imports(root, rooms.get(rest[0], rest[0]))
                 if rest[0] in ("load_model", "CLNF"):
                     paths.add("models/default.safetensors")
             elif first == "experiments" and rest and rest[0] not in HELPERS:
                 # What is imported is a module, or a name of one.
                 found = _module(root, module) or _module(root, module.rpartition(".")[0])
                 waiting += [found] if found else []
+    return paths
+
+
+def _with_imports(root: Path, room: str) -> set[str]:
+    """A room of jclnf, and those that it imports: files and folders from the root on."""
+    paths: set[str] = set()
+    waiting = [room]
+    while waiting:
+        at = root / "jclnf" / waiting.pop()
+        file = at.with_suffix(".py")
+        name = str((file if file.exists() else at).relative_to(root))
+        if name in paths:
+            continue
+        paths.add(name)
+        if at.name in ABOUT_FILES:
+            continue
+        scripts = [file] if file.exists() else sorted(at.rglob("*.py"))
+        modules = [module.split(".") for script in scripts for module in _imported(script)]
+        waiting += [module[1] for module in modules if module[0] == "jclnf" and len(module) > 1]
     return paths
 
 
@@ -137,8 +158,13 @@ def _rooms(root: Path) -> dict[str, str]:
 
 def _imported(script: Path) -> set[str]:
     """Modules and names that a script imports, and attributes of jclnf that it uses."""
+    return _names(script.read_text())
+
+
+@functools.cache
+def _names(text: str) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(script.read_text())):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

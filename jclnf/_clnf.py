@@ -83,6 +83,8 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
     trace = result.trace
     status = FitStatus(int(result.status))
     distances = np.linalg.norm(trace.peak_offset, axis=-1).sum(-1)
+    measures = ("mean_shift", "update", "movement", "likelihood")
+    course = {name: np.asarray(getattr(trace, name)) for name in measures}
     sides = [side for side in params.windows if side]
     windows = []
     for k, side in enumerate(sides):
@@ -94,13 +96,8 @@ def describe(result: FitResult, params: FitParams) -> dict[str, Any]:
         shown = max(int(np.count_nonzero(trace.visible[k])), 1)
         for p, name in enumerate(("rigid", "nonrigid")):
             done = trace.performed[k, p]
-            entry[name] = {
-                "mean_shift": trace.mean_shift[k, p][done],
-                "update": trace.update[k, p][done],
-                "movement": trace.movement[k, p][done],
-                "likelihood": trace.likelihood[k, p][done],
-                "peak_distance": distances[k, p][done] / shown,
-            }
+            entry[name] = {what: numbers[k, p][done] for what, numbers in course.items()}
+            entry[name]["peak_distance"] = distances[k, p][done] / shown
         windows.append(entry)
     last = [entry["nonrigid"] for entry in windows if len(entry["nonrigid"]["update"])][-1]
     return {

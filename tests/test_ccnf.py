@@ -115,6 +115,18 @@ def test_landmarks_of_several_blocks_are_each_their_own(arrays, rng):
     np.testing.assert_array_equal(apart(side_by_side(jnp.asarray(areas)))[:count], areas)
 
 
+def test_what_is_not_finite_stays_with_its_landmark(arrays, rng):
+    experts = CCNF.create(**arrays)
+    areas = rng.uniform(0, 255, (3, 17, 17)).astype(np.float32)
+    at = jnp.array(0), jnp.array(1), 7
+    expected = respond(experts, areas, *at)
+    for spoilt in (np.nan, np.inf):
+        areas[1, 4, 5] = spoilt
+        found = respond(experts, areas, *at)
+        assert np.isnan(found[1]).all()
+        np.testing.assert_array_equal(found[::2], expected[::2])
+
+
 def test_derivatives_of_correlations_are_those_of_products_of_matrices(rng):
     def random(*shape):
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import equinox as eqx
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 from safetensors.numpy import load_file, save_file
-from support.synthetic import planted
+from support.synthetic import default_params, planted
 
 import jclnf
 from jclnf._clnf import describe
@@ -116,6 +118,26 @@ class Half(AbstractConfidence):
 
     def misfit(self, pdm):
         return f"it is of no use to {pdm.n_modes} modes" if self.threshold < 0 else None
+
+
+class Shaped(Half):
+    """With a leaf that is no array, as networks have them."""
+
+    activation: Callable[[Any], Any] = jnp.tanh
+
+    def judge(self, pdm, image, result):
+        half, _ = super().judge(pdm, image, result)
+        return self.activation(2 * half), None
+
+
+def test_a_model_may_hold_functions(face):
+    model = dataclasses.replace(face.model, confidence=Shaped(jnp.float32(0.1)))
+    params = default_params(iterations=1, windows=(0, 3))
+    expected = pytest.approx(np.tanh(1.0))
+    assert float(jclnf.fit(model, face.image, face.box, params).confidence) == expected
+    assert (
+        float(jclnf.fit_images(model, [face.image], [face.box], params).confidence[0]) == expected
+    )
 
 
 def test_another_kind_of_confidence(face, plain):

@@ -90,6 +90,14 @@ def test_result_is_consistent_with_itself(face, start):
     expected = np.log(np.asarray(result.landmark_likelihood)[visible] + 1e-8).mean()
     np.testing.assert_allclose(result.likelihood, expected, rtol=1e-5)
     np.testing.assert_allclose(result.trace.likelihood[-1, 1, -1], result.likelihood, rtol=1e-6)
+    fetched = jax.tree.map(
+        lambda a: np.asarray(a, float if a.dtype.kind == "f" else a.dtype), result.trace
+    )
+    for name in ("mean_shift", "update", "movement", "likelihood", "peak_offset"):
+        ours, theirs = getattr(fetched, name), getattr(result.trace, name)
+        assert isinstance(ours, np.ndarray)
+        assert ours.dtype == float
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     shifted = result.shifted(np.array([10.0, -4.0]))
     np.testing.assert_allclose(shifted.landmarks, result.landmarks + np.array([10, -4]), rtol=1e-6)
     np.testing.assert_allclose(shifted.pose.translation, pose.translation + np.array([10, -4]))

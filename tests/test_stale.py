@@ -91,3 +91,18 @@ def test_results_are_of_the_command_that_they_say_and_of_what_it_imports(reposit
     assert of_other("experiments/speed/__main__.py", "import jclnf\n") == []
     fit = "jclnf/fitting/_fit.py"
     assert of_other(fit, "def fit():\n    return 2\n") == [[fit]]
+
+
+def test_rooms_count_with_what_they_import_but_for_those_about_files(repository: Path):
+    fit = "jclnf/fitting/_fit.py"
+    imports = "from jclnf.draw import landmarks\n" + FILES[fit]
+    assert changed(repository, fit, imports) == [("speed", [fit])]
+    draw = "jclnf/draw/_landmarks.py"
+    both = [("speed", [draw, fit])]
+    assert changed(repository, draw, "def landmarks():\n    return 2\n") == both
+    (repository / "jclnf" / "video").mkdir()
+    (repository / "jclnf" / "video" / "_run.py").write_text("import jclnf.draw\n")
+    script = "experiments/speed/__main__.py"
+    assert changed(repository, script, "import jclnf.video\n") == [
+        ("speed", [script, "jclnf/video/_run.py"])
+    ]

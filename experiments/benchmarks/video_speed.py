@@ -18,7 +18,7 @@ import numpy as np
 import jclnf
 from experiments.common import Row, grey_frames, model_file, pivot, write_results
 from experiments.timing import cpp_fit, timed
-from jclnf.fitting import fit_from
+from jclnf.fitting import cpu_options, fit_from
 from jclnf.fitting._parts import fit_parts
 
 HERE = Path(__file__).resolve().parent
@@ -35,12 +35,17 @@ def stages(
     """Each stage of a frame as a compiled function of its own, on the whole frame."""
     settings = jclnf.TrackParams.openface(model).tracking
     result = face.result
+    options = dict(cpu_options(model))
     whole = jax.jit(
         lambda model, image, pose, shape: fit_from(
             model, image, pose, shape, settings
-        ).without_trace()
+        ).without_trace(),
+        compiler_options=options,
     )
-    parts = jax.jit(lambda model, image, result: fit_parts(model, image, result, settings))
+    parts = jax.jit(
+        lambda model, image, result: fit_parts(model, image, result, settings),
+        compiler_options=options,
+    )
     trust = jax.jit(
         lambda model, image, result: model.confidence(image, result.landmarks, result.pose.rotation)
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.common import command_line, table, write_results
 from experiments.timing import timed
-from jclnf.experts import ccnf_responses, neurons_side_by_side, side_by_side
+from jclnf.experts import CCNF, ccnf_responses, neurons_side_by_side, side_by_side
 
 HERE = Path(__file__).resolve().parent
 LANDMARKS, NEURONS, SUPPORT = 68, 7, 11
@@ -50,7 +50,9 @@ def responses(window: int):
     neurons = neurons_side_by_side(weights, *by_neuron)
     covariances = side_by_side(random(1, LANDMARKS, 4, half, half), axis=1)
     areas = 128 + 40 * random(LANDMARKS, side, side)
-    compiled = jax.jit(functools.partial(ccnf_responses, window=window))
+    compiled = jax.jit(
+        functools.partial(ccnf_responses, window=window), compiler_options=dict(CCNF.cpu_options)
+    )
     return lambda: compiled(areas, *neurons, covariances, jnp.int32(0))
 
 

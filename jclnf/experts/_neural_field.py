@@ -50,9 +50,11 @@ def ccnf_responses(
         at: which of those is Sigma.
         window: side `k` of a map.
     """
-    # Single precision would lose digits to a common grey level.
-    centred = areas - areas.mean(axis=(1, 2), keepdims=True)
-    blocks = _fence(side_by_side(centred))
+    # Single precision would lose digits to a common grey level. And what is not finite must stay
+    # with its landmark.
+    mean = areas.mean(axis=(1, 2), keepdims=True)
+    finite = jnp.isfinite(mean)
+    blocks = _fence(side_by_side(jnp.where(finite, areas - mean, 0.0)))
     projections, scale = correlate(blocks, weights), patch_scale(blocks, window)
     bias, gain = _fence(bias), _fence(gain)
     neurons = [
@@ -61,7 +63,7 @@ def ccnf_responses(
     ]
     response = smooth(covariances, at, pairwise_sum(neurons))
     response = response - jnp.minimum(response.min(axis=(1, 2), keepdims=True), 0.0)
-    return apart(_fence(response))[: len(areas)]
+    return jnp.where(finite, apart(_fence(response))[: len(areas)], jnp.nan)
 
 
 def side_by_side(array: Float[Array, "..."], axis: int = 0) -> Float[Array, "..."]:
@@ -78,7 +80,7 @@ def apart(array: Float[Array, "b *s l"]) -> Float[Array, "_ *s"]:
 
 
 def _fence(array: Float[Array, "*s l"]) -> Float[Array, "*s l"]:
-    """The array itself, computed once, for all that is done with it.
+    """The array itself, which is to be finite, computed once for all that is done with it.
 
     On CPUs: XLA fuses nothing with a product of matrices, and each long loop compiles best by
     itself. Barriers (`lax.optimization_barrier`) are gone by the time that it fuses loops.
@@ -121,10 +123,15 @@ def _patch_products(
 def _transposes(
     areas: Float[Array, "b a a l"], weights: Float[Array, "b q support support l"]
 ) -> tuple[Any, Any]:
-    return (
-        lambda slope: _spread(_fence(slope), weights),
-        lambda slope: correlate(areas, _fence(slope)),
-    )
+    def of_weights(slope: Float[Array, "b q k k l"]) -> Float[Array, "b q support support l"]:
+        if slope.shape[-2] <= weights.shape[-2]:
+            return correlate(areas, _fence(slope))
+        # A sum of so many products takes long to compile.
+        (slopes,) = jax.linear_transpose(lambda w: _patch_products(areas, w), weights)(slope)
+        found: Array = slopes
+        return found
+
+    return lambda slope: _spread(_fence(slope), weights), of_weights
 
 
 def _spread(

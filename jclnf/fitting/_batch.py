@@ -46,11 +46,12 @@ def fit_images(
     """Fit one face in each of several images of any sizes.
 
     Use it where speed counts and derivatives do not; to differentiate, `jax.vmap` the function
-    `jclnf.fit` instead. Crops of one size are fitted together, in batches that are filled up to one
-    of a few sizes, so that a last batch of any size compiles nothing anew. The faces are spread
-    over all of JAX's devices. On a CPU, have as many devices as cores
-    (`jax.config.update("jax_num_cpu_devices", cores)` before JAX is used): each fits its faces one
-    after the other, or a few at a time, which is faster than threads within one fit.
+    `jclnf.fit` instead. Crops of one size are fitted together, a few of a small one with those of
+    the next, in batches that are filled up to one of a few sizes: there is little to compile,
+    however many faces there are. The faces are spread over all of JAX's devices. On a CPU, have as
+    many devices as cores (`jax.config.update("jax_num_cpu_devices", cores)` before JAX is used):
+    each fits its faces one after the other, or a few at a time, which is faster than threads within
+    one fit.
 
     Args:
         model: as for `jclnf.fit`.

@@ -120,18 +120,28 @@ with jax.core.eval_context():
 
 @functools.cache
 def _compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    @functools.lru_cache(maxsize=32)
-    def program(structure: Any) -> Callable[..., Any]:
-        return jax.jit(
-            lambda leaves: function(*jax.tree.unflatten(structure, leaves)),
-            compiler_options=dict(options) or None,
-        )
+    """As `eqx.filter_jit`, in half of the time that a call takes."""
+
+    def run(fixed: tuple[Any, tuple[Any, ...]], arrays: list[Any]) -> Any:
+        structure, others = fixed
+        both = zip(others, arrays, strict=True)
+        leaves = [array if other is _ARRAY else other for other, array in both]
+        return function(*jax.tree.unflatten(structure, leaves))
+
+    program = jax.jit(run, static_argnums=0, compiler_options=dict(options) or None)
 
     def call(*given: Any) -> Any:
         leaves, structure = jax.tree.flatten(given)
-        return program(structure)(leaves)
+        known = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+        others = (_ARRAY if at else leaf for at, leaf in zip(known, leaves, strict=True))
+        arrays = [leaf if at else None for at, leaf in zip(known, leaves, strict=True)]
+        return program((structure, tuple(others)), arrays)
 
     return call
+
+
+_ARRAY = object()
+"""In the place of an array, among what a program is compiled for."""
 
 
 def fit_face_at(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -84,38 +85,49 @@ class Trace(eqx.Module):
     """Side of a map's pixel in image pixels."""
 
     @property
-    def mean_shift(self) -> Float[Array, "*b s 2 t"]:
+    def mean_shift(self) -> Float[ArrayLike, "*b s 2 t"]:
         """Norm of all landmarks' mean shifts together."""
-        return self._where_performed(norm(jnp.asarray(self.shifts), 2))
+        return self._derived(lambda trace: norm(trace.shifts, 2))
 
     @property
-    def update(self) -> Float[Array, "*b s 2 t"]:
+    def update(self) -> Float[ArrayLike, "*b s 2 t"]:
         """Norm of the parameter update."""
-        return self._where_performed(norm(jnp.asarray(self.updates), 1))
+        return self._derived(lambda trace: norm(trace.updates, 1))
 
     @property
-    def movement(self) -> Float[Array, "*b s 2 t"]:
+    def movement(self) -> Float[ArrayLike, "*b s 2 t"]:
         """By how much the update moved the shape: norm over all coordinates, in image pixels."""
-        moved = norm(jnp.diff(self.positions, axis=-3), 2)
-        return self._where_performed(moved * jnp.asarray(self.pixel)[..., None, None])
+        return self._derived(
+            lambda trace: norm(jnp.diff(trace.positions, axis=-3), 2) * trace.pixel[..., None, None]
+        )
 
     @property
-    def likelihood(self) -> Float[Array, "*b s 2 t"]:
+    def likelihood(self) -> Float[ArrayLike, "*b s 2 t"]:
         """Mean log response of the visible landmarks at the start of the iteration."""
-        visible = jnp.asarray(self.visible)[..., None, None, :]
-        return self._where_performed(model_likelihood(jnp.asarray(self.likelihoods), visible))
+        return self._derived(
+            lambda trace: model_likelihood(trace.likelihoods, trace.visible[..., None, None, :])
+        )
 
     @property
-    def peak_offset(self) -> Float[Array, "*b s 2 t n 2"]:
+    def peak_offset(self) -> Float[ArrayLike, "*b s 2 t n 2"]:
         """From each landmark (at the start of the iteration) to the peak of its response map,
         (x, y); 0 for invisible landmarks."""
-        peaks = jnp.asarray(self.peak_from_centre)[..., None, None, :, :]
-        offsets = peaks - self.positions[..., :-1, :, :]
-        known = self.performed[..., None] & self.visible[..., None, None, :]
-        return jnp.where(known[..., None], offsets, 0.0)
 
-    def _where_performed(self, numbers: Array) -> Array:
-        return jnp.where(self.performed, numbers, 0.0)
+        def offsets(trace: Trace) -> Array:
+            peaks = trace.peak_from_centre[..., None, None, :, :]
+            visible = trace.visible[..., None, None, :, None]
+            return jnp.where(visible, peaks - trace.positions[..., :-1, :, :], 0.0)
+
+        return self._derived(offsets)
+
+    def _derived(self, compute: Callable[["Trace"], Array]) -> Any:
+        """What is derived from arrays; NumPy's from NumPy's, in their precision."""
+        if isinstance(self.performed, np.ndarray):
+            with jax.enable_x64(self.positions.dtype == np.float64):
+                return np.asarray(jax.tree.map(jnp.asarray, self)._derived(compute))
+        numbers = compute(self)
+        beyond = range(self.performed.ndim, numbers.ndim)
+        return jnp.where(jnp.expand_dims(self.performed, list(beyond)), numbers, 0.0)
 
     @staticmethod
     def empty(landmarks: int, modes: int, dtype: Any) -> "Trace":
