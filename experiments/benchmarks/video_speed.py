@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import jclnf
+import jclnf.tracking
 from experiments.common import Row, grey_frames, model_file, pivot, write_results
 from experiments.timing import cpp_fit, timed
 from jclnf.fitting import cpu_options, fit_from
