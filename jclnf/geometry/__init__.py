@@ -2,6 +2,7 @@
 
 from jclnf.geometry._linalg import (
     bilinear,
+    fence,
     inverse,
     inverses,
     norm,
@@ -47,6 +48,7 @@ __all__ = [
     "clamp",
     "displaced",
     "euler_to_matrix",
+    "fence",
     "inverse",
     "inverses",
     "invert_similarity",

@@ -6,6 +6,7 @@ several devices, or side by side in one program) wait for each other for ever. `
 thousands of systems at once, does without jaxlib's factorisations.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -174,6 +175,21 @@ def with_transpose(
         before, both, lambda _, both: after(both), lambda _, both: transposed(both)
     )
     return apart(solved)[1]
+
+
+def fence(array: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The array itself, which is to be finite, computed once for all that is done with it.
+
+    On CPUs: XLA fuses nothing with a product of matrices, and each long loop compiles best by
+    itself. Barriers (`lax.optimization_barrier`) are gone by the time that it fuses loops.
+    """
+
+    def unchanged(flat: Float[Array, "p l"]) -> Float[Array, "p l"]:
+        return product(flat, jnp.eye(flat.shape[-1], dtype=flat.dtype))
+
+    flat = array.reshape(-1, math.gcd(array.size, 16))
+    same: Array = lax.platform_dependent(flat, cpu=unchanged, default=lambda flat: flat)
+    return same.reshape(array.shape)
 
 
 def product(a: Array, b: Array) -> Array:

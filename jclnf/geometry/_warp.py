@@ -12,6 +12,8 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from jclnf.geometry._linalg import fence
+
 FIXED_POINT_POSITION = 1024
 """Units of a pixel in which OpenCV's `warpAffine` adds up a sampling position."""
 FIXED_POINT_WEIGHT = 32
@@ -84,9 +86,11 @@ def sample_square(
     packed, first, heights, widths = _reductions(image)
     a, b = to_image
     steps = jnp.arange(size, dtype=centre.dtype) - (size - 1) / 2
-    u, v = steps[None], steps[:, None]
-    x = centre[0] + a * u - b * v
-    y = centre[1] + b * u + a * v
+    # Computed anew for each pixel, these few numbers would keep a loop from being vectorised.
+    columns = fence(jnp.stack([centre[0] + a * steps, centre[1] + b * steps]))
+    rows = fence(jnp.stack([b * steps, a * steps]))
+    x = columns[0] - rows[0][:, None]
+    y = columns[1] + rows[1][:, None]
     squared = a**2 + b**2
     level = 0.5 * jnp.log2(jnp.where(squared > 1, squared, 1.0))
     level = jnp.minimum(level, len(first) - 1.0)
@@ -106,7 +110,11 @@ def sample_square(
         return unreduced
 
     def between() -> Float[Array, "size size"]:
-        lower = jnp.where(low == 0, unreduced, reduced(low))
+        lower = lax.cond(
+            _any_of_batch(low > 0),
+            lambda: jnp.where(low == 0, unreduced, reduced(low)),
+            lambda: unreduced,
+        )
         return lower + (level - low.astype(level.dtype)) * (reduced(high) - lower)
 
     return lax.cond(_any_of_batch(level > 0), between, lambda: unreduced)
@@ -188,11 +196,13 @@ def _bilinear(
 ) -> Float[Array, "*p"]:
     """Bilinear reading of an image, or of the one of size `extent` that begins at row `first`."""
     height, width = image.shape if extent is None else extent
+    flat, columns = image.reshape(-1), image.shape[1]
 
     def pixel(y: Int[Array, "*p"], x: Int[Array, "*p"]) -> Float[Array, "*p"]:
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        index = first + jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)
-        return jnp.where(inside, image.at[index].get(mode="promise_in_bounds"), 0.0)
+        index = columns * (first + jnp.clip(y, 0, height - 1)) + jnp.clip(x, 0, width - 1)
+        found = flat.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        return jnp.where(inside, found, 0.0)
 
     top = pixel(y, x) * (1 - fx) + pixel(y, x + 1) * fx
     bottom = pixel(y + 1, x) * (1 - fx) + pixel(y + 1, x + 1) * fx

@@ -202,7 +202,6 @@ class Tracker:
         given = None if boxes is None else _boxes(boxes, grey.shape)
         lost_before = [track for track in self._tracks if not track.state.seen]
         faces = self._follow(grey)
-        self._scenes.look(grey)
         self.cut = self._end_at_cut(grey, faces) or self._all_gone(lost_before)
         if given is None and self.detector is not None and self._wants_detection():
             image = frame if np.ndim(frame) == 3 else _bytes(grey)
@@ -219,9 +218,10 @@ class Tracker:
         return [faces[track.id] for track in self._tracks]
 
     def _follow(self, grey: np.ndarray) -> dict[int, TrackedFace]:
-        """Fit all faces from where they were."""
+        """Look at the frame, and fit all faces from where they were."""
         # All are dispatched before the first one is waited for.
         fits = [self._fits.follow(grey, track.state, track.box) for track in self._tracks]
+        self._scenes.look(grey)
         faces = {}
         for track, fit in zip(self._tracks, fits, strict=True):
             track.state, result = jax.device_get(fit)
