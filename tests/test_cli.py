@@ -424,10 +424,11 @@ def test_typing_errors_cost_a_line_with_the_nearest_name(capfd, words, message):
 def test_a_path_with_a_typing_error_is_told_its_nearest(run, astronaut, capfd):
     Path("photos").mkdir()
     cv2.imwrite("photos/portrait.png", astronaut)
-    _, _, err = run("photos/potrait.png", "photo/portrait.png")
-    near, folder = err.splitlines()
+    _, _, err = run("photos/potrait.png", "photo/portrait.png", "s3://bucket/photos")
+    elsewhere, near, folder = err.splitlines()
     assert near.endswith("photos/potrait.png: no such file; did you mean portrait.png?")
     assert folder.endswith("no such file; there is no folder photo; did you mean photos?")
+    assert elsewhere.endswith("s3://bucket/photos: not on this machine; with --ray it can be read")
     Path("boxes.csv").write_text("image,x,y,w,h\n")
     assert main(["fit", "photos", "--boxes", "boxs.csv"]) == 2
     assert "did you mean boxes.csv?" in capfd.readouterr().err

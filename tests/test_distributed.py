@@ -291,10 +291,11 @@ class TestPhotographs:
         import pandas
 
         images, bad = photographs(tmp_path / "photos")
-        sources = [str(tmp_path / "photos"), str(parquet_of(tmp_path / "p.parquet", images[:1]))]
+        there = f"file://{tmp_path}/photos"
+        sources = [there, str(parquet_of(tmp_path / "p.parquet", images[:1]))]
         out = tmp_path / "out"
         assert main(["fit", *sources, "--out", str(out), "--ray", "--quiet"]) == 1
-        assert capsys.readouterr().err.count("b.png") == 1
+        assert capsys.readouterr().err.count(f"{there}/b.png: ") == 1
         found = pandas.read_parquet(out / "faces.parquet")
         assert [Path(name).name for name in found["image"]] == [*NAMES, "p.parquet#0"]
         assert list(found["status"].where(found["success"] != 1)[1:3]) == ["unreadable", "no_face"]

@@ -13,7 +13,11 @@ def find_images(paths: Sequence[str]) -> Found[Path]:
     hidden ones and what runs of jclnf have written there.
     """
     found = Found[Path]()
-    for path in map(Path, paths):
+    for given in paths:
+        path = Path(given)
+        if "://" in given and not path.exists():
+            found.problems.append(f"{given}: not on this machine; with --ray it can be read")
+            continue
         named = [path]
         if path.is_dir():
             folder = found.look_through(path, deep=True)

@@ -226,7 +226,7 @@ class _Worker:
             try:
                 if isinstance(data, JclnfError):
                     raise data
-                image = decode_image_file(Path(name), data)
+                image = decode_image_file(name, data)
             except JclnfError as error:
                 problems.append(str(error))
                 rows.append(self._row(name, "unreadable", str(error)))

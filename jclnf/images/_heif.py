@@ -72,7 +72,7 @@ def _associations(ipma: bytes) -> dict[int, list[int]]:
     return found
 
 
-def decode_heif(path: Path, data: bytes, most: int) -> np.ndarray:
+def decode_heif(path: str | Path, data: bytes, most: int) -> np.ndarray:
     """A HEIC image, upright, `(h, w, 3)` uint8 blue, green, red.
 
     Raises:

@@ -64,8 +64,9 @@ def read_image_file(path: str | os.PathLike[str]) -> ImageFile:
     return decode_image_file(where, file_bytes(where))
 
 
-def decode_image_file(where: Path, data: bytes) -> ImageFile:
-    """As `read_image_file`, of a file whose contents are there already; `where` is its name."""
+def decode_image_file(where: str | Path, data: bytes) -> ImageFile:
+    """As `read_image_file`, of a file whose contents are there already; `where` is its name, which
+    need not be one of this machine (`s3://bucket/face.jpg`)."""
     _check_complete(where, data)
     size = _declared_size(data)
     if size is not None and size[0] * size[1] > MAX_PIXELS:
@@ -83,8 +84,8 @@ def decode_image_file(where: Path, data: bytes) -> ImageFile:
     import cv2
 
     if pixels.ndim == 2:
-        return ImageFile(pixels, cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), where)
-    return ImageFile(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), pixels, where)
+        return ImageFile(pixels, cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), Path(where))
+    return ImageFile(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), pixels, Path(where))
 
 
 def file_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -125,7 +126,7 @@ def _opencv_silent() -> Iterator[None]:
         log.setLogLevel(level)
 
 
-def _decode(path: Path, data: bytes) -> np.ndarray:
+def _decode(path: str | Path, data: bytes) -> np.ndarray:
     """Return the decoded image, upright, (h, w) or (h, w, 3) BGR, at the file's own depth."""
     import cv2
 
@@ -145,7 +146,7 @@ def _decode(path: Path, data: bytes) -> np.ndarray:
     return pixels
 
 
-def _to_8_bit(path: Path, pixels: np.ndarray) -> np.ndarray:
+def _to_8_bit(path: str | Path, pixels: np.ndarray) -> np.ndarray:
     """Bring a decoded image to uint8 by the rules of `read_image_file`."""
     if pixels.dtype == np.uint8:
         return pixels
@@ -195,7 +196,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             at = found.start()
 
 
-def _check_complete(path: Path, data: bytes) -> None:
+def _check_complete(path: str | Path, data: bytes) -> None:
     """Raise if a JPEG or PNG ends early.
 
     Some decoders fill what is missing with grey and report success. The end is looked for after
