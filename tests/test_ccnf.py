@@ -9,15 +9,18 @@ import pytest
 from support.synthetic import laplacian
 
 from jclnf.errors import ModelFileError, ParamsError
-from jclnf.experts import CCNF
+from jclnf.experts import CCNF, to_blocks
 from jclnf.experts._neural_field import (
     LANES,
     _patch_products,
+    _symmetric_functions,
     apart,
     correlate,
+    covariance,
     mirror_basis,
     patch_scale,
     side_by_side,
+    smooth,
 )
 from jclnf.geometry import inverses
 from jclnf.params import as_dtype
@@ -32,16 +35,19 @@ def respond(experts, areas, scale, view, window):
     return experts.responses(jnp.asarray(areas), scale, view, window)
 
 
+def symmetric(rng, window):
+    """A random component with all symmetries of the square."""
+    matrix = rng.standard_normal((window,) * 4)
+    matrix = matrix + matrix[::-1, :, ::-1]
+    matrix = matrix + matrix[:, ::-1, :, ::-1]
+    matrix = (matrix + matrix.transpose(1, 0, 3, 2)).reshape(window**2, window**2)
+    return (matrix @ matrix.T) / (16 * window**2)
+
+
 @pytest.fixture
 def arrays(rng):
-    """Parameters of random experts; the components of window 7 have full mirror symmetry."""
-    matrix = rng.standard_normal((7,) * 4)
-    for mirror in ((slice(None, None, -1),), (slice(None), slice(None, None, -1))):
-        other = np.zeros_like(matrix)
-        other[:] = matrix[mirror][(slice(None), slice(None), *mirror)]
-        matrix = matrix + other
-    matrix = matrix.reshape(49, 49)
-    random = (matrix @ matrix.T) / 400
+    """Parameters of random experts."""
+    random = symmetric(rng, 7)
     alpha = rng.uniform(0.5, 2.0, (*SHAPE, 4))
     alpha[..., 3] = 5e-5  # under the threshold: not in the response, but in the covariance
     alpha[1, 1, 2] = 0  # no expert at all
@@ -230,11 +236,97 @@ def test_mirror_basis_is_orthonormal_and_of_pure_parity(window):
     np.testing.assert_allclose(parity[::-1, 1], -parity[:, 1])
 
 
-def test_components_without_mirror_symmetry_are_refused(arrays):
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 11, 15])
+def test_smoothing_is_by_the_inverse_of_the_full_matrix(rng, window):
+    components = np.stack([symmetric(rng, window) for _ in range(2)])
+    alpha, beta = rng.uniform(0.1, 1, (2, 3, 4)), rng.uniform(0.1, 1, (2, 3, 2))
+    field = rng.standard_normal((3, window, window))
+    with jax.enable_x64(True):
+        blocks = jnp.asarray(to_blocks(components[None], window)[0], float)
+
+        @jax.jit
+        def smoothed(at):
+            covariances = covariance(jnp.asarray(alpha), jnp.asarray(beta), blocks, window)
+            side = side_by_side(jnp.asarray(field))
+            return apart(smooth(side_by_side(covariances, axis=1), at, side))[:3]
+
+        for at in range(2):
+            precision = 2 * np.einsum("nb,bij->nij", beta[at], components)
+            precision += 2 * alpha[at].sum(-1)[:, None, None] * np.eye(window**2)
+            expected = np.linalg.solve(precision, field.reshape(3, -1, 1)).reshape(field.shape)
+            # The components are stored in single precision.
+            np.testing.assert_allclose(smoothed(at), expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("window", [3, 4])
+def test_derivatives_of_smoothing(rng, window):
+    with jax.enable_x64(True):
+        components = jnp.asarray(to_blocks(symmetric(rng, window)[None, None], window)[0], float)
+        alpha, beta = jnp.asarray(rng.uniform(1, 2, (1, 2, 2))), jnp.ones((1, 2, 1))
+        field = jnp.asarray(rng.standard_normal((1, window, window, 2)))
+
+        def smoothed(alpha, beta, components, field):
+            covariances = covariance(alpha, beta, components, window)
+            return smooth(jnp.moveaxis(covariances, 1, -1)[:, None], 0, field)
+
+        given = alpha, beta, components, field
+        jax.test_util.check_grads(jax.jit(smoothed), given, 2, rtol=1e-5, atol=1e-6)
+        several = jax.tree.map(lambda array: jnp.stack([array, 1.5 * array]), given)
+        together = jax.jit(jax.vmap(smoothed))(*several)
+        for k in range(2):
+            alone = jax.jit(smoothed)(*(array[k] for array in several))
+            np.testing.assert_allclose(together[k], alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 8])
+def test_symmetric_functions_are_orthonormal_and_of_few_pixels(window):
+    functions = _symmetric_functions(window)
+    assert np.count_nonzero(functions, axis=0).max() <= 8
+    np.testing.assert_allclose(functions.T @ functions, np.eye(window**2), atol=1e-12)
+
+
+def test_training_keeps_components_symmetric(arrays, rng):
+    experts = CCNF.create(**arrays)
+    areas = rng.uniform(0, 255, (3, 17, 17)).astype(np.float32)
+
+    @jax.jit
+    def loss(components):
+        changed = dataclasses.replace(experts, components=components)
+        return jnp.sum(jnp.sin(respond(changed, areas, jnp.array(0), jnp.array(1), 7)))
+
+    gradient = jax.grad(loss)(experts.components)
+    assert np.abs(gradient[7][0]).max() > 0.1
+    dataclasses.replace(experts, components=gradient)  # is checked
+
+
+@pytest.mark.parametrize(
+    ("pixels", "broken"),
+    [
+        (((0, 3), (0, 5)), "transposition"),
+        (((0, 0), (0, 0)), "mirroring in y"),
+        (((3, 0), (3, 0)), "mirroring in x"),
+    ],
+)
+def test_components_without_mirror_symmetry_are_refused(arrays, pixels, broken):
     arrays["components"][7] = arrays["components"][7].copy()
-    arrays["components"][7][0, 0, 3, 5] += 1
-    with pytest.raises(ModelFileError, match="window 7 are not symmetric"):
+    arrays["components"][7].reshape(2, 2, *[7] * 4)[(0, 0, *pixels[0], *pixels[1])] += 1
+    with pytest.raises(ModelFileError, match=f"window 7 are not symmetric under {broken}"):
         CCNF.create(**arrays)
+
+
+def test_components_that_change_when_x_and_y_are_exchanged_are_refused(arrays):
+    along_x = np.kron(np.eye(7), np.diag(np.full(6, -1.0), 1) + np.diag(np.full(6, -1.0), -1))
+    components = {7: np.tile(along_x + 2 * np.eye(49), (2, 2, 1, 1))}
+    refusal = "not symmetric under exchanging x and y"
+    with pytest.raises(ModelFileError, match=f"the components of window 7 are {refusal}"):
+        CCNF.create(**{**arrays, "components": components})
+    experts = CCNF.create(**arrays)
+    stored = np.asarray(experts.components[7])
+    for place in ((0, 1, 1), (1, 0, 0), (2, 2, 2)):  # in each of the blocks that are exchanged
+        changed = stored.copy()
+        changed[(0, 1, *place)] += 0.01 * np.abs(stored).max()
+        with pytest.raises(ModelFileError, match=rf"components\[7\] is {refusal}"):
+            dataclasses.replace(experts, components={7: jnp.asarray(changed)})
 
 
 @pytest.mark.usefixtures("as_users_run_it")

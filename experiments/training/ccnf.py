@@ -120,7 +120,8 @@ def train_ccnf(
 
     def objective(learned: LearnedCCNF, batch: Batch) -> tuple[Array, None]:
         alpha = jnp.exp(learned.alpha)
-        fields = side_by_side(covariance(alpha, jnp.exp(learned.beta), blocks), axis=1)
+        beta = jnp.exp(learned.beta)
+        fields = side_by_side(covariance(alpha, beta, blocks, window), axis=1)
 
         def one(image: Array, landmarks: Array, points: Array, view: Array) -> Array:
             area = window + SUPPORT - 1

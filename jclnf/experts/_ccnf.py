@@ -5,6 +5,7 @@ the field's covariance. Source: Baltrusaitis, Robinson, Morency, "Constrained Lo
 for robust facial landmark detection in the wild" (ICCVW 2013), section 3.1, equations 2-8.
 """
 
+import math
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jclnf.errors import ModelFileError, ParamsError
+from jclnf.errors import ModelFileError, ParamsError, is_concrete
 from jclnf.experts._base import AreaExperts
 from jclnf.experts._neural_field import (
     LANES,
@@ -69,6 +70,8 @@ class CCNF(AreaExperts):
             half = ((window + 1) // 2) ** 2
             if jnp.shape(blocks)[-2:] != (half, half):
                 return f"components[{window}] has blocks of {jnp.shape(blocks)[-2:]}, not {half}"
+            if is_concrete(blocks) and not _exchangeable(np.asarray(blocks, np.float64)):
+                return f"components[{window}] is not symmetric under exchanging x and y"
         return None
 
     @staticmethod
@@ -89,7 +92,8 @@ class CCNF(AreaExperts):
 
         Arguments are as the fields, but for `components`: full `(s, b, k*k, k*k)` matrices over
         the row-major pixels of a `k` by `k` window. They must be symmetric, also under mirroring
-        the window in x and in y, as matrices built from pixel distances are.
+        the window in x and in y and under exchanging x and y, as matrices built from pixel
+        distances are.
 
         Raises:
             ModelFileError: shapes that do not go together, or components without that symmetry.
@@ -124,7 +128,7 @@ class CCNF(AreaExperts):
         del arithmetic
         at = (scale, view)
         alpha = self.alpha[at]
-        field = covariance(alpha, self.beta[at], self._components_at(window, scale))
+        field = covariance(alpha, self.beta[at], self._components_at(window, scale), window)
         return ccnf_responses(
             areas,
             *neurons_side_by_side(self.weights[at], self.norm_weight[at], self.bias[at], alpha),
@@ -224,7 +228,8 @@ def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) 
 
     def at_scale(window: int, k: int) -> Float[Array, "v b ..."]:
         components = experts._components_at(window, k)
-        return side_by_side(covariance(experts.alpha[k], experts.beta[k], components), axis=1)
+        field = covariance(experts.alpha[k], experts.beta[k], components, window)
+        return side_by_side(field, axis=1)
 
     weights, bias, gain = neurons_side_by_side(
         experts.weights, experts.norm_weight, experts.bias, experts.alpha
@@ -239,6 +244,16 @@ def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) 
     }
 
 
+def _exchangeable(blocks: np.ndarray) -> bool:
+    """Whether components `(s, b, 4, h*h, h*h)`, as they are stored, stay the same when x and y are
+    exchanged, but for what rounding makes of them in training."""
+    half = math.isqrt(blocks.shape[-1])
+    apart = blocks.reshape(*blocks.shape[:2], 2, 2, *[half] * 4)
+    exchanged = apart.transpose(0, 1, 3, 2, 5, 4, 7, 6)
+    largest = np.abs(apart).max(initial=0.0)
+    return not np.abs(apart - exchanged).max(initial=0.0) > 1e-4 * largest
+
+
 def to_blocks(components: np.ndarray, window: int) -> np.ndarray:
     """Components `(s, b, k*k, k*k)` as blocks `(s, b, 4, h, h)` in the basis of `mirror_basis`."""
     if np.shape(components)[2:] != (window**2, window**2):
@@ -250,6 +265,7 @@ def to_blocks(components: np.ndarray, window: int) -> np.ndarray:
         ("transposition", matrices.transpose(0, 1, 4, 5, 2, 3)),
         ("mirroring in y", matrices[:, :, ::-1, :, ::-1]),
         ("mirroring in x", matrices[:, :, :, ::-1, :, ::-1]),
+        ("exchanging x and y", matrices.transpose(0, 1, 3, 2, 5, 4)),
     ):
         if np.abs(matrices - mirrored).max(initial=0.0) > tolerance:
             problem = f"the components of window {window} are not symmetric under {name}"

@@ -6,7 +6,8 @@ axis is the first of an array, with a landmark's place in its block as the last.
 summed, shifted or mirrored within a vector, whatever the window and the number of neurons.
 """
 
-from functools import partial
+import math
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -79,19 +80,27 @@ def apart(array: Float[Array, "b *s l"]) -> Float[Array, "_ *s"]:
     return jnp.moveaxis(array, -1, 1).reshape(-1, *array.shape[1:-1])
 
 
-def _fence(array: Float[Array, "*s l"]) -> Float[Array, "*s l"]:
-    """The array itself, which is to be finite, computed once for all that is done with it.
+@jax.custom_jvp
+def _fence(array: Float[Array, "b *s l"]) -> Float[Array, "b *s l"]:
+    """The array itself, computed once for all that is done with it.
 
-    On CPUs: XLA fuses nothing with a product of matrices, and each long loop compiles best by
-    itself. Barriers (`lax.optimization_barrier`) are gone by the time that it fuses loops.
+    On CPUs: XLA fuses no sum over an axis (here of the array and zeros) with what uses it, and each
+    long loop compiles best by itself. Barriers (`lax.optimization_barrier`) are gone by the time
+    that it fuses loops. A product with the identity would do as well, but for the loop before it,
+    which is then one over rows, and slower than one over each axis.
     """
 
-    def unchanged(flat: Float[Array, "p l"]) -> Float[Array, "p l"]:
-        return precise("pl,lm->pm", flat, jnp.eye(flat.shape[-1], dtype=flat.dtype))
+    def summed(array: Array) -> Array:
+        widths = [(0, 1) if axis == 1 else (0, 0) for axis in range(array.ndim + 1)]
+        return jnp.sum(jnp.pad(array[:, None], widths), axis=1)
 
-    flat = array.reshape(-1, array.shape[-1])
-    same: Array = lax.platform_dependent(flat, cpu=unchanged, default=lambda flat: flat)
-    return same.reshape(array.shape)
+    same: Array = lax.platform_dependent(array, cpu=summed, default=lambda array: array)
+    return same
+
+
+@_fence.defjvp
+def _fence_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _fence(*primals), with_transpose(_fence, _fence, _fence, *tangents)
 
 
 def neurons_side_by_side(
@@ -221,20 +230,50 @@ def covariance(
     alpha: Float[Array, "*n q"],
     beta: Float[Array, "*n b"],
     components: Float[Array, "b 4 h h"] | None,
+    window: int,
 ) -> Float[Array, "..."]:
     """The field's covariance `Sigma = (2 (sum_q alpha_q I + sum_b beta_b C_b))^-1`.
 
     Returns:
-        The blocks (4, h, h) of Sigma in the basis of `mirror_basis`; or, without components, the
-        one number on its diagonal. Experts without neurons get the identity.
+        The blocks of Sigma in `symmetric_bases`, row by row and one after the other, in one axis;
+        or, without components, the one number on its diagonal. Experts without neurons get the
+        identity.
     """
     precision = 2 * alpha.sum(axis=-1)
     precision = jnp.where(precision == 0, 1.0, precision)
     if components is None:
         return 1 / precision
-    blocks = 2 * precise("...b,bcij->...cij", beta, components)
-    identity = np.broadcast_to(np.eye(components.shape[-1], dtype=blocks.dtype), blocks.shape)
-    return inverses(blocks + precision[..., None, None, None] * identity)
+    *four, mixed = symmetric_bases(window)
+    blocks = [
+        *_inverse_blocks(precision, beta, components, four),
+        *_inverse_blocks(precision, beta, components, [mixed]),
+    ]
+    return jnp.concatenate(blocks, axis=-1)
+
+
+def _inverse_blocks(
+    precision: Float[Array, "*n"],
+    beta: Float[Array, "*n b"],
+    components: Float[Array, "b 4 h h"],
+    bases: list[np.ndarray],
+) -> list[Float[Array, "*n _"]]:
+    """The blocks of Sigma in some of `symmetric_bases`, inverted together: each is filled up to the
+    side of the largest."""
+    sides = [basis.shape[-1] for basis in bases]
+    largest = max(sides)
+    if largest == 0:
+        return []
+    filled = [np.pad(b, [(0, 0)] * 3 + [(0, largest - b.shape[-1])]) for b in bases]
+    # A block that has two bases is the mean of what it is in each.
+    basis = (np.stack(filled) / np.sqrt(len(bases[0]))).astype(components.dtype)
+    reduced = precise("gvchi,bchk,gvckj->bgij", basis, components, basis)
+    blocks = 2 * precise("...b,bgij->...gij", beta, reduced)
+    identity = np.broadcast_to(np.eye(largest, dtype=blocks.dtype), blocks.shape)
+    found = inverses(blocks + precision[..., None, None, None] * identity)
+    return [
+        found[..., g, :side, :side].reshape(*precision.shape, side**2)
+        for g, side in enumerate(sides)
+    ]
 
 
 def smooth(
@@ -244,35 +283,64 @@ def smooth(
     if covariances.ndim == 3:
         return covariances[at][:, None, None] * field
     blocks, window, _, lanes = field.shape
-    parts = [part for rows in _to_parities(field, 1) for part in _to_parities(rows, 2)]
-    together = _fence(jnp.stack(parts, axis=1).reshape(blocks, 4, -1, lanes))
-    filtered = _fence(_filtered(covariances, together, at))
-    parts = [filtered[:, c].reshape(parts[c].shape) for c in range(4)]
-    rows = [_from_parities(parts[at : at + 2], window, 2) for at in (0, 2)]
-    return _from_parities(rows, window, 1)
+    pixels = _fence(field).reshape(blocks, window**2, lanes)
+    coefficients = _fence(_in_basis(pixels, True))
+    filtered = _fence(_filtered(covariances, coefficients, at))
+    return _fence(_in_basis(filtered, False)).reshape(field.shape)
+
+
+def _vectors(coefficients: Float[Array, "b p l"]) -> list[Float[Array, "b n v l"]]:
+    """The vectors that the blocks of a covariance apply to, one or two for each."""
+    blocks, pixels, lanes = coefficients.shape
+    shapes = [(basis.shape[-1], basis.shape[0]) for basis in symmetric_bases(math.isqrt(pixels))]
+    ends = np.cumsum([side * copies for side, copies in shapes])
+    return [
+        coefficients[:, end - side * copies : end].reshape(blocks, side, copies, lanes)
+        for end, (side, copies) in zip(ends, shapes, strict=True)
+    ]
 
 
 def _block_products(
-    blocks: Float[Array, "m b c h h l"], parts: Float[Array, "b c h l"], at: Any
-) -> Float[Array, "b c h l"]:
-    return jnp.sum(blocks[at] * parts[:, :, :, None], axis=2)
+    covariances: Float[Array, "m b q l"], coefficients: Float[Array, "b p l"], at: Any
+) -> Float[Array, "b p l"]:
+    chosen, products, start = covariances[at], [], 0
+    for vectors in _vectors(coefficients):
+        blocks, side, copies, lanes = vectors.shape
+        block = chosen[:, start : start + side**2].reshape(blocks, side, side, lanes)
+        # One vector at a time: XLA's sums are slow beside an axis of two.
+        each = [jnp.sum(block * vectors[:, :, None, v], axis=1) for v in range(copies)]
+        products.append(jnp.stack(each, axis=2))
+        start += side**2
+    return _joined(products)
+
+
+def _joined(vectors: list[Float[Array, "b _ _ l"]]) -> Float[Array, "b p l"]:
+    """The coefficients that have these `_vectors`."""
+    flat = [v.reshape(v.shape[0], v.shape[1] * v.shape[2], v.shape[3]) for v in vectors]
+    return jnp.concatenate(flat, axis=1)
 
 
 @bilinear(_block_products)
 def _filtered(
-    blocks: Float[Array, "m b c h h l"], parts: Float[Array, "b c h l"], at: Any
-) -> Float[Array, "b c h l"]:
-    """Products of the symmetric blocks at `at` with vectors. They are read from where they are:
-    a copy would take as long as the products."""
+    covariances: Float[Array, "m b q l"], coefficients: Float[Array, "b p l"], at: Any
+) -> Float[Array, "b p l"]:
+    """Products of the symmetric blocks at `at` with the vectors of coefficients. They are read from
+    where they are: a copy would take as long as the products."""
 
-    def column(j: int) -> Array:
-        # Not `blocks[at][:, :, j]`, which would be one copy with many readers.
+    def column(start: int, side: int) -> Array:
+        # Not of `covariances[at]`, which would be one copy with many readers.
         zero = jnp.zeros_like(at)
-        start = (at, zero, zero, jnp.full_like(at, j), zero, zero)
-        sizes = (1, *blocks.shape[1:3], 1, *blocks.shape[-2:])
-        return lax.dynamic_slice(blocks, start, sizes).reshape(parts.shape)
+        starts = (at, zero, jnp.full_like(at, start), zero)
+        sizes = (1, covariances.shape[1], side, covariances.shape[-1])
+        return lax.dynamic_slice(covariances, starts, sizes)[0][:, :, None]
 
-    return pairwise_sum([column(j) * parts[:, :, j, None] for j in range(parts.shape[2])])
+    products, start = [], 0
+    for vectors in _vectors(coefficients):
+        side = vectors.shape[1]
+        terms = [column(start + j * side, side) * vectors[:, j, None] for j in range(side)]
+        products.append(pairwise_sum(terms) if terms else vectors)
+        start += side**2
+    return _joined(products)
 
 
 def mirror_basis(window: int) -> np.ndarray:
@@ -298,30 +366,62 @@ def mirror_basis(window: int) -> np.ndarray:
     return basis
 
 
-def _to_parities(field: Float[Array, "..."], axis: int) -> list[Array]:
-    """Coefficients of the even and of the odd functions of `mirror_basis` along an axis."""
-    window = field.shape[axis]
-    half = (window + 1) // 2
-    near = lax.slice_in_dim(field, 0, half, axis=axis)
-    far = lax.rev(lax.slice_in_dim(field, window - half, window, axis=axis), (axis,))
-    return [a * near + b * far for a, b in _parity_values(window, axis, field)]
+@lru_cache
+def symmetric_bases(window: int) -> list[np.ndarray]:
+    """Orthonormal bases for matrices that also stay the same when x and y are exchanged.
+
+    Of the four blocks in `mirror_basis`, even-even and odd-odd then fall into two each, for what
+    stays the same when x and y are exchanged and for what changes its sign; even-odd and odd-even
+    are one, applied to two vectors.
+
+    Returns:
+        For each of the five blocks, its basis or the two that it has: array
+        (1 or 2, 4, half * half, side), in the coordinates of the four blocks, with
+        `half = (window + 1) // 2`. In all there are `window ** 2` functions.
+    """
+    half, odd = (window + 1) // 2, window // 2
+    pairs = np.eye(half**2).reshape(half, half, half**2)
+    parities = np.eye(4)[:, :, None, None]
+
+    def exchanged(side: int, sign: int) -> np.ndarray:
+        i, j = np.triu_indices(side, k=0 if sign > 0 else 1)
+        lengths = np.where(i == j, 2.0, np.sqrt(2.0))
+        return (pairs[i, j] + sign * pairs[j, i]).T / lengths
+
+    alone = [parities[c] * exchanged(n, s) for c, n in ((0, half), (3, odd)) for s in (1, -1)]
+    mixed = [pairs[:, :odd], pairs[:odd].swapaxes(0, 1)]
+    both = [parities[c] * p.reshape(-1, half**2).T for c, p in zip((1, 2), mixed, strict=True)]
+    return [*(basis[None] for basis in alone), np.stack(both)]
 
 
-def _from_parities(parts: list[Array], window: int, axis: int) -> Array:
-    """The field that has these coefficients, see `_to_parities`."""
-    values = _parity_values(window, axis, parts[0])
-    near = pairwise_sum([a * part for (a, _), part in zip(values, parts, strict=True)])
-    far = pairwise_sum([b * part for (_, b), part in zip(values, parts, strict=True)])
-    far = lax.slice_in_dim(far, 0, window // 2, axis=axis)
-    return jnp.concatenate([near, lax.rev(far, (axis,))], axis=axis)
+@lru_cache
+def _symmetric_functions(window: int) -> np.ndarray:
+    """The functions of `symmetric_bases` at the pixels: an orthogonal matrix (pixel, function)."""
+    mirrored = mirror_basis(window)
+    products = np.einsum("yci,xdj->yxcdij", mirrored, mirrored).reshape(window**2, -1)
+    bases = [np.moveaxis(b, 0, -1).reshape(products.shape[1], -1) for b in symmetric_bases(window)]
+    return products @ np.concatenate(bases, axis=1)
 
 
-def _parity_values(window: int, axis: int, like: Array) -> list[tuple[Array, Array]]:
-    """The even functions of `mirror_basis`, and the odd ones: the values of each at its pixel and
-    at the mirrored one (0 if that is the same), along an axis of an array."""
-    i = np.arange((window + 1) // 2)
-    basis = mirror_basis(window)
-    near, far = basis[i, :, i], basis[window - 1 - i, :, i] * (i != window - 1 - i)[:, None]
-    shape = [-1 if k == axis else 1 for k in range(like.ndim)]
-    values = jnp.asarray(np.stack([near.T, far.T], axis=1), like.dtype)
-    return [(values[p, 0].reshape(shape), values[p, 1].reshape(shape)) for p in (0, 1)]
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _in_basis(array: Float[Array, "b p l"], forward: bool) -> Float[Array, "b p l"]:
+    """Coefficients in the basis of `_symmetric_functions` of values at pixels; or, not forward, the
+    values that have these coefficients."""
+    functions = _symmetric_functions(math.isqrt(array.shape[1]))
+    matrix = functions.T if forward else functions
+    # Of a pixel and its mirror images, eight at most.
+    count = np.count_nonzero(matrix, axis=1).max()
+    index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count]
+    values = np.take_along_axis(matrix, index, axis=1).astype(array.dtype)
+    return pairwise_sum([array[:, index[:, i]] * values[None, :, i, None] for i in range(count)])
+
+
+@_in_basis.defjvp
+def _in_basis_jvp(forward: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    def function(array: Array) -> Array:
+        return _in_basis(array, forward)
+
+    def transpose(array: Array) -> Array:
+        return _in_basis(array, not forward)
+
+    return function(*primals), with_transpose(function, function, transpose, *tangents)
