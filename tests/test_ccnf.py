@@ -22,7 +22,7 @@ from jclnf.experts._neural_field import (
     side_by_side,
     smooth,
 )
-from jclnf.geometry import inverses
+from jclnf.geometry import fence, inverses
 from jclnf.params import as_dtype
 
 WINDOWS = (7, 5)
@@ -276,6 +276,14 @@ def test_derivatives_of_smoothing(rng, window):
         for k in range(2):
             alone = jax.jit(smoothed)(*(array[k] for array in several))
             np.testing.assert_allclose(together[k], alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (1, 1, 4)])
+def test_a_fence_changes_nothing(rng, shape):
+    with jax.enable_x64(True):
+        array = jnp.asarray(rng.standard_normal(shape))
+        np.testing.assert_array_equal(jax.jit(fence)(array), array)
+        jax.test_util.check_grads(jax.jit(lambda x: jnp.sin(fence(x) * x)), (array,), 2)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 8])

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.common import command_line, table, write_results
 from experiments.timing import timed
-from jclnf.experts import CCNF, ccnf_responses, neurons_side_by_side, side_by_side
+from jclnf.experts import CCNF, ccnf_responses, neurons_side_by_side, side_by_side, symmetric_bases
 
 HERE = Path(__file__).resolve().parent
 LANDMARKS, NEURONS, SUPPORT = 68, 7, 11
@@ -27,20 +27,23 @@ ROUNDS = 15
 def work(window: int) -> tuple[float, float]:
     """Floating-point operations and bytes of one face's responses at one scale."""
     positions, patch = window**2, SUPPORT**2
-    half = ((window + 1) // 2) ** 2
+    sides = [(len(basis), basis.shape[-1]) for basis in symmetric_bases(window)]
     projections = 2 * LANDMARKS * NEURONS * patch * positions
     # Sums and squares along rows and columns, from which mean and norm of each patch follow.
     normalisation = 4 * LANDMARKS * positions * 2 * SUPPORT
     sigmoids = 10 * LANDMARKS * NEURONS * positions
-    smoothing = LANDMARKS * 4 * (2 * half**2 + 4 * positions)
-    read = LANDMARKS * (NEURONS * (patch + 2) + 4 * half**2 + (window + SUPPORT - 1) ** 2)
+    # Into the basis of the field's covariance, where it is blocks, and back.
+    smoothing = LANDMARKS * (sum(2 * n * side**2 for n, side in sides) + 2 * 2 * 8 * positions)
+    numbers = NEURONS * (patch + 2) + sum(side**2 for _, side in sides)
+    read = LANDMARKS * (numbers + (window + SUPPORT - 1) ** 2)
     return projections + normalisation + sigmoids + smoothing, 4.0 * (read + LANDMARKS * positions)
 
 
 def responses(window: int):
     """The responses of random experts, compiled."""
     rng = np.random.default_rng(window)
-    side, half = window + SUPPORT - 1, ((window + 1) // 2) ** 2
+    side = window + SUPPORT - 1
+    numbers = sum(basis.shape[-1] ** 2 for basis in symmetric_bases(window))
 
     def random(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
@@ -48,7 +51,7 @@ def responses(window: int):
     by_neuron = [random(LANDMARKS, NEURONS) for _ in range(3)]
     weights = random(LANDMARKS, NEURONS, SUPPORT, SUPPORT)
     neurons = neurons_side_by_side(weights, *by_neuron)
-    covariances = side_by_side(random(1, LANDMARKS, 4, half, half), axis=1)
+    covariances = side_by_side(random(1, LANDMARKS, numbers), axis=1)
     areas = 128 + 40 * random(LANDMARKS, side, side)
     compiled = jax.jit(
         functools.partial(ccnf_responses, window=window), compiler_options=dict(CCNF.cpu_options)

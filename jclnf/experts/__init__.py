@@ -18,6 +18,7 @@ from jclnf.experts._neural_field import (
     covariance,
     neurons_side_by_side,
     side_by_side,
+    symmetric_bases,
 )
 from jclnf.experts._pyramid import MapNetwork, PyramidExperts, map_network, map_shapes
 from jclnf.experts._svr import ABSENT_BIAS, SVR
@@ -51,6 +52,7 @@ __all__ = [
     "normalised",
     "plain_layer",
     "side_by_side",
+    "symmetric_bases",
     "to_blocks",
     "trunk_network",
     "trunk_shapes",

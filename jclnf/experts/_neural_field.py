@@ -17,7 +17,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jclnf.experts._patches import inverse_root, patch_columns
-from jclnf.geometry import bilinear, inverses, pairwise_sum, precise, with_transpose
+from jclnf.geometry import (
+    bilinear,
+    fence,
+    inverses,
+    pairwise_sum,
+    precise,
+    with_transpose,
+)
 
 ALPHA_THRESHOLD = 1e-4
 """Neurons whose alpha is not above this are left out of the response."""
@@ -55,16 +62,16 @@ def ccnf_responses(
     # with its landmark.
     mean = areas.mean(axis=(1, 2), keepdims=True)
     finite = jnp.isfinite(mean)
-    blocks = _fence(side_by_side(jnp.where(finite, areas - mean, 0.0)))
+    blocks = fence(side_by_side(jnp.where(finite, areas - mean, 0.0)))
     projections, scale = correlate(blocks, weights), patch_scale(blocks, window)
-    bias, gain = _fence(bias), _fence(gain)
+    bias, gain = fence(bias), fence(gain)
     neurons = [
         gain[:, q, None, None] * jax.nn.sigmoid(projections[:, q] * scale + bias[:, q, None, None])
         for q in range(weights.shape[1])
     ]
     response = smooth(covariances, at, pairwise_sum(neurons))
     response = response - jnp.minimum(response.min(axis=(1, 2), keepdims=True), 0.0)
-    return jnp.where(finite, apart(_fence(response))[: len(areas)], jnp.nan)
+    return jnp.where(finite, apart(fence(response))[: len(areas)], jnp.nan)
 
 
 def side_by_side(array: Float[Array, "..."], axis: int = 0) -> Float[Array, "..."]:
@@ -78,29 +85,6 @@ def side_by_side(array: Float[Array, "..."], axis: int = 0) -> Float[Array, "...
 def apart(array: Float[Array, "b *s l"]) -> Float[Array, "_ *s"]:
     """The landmarks of `side_by_side`, with those that were filled up, as the first axis."""
     return jnp.moveaxis(array, -1, 1).reshape(-1, *array.shape[1:-1])
-
-
-@jax.custom_jvp
-def _fence(array: Float[Array, "b *s l"]) -> Float[Array, "b *s l"]:
-    """The array itself, computed once for all that is done with it.
-
-    On CPUs: XLA fuses no sum over an axis (here of the array and zeros) with what uses it, and each
-    long loop compiles best by itself. Barriers (`lax.optimization_barrier`) are gone by the time
-    that it fuses loops. A product with the identity would do as well, but for the loop before it,
-    which is then one over rows, and slower than one over each axis.
-    """
-
-    def summed(array: Array) -> Array:
-        widths = [(0, 1) if axis == 1 else (0, 0) for axis in range(array.ndim + 1)]
-        return jnp.sum(jnp.pad(array[:, None], widths), axis=1)
-
-    same: Array = lax.platform_dependent(array, cpu=summed, default=lambda array: array)
-    return same
-
-
-@_fence.defjvp
-def _fence_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return _fence(*primals), with_transpose(_fence, _fence, _fence, *tangents)
 
 
 def neurons_side_by_side(
@@ -134,13 +118,13 @@ def _transposes(
 ) -> tuple[Any, Any]:
     def of_weights(slope: Float[Array, "b q k k l"]) -> Float[Array, "b q support support l"]:
         if slope.shape[-2] <= weights.shape[-2]:
-            return correlate(areas, _fence(slope))
+            return correlate(areas, fence(slope))
         # A sum of so many products takes long to compile.
         (slopes,) = jax.linear_transpose(lambda w: _patch_products(areas, w), weights)(slope)
         found: Array = slopes
         return found
 
-    return lambda slope: _spread(_fence(slope), weights), of_weights
+    return lambda slope: _spread(fence(slope), weights), of_weights
 
 
 def _spread(
@@ -157,7 +141,7 @@ def _spread(
         for q in range(weights.shape[1])
         for x in range(support)
     ]
-    high = jnp.pad(_fence(pairwise_sum(rows)), [(0, 0)] * 2 + [(beyond, beyond)] + [(0, 0)] * 2)
+    high = jnp.pad(fence(pairwise_sum(rows)), [(0, 0)] * 2 + [(beyond, beyond)] + [(0, 0)] * 2)
     return pairwise_sum([high[:, y, beyond - y : beyond - y + side] for y in range(support)])
 
 
@@ -178,7 +162,7 @@ def correlate(
         return shifted * weights[:, :, y, x][:, :, None, None]
 
     rows = [pairwise_sum([product(y, x) for x in range(support)]) for y in range(support)]
-    return _fence(pairwise_sum(rows))
+    return fence(pairwise_sum(rows))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -189,7 +173,7 @@ def patch_scale(areas: Float[Array, "b a a l"], window: int) -> Float[Array, "b 
     # Of each run of pixels down a column, and then of the runs side by side: nothing large is
     # ever subtracted from something large.
     runs = pairwise_sum(_shifted(areas, window, 1)) / support
-    within = _fence(pairwise_sum([(rows - runs) ** 2 for rows in _shifted(areas, window, 1)]))
+    within = fence(pairwise_sum([(rows - runs) ** 2 for rows in _shifted(areas, window, 1)]))
     mean = pairwise_sum(_shifted(runs, window, 2)) / support
     between = pairwise_sum([(columns - mean) ** 2 for columns in _shifted(runs, window, 2)])
     energy = pairwise_sum(_shifted(within, window, 2)) + support * between
@@ -210,7 +194,7 @@ def _sums(array: Float[Array, "b a a l"], support: int) -> Float[Array, "b k k l
 
     def sums(array: Array) -> Array:
         window = array.shape[1] - support + 1
-        down = _fence(pairwise_sum(_shifted(array, window, 1)))
+        down = fence(pairwise_sum(_shifted(array, window, 1)))
         return pairwise_sum(_shifted(down, window, 2))
 
     def transpose(slope: Array) -> Array:
@@ -283,10 +267,10 @@ def smooth(
     if covariances.ndim == 3:
         return covariances[at][:, None, None] * field
     blocks, window, _, lanes = field.shape
-    pixels = _fence(field).reshape(blocks, window**2, lanes)
-    coefficients = _fence(_in_basis(pixels, True))
-    filtered = _fence(_filtered(covariances, coefficients, at))
-    return _fence(_in_basis(filtered, False)).reshape(field.shape)
+    pixels = fence(field).reshape(blocks, window**2, lanes)
+    coefficients = fence(_in_basis(pixels, True))
+    filtered = fence(_filtered(covariances, coefficients, at))
+    return fence(_in_basis(filtered, False)).reshape(field.shape)
 
 
 def _vectors(coefficients: Float[Array, "b p l"]) -> list[Float[Array, "b n v l"]]:

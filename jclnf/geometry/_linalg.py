@@ -6,7 +6,6 @@ several devices, or side by side in one program) wait for each other for ever. `
 thousands of systems at once, does without jaxlib's factorisations.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -177,19 +176,26 @@ def with_transpose(
     return apart(solved)[1]
 
 
+@jax.custom_jvp
 def fence(array: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The array itself, which is to be finite, computed once for all that is done with it.
+    """The array itself, computed once for all that is done with it.
 
-    On CPUs: XLA fuses nothing with a product of matrices, and each long loop compiles best by
-    itself. Barriers (`lax.optimization_barrier`) are gone by the time that it fuses loops.
+    On CPUs: XLA fuses no sum over an axis (here of the array and zeros) with what uses it, and each
+    long loop compiles best by itself. Barriers (`lax.optimization_barrier`) are gone by the time
+    that it fuses loops.
     """
 
-    def unchanged(flat: Float[Array, "p l"]) -> Float[Array, "p l"]:
-        return product(flat, jnp.eye(flat.shape[-1], dtype=flat.dtype))
+    def summed(array: Array) -> Array:
+        widths = [(0, 1) if axis == 1 else (0, 0) for axis in range(array.ndim + 1)]
+        return jnp.sum(jnp.pad(array[:, None], widths), axis=1)
 
-    flat = array.reshape(-1, math.gcd(array.size, 16))
-    same: Array = lax.platform_dependent(flat, cpu=unchanged, default=lambda flat: flat)
-    return same.reshape(array.shape)
+    same: Array = lax.platform_dependent(array, cpu=summed, default=lambda array: array)
+    return same
+
+
+@fence.defjvp
+def _fence_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return fence(*primals), with_transpose(fence, fence, fence, *tangents)
 
 
 def product(a: Array, b: Array) -> Array:
