@@ -421,6 +421,24 @@ def test_typing_errors_cost_a_line_with_the_nearest_name(capfd, words, message):
     assert message in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fit {}",
+        "video {}",
+        "fit x.jpg --model {}",
+        "models info {}",
+        "train {} --out m.safetensors",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_no_file(capfd, words):
+    name = 300 * "n"
+    assert main(words.format(name).split()) in (1, 2)
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert name in err
+
+
 def test_a_path_with_a_typing_error_is_told_its_nearest(run, astronaut, capfd):
     Path("photos").mkdir()
     cv2.imwrite("photos/portrait.png", astronaut)
@@ -428,7 +446,9 @@ def test_a_path_with_a_typing_error_is_told_its_nearest(run, astronaut, capfd):
     elsewhere, near, folder = err.splitlines()
     assert near.endswith("photos/potrait.png: no such file; did you mean portrait.png?")
     assert folder.endswith("no such file; there is no folder photo; did you mean photos?")
-    assert elsewhere.endswith("s3://bucket/photos: not on this machine; with --ray it can be read")
+    assert elsewhere.endswith(
+        "s3://bucket/photos: no path on this machine; with --ray, s3:// and the like are read"
+    )
     Path("boxes.csv").write_text("image,x,y,w,h\n")
     assert main(["fit", "photos", "--boxes", "boxs.csv"]) == 2
     assert "did you mean boxes.csv?" in capfd.readouterr().err

@@ -57,7 +57,7 @@ def read_annotations(
         raise AnnotationError(f"{where}: no such file or folder{near_file(where)}")
     if os.path.isdir(where):
         table = where / TABLE
-        entries = read_table(table) if table.is_file() else read_folder(where, note)
+        entries = read_table(table) if os.path.isfile(table) else read_folder(where, note)
     elif where.suffix.lower() == ".csv":
         entries = read_table(where)
     elif where.suffix.lower() == ".xml":

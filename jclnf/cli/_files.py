@@ -1,5 +1,6 @@
 """Which images a command works on."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,13 @@ def find_images(paths: Sequence[str]) -> Found[Path]:
     found = Found[Path]()
     for given in paths:
         path = Path(given)
-        if "://" in given and not path.exists():
-            found.problems.append(f"{given}: not on this machine; with --ray it can be read")
+        if "://" in given and not os.path.exists(path):
+            found.problems.append(
+                f"{given}: no path on this machine; with --ray, s3:// and the like are read"
+            )
             continue
         named = [path]
-        if path.is_dir():
+        if os.path.isdir(path):
             folder = found.look_through(path, deep=True)
             if folder is None:
                 continue

@@ -5,6 +5,7 @@ need no model file beyond those that OpenCV brings: one for faces that look at t
 faces turned to the side.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def _load_cascade(name: str) -> Any:
             "opencv-python-headless below 5, or give the face boxes yourself"
         )
     path = Path(getattr(getattr(cv2, "data", None), "haarcascades", "")) / name
-    cascade = cv2.CascadeClassifier(str(path)) if path.is_file() else None
+    cascade = cv2.CascadeClassifier(str(path)) if os.path.isfile(path) else None
     if cascade is None or cascade.empty():
         raise JclnfError(
             f"{path}: OpenCV's face cascade is missing; install opencv-python-headless from PyPI "

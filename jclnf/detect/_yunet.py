@@ -73,7 +73,7 @@ class YuNetDetector:
                 f"OpenCV {cv2.__version__} has no FaceDetectorYN; install opencv-python-headless "
                 "4.5.4 or later, or choose another detector"
             )
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):
             raise ModelFileError(
                 self.path,
                 "no such file; give YuNet's network, face_detection_yunet_2023mar.onnx of OpenCV's "

@@ -1,5 +1,6 @@
 """Photographs wherever pyarrow reads them: in files of their own, or in Parquet."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +136,10 @@ def _files(source: str, filesystem: Any) -> tuple[Any, list[tuple[str, str, int]
 def _local(source: str) -> list[tuple[str, str, int]]:
     """The same of files of this machine, as `jclnf fit` takes them."""
     path, found = Path(source), Found[Path]()
-    if not path.exists():
+    if not os.path.exists(path):
         raise ImageError(f"{source}: there is no such file or folder")
     files = [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         folder = found.look_through(path, deep=True)
         if folder is None:
             raise ImageError(found.problems[0])

@@ -52,8 +52,8 @@ class CCNF(AreaExperts):
     beta: Float[Array, "s v n b"]
     """Weight of each similarity component in the field."""
     components: dict[int, Float[Array, "s b 4 _ _"]]
-    """By window: the similarity components, as blocks in the basis of `mirror_basis`. Windows
-    that are not there have none: the field is then diagonal."""
+    """By window: the similarity components, as blocks in the basis of `mirror_basis`, the same when
+    x and y are exchanged. Windows that are not there have none: the field is then diagonal."""
     centres: Float[Array, "s v 3"]
     visible: Bool[Array, "s v n"]
     confidence: Float[Array, "s v n"]

@@ -351,7 +351,7 @@ def mirror_basis(window: int) -> np.ndarray:
 
 
 @lru_cache
-def symmetric_bases(window: int) -> list[np.ndarray]:
+def symmetric_bases(window: int) -> tuple[np.ndarray, ...]:
     """Orthonormal bases for matrices that also stay the same when x and y are exchanged.
 
     Of the four blocks in `mirror_basis`, even-even and odd-odd then fall into two each, for what
@@ -375,7 +375,7 @@ def symmetric_bases(window: int) -> list[np.ndarray]:
     alone = [parities[c] * exchanged(n, s) for c, n in ((0, half), (3, odd)) for s in (1, -1)]
     mixed = [pairs[:, :odd], pairs[:odd].swapaxes(0, 1)]
     both = [parities[c] * p.reshape(-1, half**2).T for c, p in zip((1, 2), mixed, strict=True)]
-    return [*(basis[None] for basis in alone), np.stack(both)]
+    return *(basis[None] for basis in alone), np.stack(both)
 
 
 @lru_cache

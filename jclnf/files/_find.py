@@ -19,12 +19,12 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         ModelFileError: a plain name that no model has; it lists those that there are.
     """
     path = Path(name)
-    if path.exists() or len(path.parts) != 1:
+    if os.path.exists(path) or len(path.parts) != 1:
         return path
     bundled = [model for model in bundled_models() if model.stem == str(name)]
     installed = [models_folder() / f"{prefix}{name}.txt" for prefix in ("main_", "")]
     for candidate in (*bundled, *installed):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     if path.suffix:
         return path

@@ -134,7 +134,7 @@ def _describe(value: Any, at: tuple[Any, ...], tensors: dict[str, np.ndarray]) -
 def _load(path: Path) -> Model:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelFileError(path, f"no such file{near_file(path)}")
     try:
         with safe_open(path, framework="np") as file:

@@ -177,7 +177,7 @@ def with_transpose(
 
 
 @jax.custom_jvp
-def fence(array: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def fence(array: Float[Array, "n *s"]) -> Float[Array, "n *s"]:
     """The array itself, computed once for all that is done with it.
 
     On CPUs: XLA fuses no sum over an axis (here of the array and zeros) with what uses it, and each

@@ -89,8 +89,8 @@ def sample_square(
     # Computed anew for each pixel, these few numbers would keep a loop from being vectorised.
     columns = fence(jnp.stack([centre[0] + a * steps, centre[1] + b * steps]))
     rows = fence(jnp.stack([b * steps, a * steps]))
-    x = columns[0] - rows[0][:, None]
-    y = columns[1] + rows[1][:, None]
+    x = columns[0][None] - rows[0][:, None]
+    y = columns[1][None] + rows[1][:, None]
     squared = a**2 + b**2
     level = 0.5 * jnp.log2(jnp.where(squared > 1, squared, 1.0))
     level = jnp.minimum(level, len(first) - 1.0)
@@ -110,9 +110,10 @@ def sample_square(
         return unreduced
 
     def between() -> Float[Array, "size size"]:
+        # Mostly the lower of the two is the image itself.
         lower = lax.cond(
             _any_of_batch(low > 0),
-            lambda: jnp.where(low == 0, unreduced, reduced(low)),
+            lambda: jnp.where(low == 0, unreduced, reduced(jnp.maximum(low, 1))),
             lambda: unreduced,
         )
         return lower + (level - low.astype(level.dtype)) * (reduced(high) - lower)

@@ -30,7 +30,7 @@ class ImageFile:
     Attributes:
         grey: `(h, w)` uint8; of a colour image 0.299 R + 0.587 G + 0.114 B as OpenCV rounds it.
         colour: `(h, w, 3)` uint8 in OpenCV's order blue, green, red.
-        path: The file, as it was given.
+        path: The file, as `read_image_file` was given it.
     """
 
     grey: np.ndarray

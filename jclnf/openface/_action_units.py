@@ -86,16 +86,16 @@ def find_action_units(
     """
     if path is not None:
         path = Path(path)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             return path
         places = [path, path / ACTION_UNITS_FOLDER]
     else:
         folder = None if model is None else Path(model)
-        folder = folder.parent if folder is not None and not folder.is_dir() else folder
+        folder = folder.parent if folder is not None and not os.path.isdir(folder) else folder
         near = [] if folder is None else [folder, folder.absolute().parent]
         places = [place / ACTION_UNITS_FOLDER for place in (*near, models_folder())]
     for place in places:
-        if (place / _ENTRIES[static]).is_file():
+        if os.path.isfile(place / _ENTRIES[static]):
             return place / _ENTRIES[static]
     remedy = (
         "give OpenFace's folder of them (--au-models), or install it beside the landmark "

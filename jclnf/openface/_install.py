@@ -199,7 +199,7 @@ def install_from(
         InstallError: `source` is not there, cannot be read or holds none of the files; there is
             no room, or `folder` cannot be written.
     """
-    if not source.exists():
+    if not os.path.exists(source):
         raise InstallError(f"{source}: there is no such folder or archive")
     progress = progress or _no_progress
     done, wanted = _begin(manifest, folder)
@@ -383,7 +383,7 @@ def _pour(stream: Any, out: IO[bytes], file: ManifestFile, progress: Progress, h
 def _opened(source: Path) -> Iterator[dict[str, Callable[[], Any]]]:
     """Functions that open each regular file below a folder or in an archive, by its path there,
     from the folder's own name on; OpenFace's predictors of action units also from beside it."""
-    if source.is_dir():
+    if os.path.isdir(source):
         source = source.absolute()
         yield {
             path.relative_to(source.parent).as_posix(): partial(open, path, "rb")

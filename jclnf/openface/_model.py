@@ -199,7 +199,7 @@ def named_files(main: Path) -> list[Path]:
         if path in files:
             return
         files[path] = None
-        if not path.is_file():
+        if not os.path.isfile(path):
             return
         for entry in read_list(path, _KEYWORDS):
             if entry.keyword in ("LandmarkDetector", "LandmarkDetector_part"):

@@ -58,8 +58,8 @@ def find_mtcnn(model: Path) -> str | None:
         model: main file or folder of a landmark detector, or any other file, beside which it is
             looked for first.
     """
-    folder = model if model.is_dir() else model.parent
-    if (folder / FOLDER / LIST_FILE).is_file() and folder != models_folder():
+    folder = model if os.path.isdir(model) else model.parent
+    if os.path.isfile(folder / FOLDER / LIST_FILE) and folder != models_folder():
         return str(folder / FOLDER)
     return "" if (models_folder() / FOLDER / LIST_FILE).is_file() else None
 
@@ -123,10 +123,10 @@ def read_network(path: Path, name: str, *, missing: str = "no such file") -> Net
 
 def _list_file(path: Path) -> Path:
     """The list that is meant by a path."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
     within = path / FOLDER / LIST_FILE
-    return within if within.is_file() else path / LIST_FILE
+    return within if os.path.isfile(within) else path / LIST_FILE
 
 
 def _read_layer(reader: BinaryReader) -> LayerArrays:

@@ -223,8 +223,8 @@ class Tracker:
         fits = [self._fits.follow(grey, track.state, track.box) for track in self._tracks]
         self._scenes.look(grey)
         faces = {}
-        for track, fit in zip(self._tracks, fits, strict=True):
-            track.state, result = jax.device_get(fit)
+        for track, (state, result) in zip(self._tracks, jax.device_get(fits), strict=True):
+            track.state = state
             face = faces[track.id] = tracked_face(track.id, result, detected=False)
             if result.ok:
                 track.box = face.box
