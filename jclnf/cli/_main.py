@@ -81,6 +81,11 @@ def _run(argv: Sequence[str]) -> int:
     except (CommandError, JclnfError) as e:
         complain(str(e))
         return UNUSABLE
+    except BrokenPipeError:
+        raise
+    except OSError as e:  # a name that no file can have, say
+        complain(f"{e.filename}: {e.strerror}" if e.filename else str(e))
+        return UNUSABLE
     except KeyboardInterrupt:
         then = getattr(getattr(values, "declared", None), "interrupted", "")
         complain(f"interrupted{then and ': '}{then}")

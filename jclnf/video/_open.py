@@ -18,6 +18,6 @@ def open_source(path: str | os.PathLike[str], *, rate: float | None = None) -> S
         VideoError: there is no video to be read.
     """
     where = Path(path)
-    if os.path.isdir(where):
+    if where.is_dir():
         return ImageFolder(where, FOLDER_RATE if rate is None else rate)
     return VideoFile(where)

@@ -211,7 +211,7 @@ class Settings:
 def source_digest(path: str | os.PathLike[str]) -> str:
     """Tell a file, or a folder of images, from another, without reading all of it."""
     path = Path(path)
-    if os.path.isdir(path):
+    if path.is_dir():
         from jclnf.images import Folder
 
         images = [[file.name, file.stat().st_size] for file in Folder.of(path).images]

@@ -1,7 +1,6 @@
 """Video files, decoded by FFmpeg as PyAV has it."""
 
 import math
-import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
@@ -33,7 +32,7 @@ class VideoFile:
         self.path, self.name = path, path.stem
         self.problems: list[str] = []
         try:
-            if not os.path.isfile(path):
+            if not path.is_file():
                 raise VideoError(f"{path}: there is no such file")
             if path.stat().st_size == 0:
                 raise VideoError(f"{path}: the file is empty")

@@ -37,7 +37,7 @@ def find_videos(paths: Iterable[str]) -> Found[str]:
     found = Found[str]()
     for text in paths:
         path, named = Path(text), [text]
-        if os.path.isdir(path):
+        if path.is_dir():
             folder = found.look_through(path, deep=True)
             if folder is None:
                 continue
@@ -51,7 +51,7 @@ def find_videos(paths: Iterable[str]) -> Found[str]:
                 found.problems.append(f"{path}: no videos and no images in this folder")
                 found.notes += folder.left_out("videos")
                 continue
-        elif not os.path.exists(path) and not is_camera(text):
+        elif not path.exists() and not is_camera(text):
             found.problems.append(f"{path}: no such file{near_file(path)}")
             continue
         found.add(named)
@@ -148,7 +148,7 @@ def _begin(settings: Settings, device: str | None) -> Model:
 
 def is_camera(path: str) -> bool:
     """Whether this is the number of a camera, and not a file of such a name."""
-    return path.isdecimal() and not os.path.exists(path)
+    return path.isdecimal() and not Path(path).exists()
 
 
 def _stem(path: str) -> str:
@@ -156,7 +156,7 @@ def _stem(path: str) -> str:
     if is_camera(path):
         return f"camera{path}"
     where = Path(path).resolve()
-    return (where.name if os.path.isdir(where) else where.stem) or "frames"
+    return (where.name if where.is_dir() else where.stem) or "frames"
 
 
 def _origin(path: str) -> Origin:
