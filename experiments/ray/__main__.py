@@ -31,7 +31,7 @@ from tests.support.videos import frames, hopper, write_video
 HERE = Path(__file__).resolve().parent
 _MARK = "JCLNF_EXPERIMENT"
 """In the environment of all processes of a run, and of nothing else."""
-_WORKER = b"ray::MapWorker"
+_WORKER = b"ray::_Process"
 
 
 class Run:

@@ -88,31 +88,24 @@ def each(
         ClusterError: the cluster failed.
     """
     ray = _ray()
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     gpu, there = _devices(ray.cluster_resources(), device)
     if workers is not None and workers > there:
         what = "GPUs" if gpu else "processor cores"
         raise ParamsError(f"{workers} workers: the cluster has {there} {what}")
     if not items:
         return
-    rows = [{"number": at, "item": pickle.dumps(item)} for at, item in enumerate(items)]
-    data = ray.data.from_items(rows, override_num_blocks=len(rows))
-    data.context.enable_progress_bars = False
+    rows = [(at, pickle.dumps(item)) for at, item in enumerate(items)]
     begun = ray.remote(num_cpus=0)(_Begun).remote()
     work = pickle.dumps((make, tuple(arguments)))
-    done = data.map(
-        _Process,
-        fn_constructor_args=(work, begun, gpu, os.getcwd()),
-        compute=ray.data.ActorPoolStrategy(
-            size=min(workers or there, len(rows)),
-            max_tasks_in_flight_per_actor=1,  # what is queued behind long work waits for it
-        ),
-        num_cpus=1,
-        num_gpus=1 if gpu else None,
-    )
+    needs = {"num_cpus": 1, "num_gpus": 1 if gpu else None}
+    process = ray.remote(**needs, max_restarts=-1, max_task_retries=-1)(_Process)
+    count = min(workers or there, len(rows))
+    processes = [process.remote(work, begun, gpu, os.getcwd()) for _ in range(count)]
+    # One piece at a time for each: what is queued behind long work would wait for it.
+    pool = ray.util.ActorPool(processes)
     try:
-        for row in done.iter_rows():
-            yield row["number"], pickle.loads(row["result"])
+        for number, result in pool.map_unordered(lambda one, row: one.do.remote(*row), rows):
+            yield number, pickle.loads(result)
     except ray.exceptions.RayError as error:
         why = next(iter(str(error).splitlines()), "")
         raise ClusterError(f"the Ray cluster failed: {why}") from None
@@ -135,17 +128,18 @@ class _Process:
         except JclnfError as error:
             self._error = error
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def do(self, number: int, item: bytes) -> tuple[int, bytes]:
+        """The number of a piece, with its result."""
         result = self._error
         # Ray begins anew what was killed, without end.
-        if result is None and _ray().get(self._begun.again.remote(row["number"])) <= TRIES:
+        if result is None and _ray().get(self._begun.again.remote(number)) <= TRIES:
             try:
-                result = self._work(pickle.loads(row["item"]))
+                result = self._work(pickle.loads(item))
             except JclnfError as error:
                 result = error
             except Exception as error:  # all other work must not wait for whatever this is
                 result = JclnfError(f"stopped by an error in jclnf: {error!r}")
-        return {"number": row["number"], "result": pickle.dumps(result)}
+        return number, pickle.dumps(result)
 
 
 class _Begun:
@@ -177,7 +171,7 @@ def _devices(resources: dict[str, float], device: str | None) -> tuple[bool, int
 def _ray() -> Any:
     try:
         import ray
-        import ray.data
+        import ray.util
     except ImportError as error:
         raise ClusterError(f"Ray cannot be loaded ({error}): pip install 'jclnf[ray]'") from None
     return ray
