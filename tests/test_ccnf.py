@@ -16,7 +16,7 @@ from jclnf.experts._neural_field import (
     _symmetric_functions,
     apart,
     correlate,
-    covariance,
+    covariances,
     mirror_basis,
     patch_scale,
     side_by_side,
@@ -246,9 +246,9 @@ def test_smoothing_is_by_the_inverse_of_the_full_matrix(rng, window):
 
         @jax.jit
         def smoothed(at):
-            covariances = covariance(jnp.asarray(alpha), jnp.asarray(beta), blocks, window)
+            fields = covariances(jnp.asarray(alpha), jnp.asarray(beta), blocks, window)
             side = side_by_side(jnp.asarray(field))
-            return apart(smooth(side_by_side(covariances, axis=1), at, side))[:3]
+            return apart(smooth(fields, at, side))[:3]
 
         for at in range(2):
             precision = 2 * np.einsum("nb,bij->nij", beta[at], components)
@@ -263,11 +263,11 @@ def test_derivatives_of_smoothing(rng, window):
     with jax.enable_x64(True):
         components = jnp.asarray(to_blocks(symmetric(rng, window)[None, None], window)[0], float)
         alpha, beta = jnp.asarray(rng.uniform(1, 2, (1, 2, 2))), jnp.ones((1, 2, 1))
-        field = jnp.asarray(rng.standard_normal((1, window, window, 2)))
+        field = jnp.asarray(rng.standard_normal((2, window, window)))
 
         def smoothed(alpha, beta, components, field):
-            covariances = covariance(alpha, beta, components, window)
-            return smooth(jnp.moveaxis(covariances, 1, -1)[:, None], 0, field)
+            fields = covariances(alpha, beta, components, window)
+            return apart(smooth(fields, 0, side_by_side(field)))[:2]
 
         given = alpha, beta, components, field
         jax.test_util.check_grads(jax.jit(smoothed), given, 2, rtol=1e-5, atol=1e-6)

@@ -18,9 +18,8 @@ from jaxtyping import Array, Float
 from jclnf.experts import (
     CCNF,
     ccnf_responses,
-    covariance,
+    covariances,
     neurons_side_by_side,
-    side_by_side,
     to_blocks,
 )
 from jclnf.geometry import sample_areas, similarity_between, similarity_matrix
@@ -121,7 +120,7 @@ def train_ccnf(
     def objective(learned: LearnedCCNF, batch: Batch) -> tuple[Array, None]:
         alpha = jnp.exp(learned.alpha)
         beta = jnp.exp(learned.beta)
-        fields = side_by_side(covariance(alpha, beta, blocks, window), axis=1)
+        fields = covariances(alpha, beta, blocks, window)
 
         def one(image: Array, landmarks: Array, points: Array, view: Array) -> Array:
             area = window + SUPPORT - 1

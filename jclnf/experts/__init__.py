@@ -15,7 +15,7 @@ from jclnf.experts._layers import (
 )
 from jclnf.experts._neural_field import (
     ccnf_responses,
-    covariance,
+    covariances,
     neurons_side_by_side,
     side_by_side,
     symmetric_bases,
@@ -43,7 +43,7 @@ __all__ = [
     "ccnf_responses",
     "check_weights",
     "convolve",
-    "covariance",
+    "covariances",
     "doubled",
     "initial_weights",
     "map_network",

@@ -20,10 +20,9 @@ from jclnf.experts._base import AreaExperts
 from jclnf.experts._neural_field import (
     LANES,
     ccnf_responses,
-    covariance,
+    covariances,
     mirror_basis,
     neurons_side_by_side,
-    side_by_side,
 )
 from jclnf.params import EXACT, Arithmetic, to_device
 
@@ -128,11 +127,11 @@ class CCNF(AreaExperts):
         del arithmetic
         at = (scale, view)
         alpha = self.alpha[at]
-        field = covariance(alpha, self.beta[at], self._components_at(window, scale), window)
+        fields = covariances(alpha, self.beta[at], self._components_at(window, scale), window)
         return ccnf_responses(
             areas,
             *neurons_side_by_side(self.weights[at], self.norm_weight[at], self.bias[at], alpha),
-            side_by_side(field)[None],
+            fields[None],
             0,
             window,
         )
@@ -171,13 +170,13 @@ class PreparedCCNF(AreaExperts):
     """
 
     cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = CPU_OPTIONS
-    weights: Float[Array, "s v b q support support l"]
-    """As `neurons_side_by_side` has them."""
-    bias: Float[Array, "s v b q l"]
-    gain: Float[Array, "s v b q l"]
+    weights: dict[int, Float[Array, "_ v b q support support l"]]
+    """By window: for each scale with that window, as `neurons_side_by_side` has them. An array of
+    its own for each: a derivative adds to what it was so far, of all faces, in place."""
+    bias: dict[int, Float[Array, "_ v b q l"]]
+    gain: dict[int, Float[Array, "_ v b q l"]]
     covariances: dict[int, Float[Array, "_ v b ..."]]
-    """By window: the field's covariance for each scale with that window, see `covariance`, the
-    landmarks `side_by_side`."""
+    """The same of the fields' covariances, see the function of that name."""
     centres: Float[Array, "s v 3"]
     visible: Bool[Array, "s v n"]
     confidence: Float[Array, "s v n"]
@@ -196,18 +195,14 @@ class PreparedCCNF(AreaExperts):
     ) -> Float[Array, "n k k"]:
         """See `AreaExperts.responses`."""
         del arithmetic
-        at = (scale, view)
         slots = np.cumsum(np.equal(self.windows, window)) - 1
-        covariances = self.covariances[window]
-        return ccnf_responses(
-            areas,
-            self.weights[at],
-            self.bias[at],
-            self.gain[at],
-            covariances.reshape(-1, *covariances.shape[2:]),
-            jnp.asarray(slots)[scale] * covariances.shape[1] + view,
-            window,
+        views = self.centres.shape[1]
+        at = jnp.asarray(slots)[scale] * views + view
+        weights, bias, gain, fields = (
+            field[window].reshape(-1, *field[window].shape[2:])
+            for field in (self.weights, self.bias, self.gain, self.covariances)
         )
+        return ccnf_responses(areas, weights[at], bias[at], gain[at], fields, at, window)
 
     def prepare(self, windows: tuple[int, ...]) -> "PreparedCCNF":
         """These very experts; an error if they were prepared for other windows."""
@@ -226,22 +221,24 @@ class PreparedCCNF(AreaExperts):
 def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) -> dict[str, Any]:
     """The fields of `PreparedCCNF` that are not those of `CCNF`, for scales by their windows."""
 
-    def at_scale(window: int, k: int) -> Float[Array, "v b ..."]:
-        components = experts._components_at(window, k)
-        field = covariance(experts.alpha[k], experts.beta[k], components, window)
-        return side_by_side(field, axis=1)
+    # Taken anew for derivatives, which would keep as much again until all faces are done.
+    @partial(jax.checkpoint, static_argnums=1)
+    def neurons(experts: CCNF, k: int) -> tuple[Array, Array, Array]:
+        fields = (experts.weights, experts.norm_weight, experts.bias, experts.alpha)
+        return neurons_side_by_side(*(field[k] for field in fields))
 
-    weights, bias, gain = neurons_side_by_side(
-        experts.weights, experts.norm_weight, experts.bias, experts.alpha
-    )
-    return {
-        "weights": weights,
-        "bias": bias,
-        "gain": gain,
-        "covariances": {
-            window: jnp.stack([at_scale(window, k) for k in scales]) for window, scales in scales_of
-        },
+    def at_scale(window: int, k: int) -> dict[str, Array]:
+        weights, bias, gain = neurons(experts, k)
+        components = experts._components_at(window, k)
+        fields = covariances(experts.alpha[k], experts.beta[k], components, window)
+        return {"weights": weights, "bias": bias, "gain": gain, "covariances": fields}
+
+    by_window = {
+        window: jax.tree.map(lambda *each: jnp.stack(each), *(at_scale(window, k) for k in scales))
+        for window, scales in scales_of
     }
+    names = ("weights", "bias", "gain", "covariances")
+    return {name: {w: arrays[name] for w, arrays in by_window.items()} for name in names}
 
 
 def _exchangeable(blocks: np.ndarray) -> bool:

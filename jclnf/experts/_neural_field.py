@@ -23,6 +23,7 @@ from jclnf.geometry import (
     inverses,
     pairwise_sum,
     precise,
+    product,
     with_transpose,
 )
 
@@ -54,7 +55,7 @@ def ccnf_responses(
         weights: as `neurons_side_by_side` has them; since they are centred, patches need not be.
         bias: as `neurons_side_by_side` has them.
         gain: as `neurons_side_by_side` has them.
-        covariances: several, as `covariance` gives them, the landmarks of each `side_by_side`.
+        covariances: several, see the function of that name.
         at: which of those is Sigma.
         window: side `k` of a map.
     """
@@ -84,7 +85,8 @@ def side_by_side(array: Float[Array, "..."], axis: int = 0) -> Float[Array, "...
 
 def apart(array: Float[Array, "b *s l"]) -> Float[Array, "_ *s"]:
     """The landmarks of `side_by_side`, with those that were filled up, as the first axis."""
-    return jnp.moveaxis(array, -1, 1).reshape(-1, *array.shape[1:-1])
+    blocks, *rest, lanes = array.shape
+    return jnp.moveaxis(array, -1, 1).reshape(blocks * lanes, *rest)
 
 
 def neurons_side_by_side(
@@ -210,60 +212,138 @@ def _shifted(array: Array, window: int, axis: int) -> list[Array]:
     return [lax.slice_in_dim(array, d, d + window, axis=axis) for d in range(count)]
 
 
-def covariance(
+def covariances(
     alpha: Float[Array, "*n q"],
-    beta: Float[Array, "*n b"],
-    components: Float[Array, "b 4 h h"] | None,
+    beta: Float[Array, "*n c"],
+    components: Float[Array, "c 4 h h"] | None,
     window: int,
 ) -> Float[Array, "..."]:
-    """The field's covariance `Sigma = (2 (sum_q alpha_q I + sum_b beta_b C_b))^-1`.
+    """The fields' covariances `Sigma = (2 (sum_q alpha_q I + sum_c beta_c C_c))^-1`.
 
     Returns:
-        The blocks of Sigma in `symmetric_bases`, row by row and one after the other, in one axis;
-        or, without components, the one number on its diagonal. Experts without neurons get the
+        The blocks of Sigma in `symmetric_bases`, row by row and one after the other, in the last
+        axis but one; or, without components, the one number on its diagonal. The last axis before
+        the neurons is landmarks, which then lie `side_by_side`. Experts without neurons get the
         identity.
     """
-    precision = 2 * alpha.sum(axis=-1)
+    axis = alpha.ndim - 2
+    precision = side_by_side(2 * alpha.sum(axis=-1), axis)
     precision = jnp.where(precision == 0, 1.0, precision)
     if components is None:
         return 1 / precision
-    *four, mixed = symmetric_bases(window)
-    blocks = [
-        *_inverse_blocks(precision, beta, components, four),
-        *_inverse_blocks(precision, beta, components, [mixed]),
+    summands = [
+        # A block that has two bases is the mean of what it is in each.
+        precise("vphi,cphk,vpkj->cij", basis, components, basis).reshape(len(components), -1)
+        / len(basis)
+        for basis in _bases(window, components.dtype)
     ]
-    return jnp.concatenate(blocks, axis=-1)
+    identity = np.concatenate([np.eye(side).reshape(1, -1) for _, side, _ in _layout(window)], 1)
+    matrices = jnp.concatenate([jnp.concatenate(summands, axis=1), identity.astype(alpha.dtype)])
+    factors = jnp.concatenate([2 * side_by_side(beta, axis), precision[..., None, :]], axis=-2)
+    found = _inverse_sums(factors.reshape(-1, *factors.shape[-3:]), matrices, window)
+    return found.reshape(*factors.shape[:-2], *found.shape[-2:])
 
 
-def _inverse_blocks(
-    precision: Float[Array, "*n"],
-    beta: Float[Array, "*n b"],
-    components: Float[Array, "b 4 h h"],
-    bases: list[np.ndarray],
-) -> list[Float[Array, "*n _"]]:
-    """The blocks of Sigma in some of `symmetric_bases`, inverted together: each is filled up to the
-    side of the largest."""
-    sides = [basis.shape[-1] for basis in bases]
+def _bases(window: int, dtype: Any) -> list[np.ndarray]:
+    return [basis.astype(dtype) for basis in symmetric_bases(window)]
+
+
+def _layout(window: int) -> list[tuple[int, int, int]]:
+    """Of each of a covariance's blocks: where it begins in the axis of all, its side, and to how
+    many vectors it applies."""
+    shapes = [(basis.shape[-1], basis.shape[0]) for basis in symmetric_bases(window)]
+    begins = np.cumsum([0, *(side**2 for side, _ in shapes)])
+    return [(int(begin), *shape) for begin, shape in zip(begins[:-1], shapes, strict=True)]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _inverse_sums(
+    factors: Float[Array, "m b c l"], matrices: Float[Array, "c q"], window: int
+) -> Float[Array, "m b q l"]:
+    """The inverses of sums of factors times matrices, whose blocks lie as those of `covariances`.
+
+    One after the other along the first axis: all blocks of all landmarks at once, time and again,
+    would be tens of megabytes.
+    """
+
+    def some(factors: Array) -> Array:
+        *four, mixed = _as_blocks(precise("bcl,cq->bql", factors, matrices), window)
+        return _in_one_axis([*_inverted(four), *_inverted([mixed])], factors.shape[-1])
+
+    return lax.map(some, factors)
+
+
+@_inverse_sums.defjvp
+def _inverse_sums_jvp(window: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    # Of all that derivatives need, only what is there anyway is kept: `inverse`.
+    factors, matrices = primals
+    inverse = _inverse_sums(factors, matrices, window)
+
+    def between(inverse: Array, change: Array, *, back: bool = False) -> Array:
+        both = zip(*(_as_blocks(each, window) for each in (inverse, change)), strict=True)
+        blocks = [(a.mT if back else a, change) for a, change in both]
+        return _in_one_axis([-product(product(a, b), a) for a, b in blocks], inverse.shape[-1])
+
+    def joined(of_factors: Array, of_matrices: Array) -> Array:
+        return jnp.concatenate([of_factors.reshape(-1), of_matrices.reshape(-1)])
+
+    def forward(both: Array) -> Array:
+        of_factors = both[: factors.size].reshape(factors.shape)
+        of_matrices = both[factors.size :].reshape(matrices.shape)
+
+        def some(each: tuple[Array, ...]) -> Array:
+            inverse, factors, change = each
+            changes = precise("bcl,cq->bql", change, matrices)
+            return between(inverse, changes + precise("bcl,cq->bql", factors, of_matrices))
+
+        return lax.map(some, (inverse, factors, of_factors))
+
+    def backward(slope: Array) -> Array:
+        def some(total: Array, each: tuple[Array, ...]) -> tuple[Array, Array]:
+            inverse, factors, slope = each
+            of_sums = between(inverse, slope, back=True)
+            total = total + precise("bcl,bql->cq", factors, of_sums)
+            return total, precise("bql,cq->bcl", of_sums, matrices)
+
+        begin = jnp.zeros_like(matrices)
+        of_matrices, of_factors = lax.scan(some, begin, (inverse, factors, slope))
+        return joined(of_factors, of_matrices)
+
+    return inverse, with_transpose(forward, forward, backward, joined(*tangents))
+
+
+def _as_blocks(array: Float[Array, "b q l"], window: int) -> list[Float[Array, "n _ _"]]:
+    blocks, _, lanes = array.shape
+    return [
+        apart(array[:, begin : begin + side**2].reshape(blocks, side, side, lanes))
+        for begin, side, _ in _layout(window)
+    ]
+
+
+def _in_one_axis(blocks: list[Float[Array, "n _ _"]], lanes: int) -> Float[Array, "b q l"]:
+    flat = [block.reshape(len(block) // lanes, lanes, block[0].size) for block in blocks]
+    return jnp.concatenate([jnp.moveaxis(each, 1, -1) for each in flat], axis=1)
+
+
+def _inverted(blocks: list[Float[Array, "n _ _"]]) -> list[Float[Array, "n _ _"]]:
+    """Their inverses, taken together: each is filled up to the side of the largest."""
+    sides = [block.shape[-1] for block in blocks]
     largest = max(sides)
     if largest == 0:
-        return []
-    filled = [np.pad(b, [(0, 0)] * 3 + [(0, largest - b.shape[-1])]) for b in bases]
-    # A block that has two bases is the mean of what it is in each.
-    basis = (np.stack(filled) / np.sqrt(len(bases[0]))).astype(components.dtype)
-    reduced = precise("gvchi,bchk,gvckj->bgij", basis, components, basis)
-    blocks = 2 * precise("...b,bgij->...gij", beta, reduced)
-    identity = np.broadcast_to(np.eye(largest, dtype=blocks.dtype), blocks.shape)
-    found = inverses(blocks + precision[..., None, None, None] * identity)
-    return [
-        found[..., g, :side, :side].reshape(*precision.shape, side**2)
-        for g, side in enumerate(sides)
+        return blocks
+    filled = [
+        jnp.pad(block, [(0, 0), *[(0, largest - side)] * 2])
+        + np.diag(np.arange(largest) >= side).astype(block.dtype)
+        for block, side in zip(blocks, sides, strict=True)
     ]
+    found = inverses(jnp.stack(filled, axis=1))
+    return [found[:, g, :side, :side] for g, side in enumerate(sides)]
 
 
 def smooth(
     covariances: Float[Array, "m b ..."], at: Any, field: Float[Array, "b k k l"]
 ) -> Float[Array, "b k k l"]:
-    """`Sigma vec(field)` of each map, Sigma the one at `at` of what `covariance` gives."""
+    """`Sigma vec(field)` of each map, Sigma the one at `at` of `covariances`."""
     if covariances.ndim == 3:
         return covariances[at][:, None, None] * field
     blocks, window, _, lanes = field.shape
@@ -273,28 +353,28 @@ def smooth(
     return fence(_in_basis(filtered, False)).reshape(field.shape)
 
 
-def _vectors(coefficients: Float[Array, "b p l"]) -> list[Float[Array, "b n v l"]]:
-    """The vectors that the blocks of a covariance apply to, one or two for each."""
+def _vectors(coefficients: Float[Array, "b p l"]) -> list[tuple[int, Float[Array, "b _ _ l"]]]:
+    """Where each block of a covariance begins, see `_layout`, and the one or two vectors that it
+    applies to."""
     blocks, pixels, lanes = coefficients.shape
-    shapes = [(basis.shape[-1], basis.shape[0]) for basis in symmetric_bases(math.isqrt(pixels))]
-    ends = np.cumsum([side * copies for side, copies in shapes])
+    layout = _layout(math.isqrt(pixels))
+    ends = np.cumsum([side * copies for _, side, copies in layout])
     return [
-        coefficients[:, end - side * copies : end].reshape(blocks, side, copies, lanes)
-        for end, (side, copies) in zip(ends, shapes, strict=True)
+        (begin, coefficients[:, end - side * copies : end].reshape(blocks, side, copies, lanes))
+        for end, (begin, side, copies) in zip(ends, layout, strict=True)
     ]
 
 
 def _block_products(
     covariances: Float[Array, "m b q l"], coefficients: Float[Array, "b p l"], at: Any
 ) -> Float[Array, "b p l"]:
-    chosen, products, start = covariances[at], [], 0
-    for vectors in _vectors(coefficients):
+    chosen, products = covariances[at], []
+    for begin, vectors in _vectors(coefficients):
         blocks, side, copies, lanes = vectors.shape
-        block = chosen[:, start : start + side**2].reshape(blocks, side, side, lanes)
+        block = chosen[:, begin : begin + side**2].reshape(blocks, side, side, lanes)
         # One vector at a time: XLA's sums are slow beside an axis of two.
         each = [jnp.sum(block * vectors[:, :, None, v], axis=1) for v in range(copies)]
         products.append(jnp.stack(each, axis=2))
-        start += side**2
     return _joined(products)
 
 
@@ -311,19 +391,18 @@ def _filtered(
     """Products of the symmetric blocks at `at` with the vectors of coefficients. They are read from
     where they are: a copy would take as long as the products."""
 
-    def column(start: int, side: int) -> Array:
+    def column(begin: int, side: int) -> Array:
         # Not of `covariances[at]`, which would be one copy with many readers.
         zero = jnp.zeros_like(at)
-        starts = (at, zero, jnp.full_like(at, start), zero)
+        starts = (at, zero, jnp.full_like(at, begin), zero)
         sizes = (1, covariances.shape[1], side, covariances.shape[-1])
         return lax.dynamic_slice(covariances, starts, sizes)[0][:, :, None]
 
-    products, start = [], 0
-    for vectors in _vectors(coefficients):
+    products = []
+    for begin, vectors in _vectors(coefficients):
         side = vectors.shape[1]
-        terms = [column(start + j * side, side) * vectors[:, j, None] for j in range(side)]
+        terms = [column(begin + j * side, side) * vectors[:, j, None] for j in range(side)]
         products.append(pairwise_sum(terms) if terms else vectors)
-        start += side**2
     return _joined(products)
 
 
