@@ -365,6 +365,13 @@ def test_a_model_is_prepared_once_and_not_kept_alive(face, monkeypatch):
     assert len(module._PREPARED) < known
 
 
+def test_an_option_that_xla_does_not_know_is_left_out(face, start, monkeypatch):
+    options = (("xla_cpu_prefer_vector_width", 256), ("xla_no_such_option", True))
+    monkeypatch.setattr(type(face.model.experts), "cpu_options", options)
+    assert module.cpu_options(face.model) in (options[:1], ())  # none beside other devices
+    assert jclnf.fit(face.model, face.image, start, default_params(iterations=1)).ok
+
+
 def test_unusable_input_is_named(face, start):
     with pytest.raises(jclnf.errors.ImageError, match="colour"):
         jclnf.fit(face.model, np.zeros((20, 20, 3)), start)

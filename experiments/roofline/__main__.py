@@ -19,7 +19,7 @@ from experiments.timing import timed
 from jclnf.experts import CCNF, ccnf_responses, neurons_side_by_side, side_by_side, symmetric_bases
 
 HERE = Path(__file__).resolve().parent
-LANDMARKS, NEURONS, SUPPORT = 68, 7, 11
+LANDMARKS, VIEWS, NEURONS, SUPPORT = 68, 7, 7, 11
 WINDOWS = (11, 9, 7)
 ROUNDS = 15
 
@@ -51,12 +51,14 @@ def responses(window: int):
     by_neuron = [random(LANDMARKS, NEURONS) for _ in range(3)]
     weights = random(LANDMARKS, NEURONS, SUPPORT, SUPPORT)
     neurons = neurons_side_by_side(weights, *by_neuron)
-    covariances = side_by_side(random(1, LANDMARKS, numbers), axis=1)
+    # Of all views, as in a model: each face has its own.
+    covariances = side_by_side(random(VIEWS, LANDMARKS, numbers), axis=1)
+    view = jnp.int32(VIEWS // 2)
     areas = 128 + 40 * random(LANDMARKS, side, side)
     compiled = jax.jit(
         functools.partial(ccnf_responses, window=window), compiler_options=dict(CCNF.cpu_options)
     )
-    return lambda: compiled(areas, *neurons, covariances, jnp.int32(0))
+    return lambda: compiled(areas, *neurons, covariances, view)
 
 
 def main() -> None:

@@ -16,9 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jclnf.errors import ModelFileError, ParamsError, is_concrete
-from jclnf.experts._base import AreaExperts
+from jclnf.experts._base import CPU_OPTIONS, AreaExperts
 from jclnf.experts._neural_field import (
-    LANES,
     ccnf_responses,
     covariances,
     mirror_basis,
@@ -26,11 +25,10 @@ from jclnf.experts._neural_field import (
 )
 from jclnf.params import EXACT, Arithmetic, to_device
 
-CPU_OPTIONS = (
+SIDE_BY_SIDE = (
+    *CPU_OPTIONS,
     # Where all is small, XLA's threads pass it to and fro for longer than it takes.
     ("xla_cpu_multi_thread_eigen", False),
-    # As wide as vectors get, for as many landmarks as lie side by side.
-    ("xla_cpu_prefer_vector_width", 32 * LANES),
 )
 
 
@@ -41,7 +39,7 @@ class CCNF(AreaExperts):
     `prepare` takes all of them once.
     """
 
-    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = CPU_OPTIONS
+    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = SIDE_BY_SIDE
     weights: Float[Array, "s v n q support support"]
     """Each neuron's weights, `[..., y, x]`."""
     norm_weight: Float[Array, "s v n q"]
@@ -169,7 +167,7 @@ class PreparedCCNF(AreaExperts):
     derivative with respect to them is not one with respect to the parameters.
     """
 
-    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = CPU_OPTIONS
+    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = SIDE_BY_SIDE
     weights: dict[int, Float[Array, "_ v b q support support l"]]
     """By window: for each scale with that window, as `neurons_side_by_side` has them. An array of
     its own for each: a derivative adds to what it was so far, of all faces, in place."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jclnf.experts._patches import inverse_root, patch_columns
 from jclnf.geometry import (
@@ -266,11 +266,15 @@ def _inverse_sums(
     would be tens of megabytes.
     """
 
-    def some(factors: Array) -> Array:
-        *four, mixed = _as_blocks(precise("bcl,cq->bql", factors, matrices), window)
-        return _in_one_axis([*_inverted(four), *_inverted([mixed])], factors.shape[-1])
+    m, b, _, lanes = factors.shape
 
-    return lax.map(some, factors)
+    def some(i: Int[Array, ""], found: Array) -> Array:
+        *four, mixed = _as_blocks(precise("bcl,cq->bql", factors[i], matrices), window)
+        blocks = [*_inverted(four), *_inverted([mixed])]
+        return found.at[i].set(_in_one_axis(blocks, lanes))
+
+    # Not `lax.map`, which JAX cannot lower while a model is prepared under a transformation.
+    return lax.fori_loop(0, m, some, jnp.zeros((m, b, matrices.shape[1], lanes), factors.dtype))
 
 
 @_inverse_sums.defjvp

@@ -105,7 +105,18 @@ Options = tuple[tuple[str, Any], ...]
 def cpu_options(model: Model) -> Options:
     """With what programs of a model's fits are compiled on the default device; only those of their
     own, no part of one that is being traced, can be."""
-    return model.experts.cpu_options if one_by_one() else ()
+    options: Options = model.experts.cpu_options if one_by_one() else ()
+    return tuple(filter(_known, options))
+
+
+@functools.cache
+def _known(option: tuple[str, Any]) -> bool:
+    """Whether this version of XLA has an option; without, results are the same."""
+    try:
+        jax.jit(lambda: 0, compiler_options=dict([option])).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def compiled(function: Callable[..., Any], model: Model) -> Callable[..., Any]:

@@ -66,7 +66,7 @@ class Scenes:
             np.clip(np.rint(np.linspace(low, low + size, 128)), 0, most - 1).astype(int)
             for low, size, most in zip(box[1::-1], box[:1:-1], grey.shape, strict=True)
         )
-        small = _reduced(np.ascontiguousarray(grey[np.ix_(y, x)]), TEXTURE)
+        small = _reduced(grey.take(y, axis=0).take(x, axis=1), TEXTURE)
         if not _shows(small):
             return False
         now, before = _normalised(small), self._textures.get(number)
