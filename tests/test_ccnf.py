@@ -293,6 +293,39 @@ def test_symmetric_functions_are_orthonormal_and_of_few_pixels(window):
     np.testing.assert_allclose(functions.T @ functions, np.eye(window**2), atol=1e-12)
 
 
+def test_derivatives_of_many_faces_keep_little(arrays, rng):
+    # The prepared arrays, what is added up of their slopes, and little beside: no second copy.
+    many = {
+        name: np.repeat(np.repeat(array, 4, axis=1), 1 if name == "centres" else 8, axis=2)
+        for name, array in arrays.items()
+        if name not in ("scalings", "components")
+    }
+    floats, rest = eqx.partition(CCNF.create(**arrays | many), eqx.is_inexact_array)
+
+    def ready(floats):
+        return eqx.combine(floats, rest).prepare(WINDOWS)
+
+    def loss(floats, faces):
+        experts = ready(floats)
+
+        @jax.checkpoint
+        def add(total, face):
+            view, *areas = face
+            scales = zip(range(2), areas, WINDOWS, strict=True)
+            maps = [experts.responses(a, jnp.int32(k), view, window) for k, a, window in scales]
+            return total + sum(jnp.sum(each**2) for each in maps), None
+
+        return jax.lax.scan(add, jnp.float32(0), faces)[0]
+
+    sides = [window + 10 for window in WINDOWS]
+    areas = [rng.uniform(0, 255, (4, 24, side, side)).astype(np.float32) for side in sides]
+    faces = (jnp.arange(4, dtype=jnp.int32), *areas)
+    compiled = jax.jit(jax.grad(loss)).lower(floats, faces).compile()
+    leaves = jax.tree.leaves(jax.eval_shape(ready, floats))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * size
+
+
 def test_training_keeps_components_symmetric(arrays, rng):
     experts = CCNF.create(**arrays)
     areas = rng.uniform(0, 255, (3, 17, 17)).astype(np.float32)
