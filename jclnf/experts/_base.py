@@ -13,10 +13,9 @@ from jclnf.geometry import product, sample_areas
 from jclnf.params import EXACT, Arithmetic
 
 CPU_OPTIONS: tuple[tuple[str, Any], ...] = (
-    # Its library for CPUs (YNNPACK) sums fast, but convolves slower than XLA does without it, and
-    # where several cores are free, hands them more than it gains.
+    # Of YNNPACK, its library for CPUs, the sums alone: convolutions are faster without.
     ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"),
-    # As wide as vectors get; XLA takes half of that.
+    # As wide as vectors get. XLA takes half of that.
     ("xla_cpu_prefer_vector_width", 512),
 )
 """XLA's options, by name, with which networks and neural fields are fastest on a CPU."""

@@ -235,17 +235,13 @@ def covariances(
         # A block that has two bases is the mean of what it is in each.
         precise("vphi,cphk,vpkj->cij", basis, components, basis).reshape(len(components), -1)
         / len(basis)
-        for basis in _bases(window, components.dtype)
+        for basis in (each.astype(components.dtype) for each in symmetric_bases(window))
     ]
     identity = np.concatenate([np.eye(side).reshape(1, -1) for _, side, _ in _layout(window)], 1)
     matrices = jnp.concatenate([jnp.concatenate(summands, axis=1), identity.astype(alpha.dtype)])
     factors = jnp.concatenate([2 * side_by_side(beta, axis), precision[..., None, :]], axis=-2)
     found = _inverse_sums(factors.reshape(-1, *factors.shape[-3:]), matrices, window)
     return found.reshape(*factors.shape[:-2], *found.shape[-2:])
-
-
-def _bases(window: int, dtype: Any) -> list[np.ndarray]:
-    return [basis.astype(dtype) for basis in symmetric_bases(window)]
 
 
 def _layout(window: int) -> list[tuple[int, int, int]]:
@@ -337,7 +333,7 @@ def _inverted(blocks: list[Float[Array, "n _ _"]]) -> list[Float[Array, "n _ _"]
         return blocks
     filled = [
         jnp.pad(block, [(0, 0), *[(0, largest - side)] * 2])
-        + np.diag(np.arange(largest) >= side).astype(block.dtype)
+        + np.diag(np.arange(largest) >= side).astype(block.dtype)[None]
         for block, side in zip(blocks, sides, strict=True)
     ]
     found = inverses(jnp.stack(filled, axis=1))
