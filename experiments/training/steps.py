@@ -3,7 +3,7 @@
     jclnf train shared/faces/landmarks.csv --split train --out MODEL.safetensors
     python -m experiments.training.steps MODEL.safetensors [CCNF_EPOCHS]
 
-The training's folder, MODEL.training, is still needed. CCNF experts are trained here, by gradient
+The training's folder, MODEL.safetensors.training, is still needed. CCNF experts are trained here, by gradient
 descent, for as many epochs (default: 3), and put in the place of the trunk. Nothing is chosen by
 these figures.
 """
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("epochs", type=int, nargs="?", default=3, help="of the CCNF experts")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    folder, epochs = args.model.with_suffix(".training"), args.epochs
+    folder, epochs = args.model.with_name(f"{args.model.name}.training"), args.epochs
     final = jclnf.load_model(args.model)
     before = jclnf.load_model(folder / "before_fit.safetensors")
     val, boxes = validation()
