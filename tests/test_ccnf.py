@@ -258,16 +258,28 @@ def test_smoothing_is_by_the_inverse_of_the_full_matrix(rng, window):
             np.testing.assert_allclose(smoothed(at), expected, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("window", [3, 4])
+def test_a_field_without_components_is_diagonal(arrays, rng):
+    none = {7: np.zeros((2, 0, 49, 49), np.float32)}
+    without = {"components": none, "beta": arrays["beta"][..., :0]}
+    experts = CCNF.create(**arrays | without)
+    area = rng.uniform(0, 255, (3, 17, 17)).astype(np.float32)
+    given = jnp.asarray(area), jnp.int32(0), jnp.int32(1), 7
+    expected = slow_response(arrays | {"components": {}}, (0, 1, 2), area[2], 7)
+    for each in (experts, experts.prepare(WINDOWS)):
+        np.testing.assert_allclose(respond(each, *given)[2], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4])
 def test_derivatives_of_smoothing(rng, window):
     with jax.enable_x64(True):
         components = jnp.asarray(to_blocks(symmetric(rng, window)[None, None], window)[0], float)
-        alpha, beta = jnp.asarray(rng.uniform(1, 2, (1, 2, 2))), jnp.ones((1, 2, 1))
+        alpha, beta = jnp.asarray(rng.uniform(1, 2, (2, 2, 2))), jnp.ones((2, 2, 1))
         field = jnp.asarray(rng.standard_normal((2, window, window)))
 
         def smoothed(alpha, beta, components, field):
             fields = covariances(alpha, beta, components, window)
-            return apart(smooth(fields, 0, side_by_side(field)))[:2]
+            side = side_by_side(field)
+            return jnp.stack([apart(smooth(fields, at, side))[:2] for at in range(2)])
 
         given = alpha, beta, components, field
         jax.test_util.check_grads(jax.jit(smoothed), given, 2, rtol=1e-5, atol=1e-6)

@@ -17,6 +17,7 @@ import numpy as np
 from experiments.common import command_line, table, write_results
 from experiments.timing import timed
 from jclnf.experts import CCNF, ccnf_responses, neurons_side_by_side, side_by_side, symmetric_bases
+from jclnf.fitting import known_options
 
 HERE = Path(__file__).resolve().parent
 LANDMARKS, VIEWS, NEURONS, SUPPORT = 68, 7, 7, 11
@@ -56,7 +57,8 @@ def responses(window: int):
     view = jnp.int32(VIEWS // 2)
     areas = 128 + 40 * random(LANDMARKS, side, side)
     compiled = jax.jit(
-        functools.partial(ccnf_responses, window=window), compiler_options=dict(CCNF.cpu_options)
+        functools.partial(ccnf_responses, window=window),
+        compiler_options=dict(known_options(CCNF.cpu_options)),
     )
     return lambda: compiled(areas, *neurons, covariances, view)
 

@@ -3,9 +3,9 @@
     jclnf train shared/faces/landmarks.csv --split train --out MODEL.safetensors
     python -m experiments.training.steps MODEL.safetensors [CCNF_EPOCHS]
 
-The training's folder, MODEL.safetensors.training, is still needed. CCNF experts are trained here, by gradient
-descent, for as many epochs (default: 3), and put in the place of the trunk. Nothing is chosen by
-these figures.
+The training's folder, MODEL.safetensors.training, is still needed. CCNF experts are trained here,
+by gradient descent, for as many epochs (default: 3), and put in the place of the trunk. Nothing is
+chosen by these figures.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("epochs", type=int, nargs="?", default=3, help="of the CCNF experts")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    folder, epochs = args.model.with_name(f"{args.model.name}.training"), args.epochs
+    folder = args.model.with_name(f"{args.model.name}.training")
     final = jclnf.load_model(args.model)
     before = jclnf.load_model(folder / "before_fit.safetensors")
     val, boxes = validation()
@@ -75,8 +75,8 @@ def main() -> None:
     nowhere = jnp.full_like(before.defaults.weight_factor, 1e-6)
     steps = {
         "learned start alone": settings(before, weight_factor=nowhere, regularisation=1 / nowhere),
-        f"+ CCNF experts by gradient descent, {epochs} epochs": with_ccnf(
-            before, training_faces(), folder, epochs
+        f"+ CCNF experts by gradient descent, {args.epochs} epochs": with_ccnf(
+            before, training_faces(), folder, args.epochs
         ),
         "+ trunk": before,
         "+ training through the fit": dataclasses.replace(final, readout=None),

@@ -13,7 +13,7 @@ from jclnf.geometry import product, sample_areas
 from jclnf.params import EXACT, Arithmetic
 
 CPU_OPTIONS: tuple[tuple[str, Any], ...] = (
-    # Of YNNPACK, its library for CPUs, the sums alone: convolutions are faster without.
+    # Of YNNPACK, XLA's library for CPUs, the sums alone: convolutions are faster without.
     ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"),
     # As wide as vectors get. XLA takes half of that.
     ("xla_cpu_prefer_vector_width", 512),

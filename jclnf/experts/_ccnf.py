@@ -25,7 +25,7 @@ from jclnf.experts._neural_field import (
 )
 from jclnf.params import EXACT, Arithmetic, to_device
 
-SIDE_BY_SIDE = (
+CCNF_OPTIONS = (
     *CPU_OPTIONS,
     # Where all is small, XLA's threads pass it to and fro for longer than it takes.
     ("xla_cpu_multi_thread_eigen", False),
@@ -39,7 +39,7 @@ class CCNF(AreaExperts):
     `prepare` takes all of them once.
     """
 
-    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = SIDE_BY_SIDE
+    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = CCNF_OPTIONS
     weights: Float[Array, "s v n q support support"]
     """Each neuron's weights, `[..., y, x]`."""
     norm_weight: Float[Array, "s v n q"]
@@ -167,10 +167,10 @@ class PreparedCCNF(AreaExperts):
     derivative with respect to them is not one with respect to the parameters.
     """
 
-    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = SIDE_BY_SIDE
+    cpu_options: ClassVar[tuple[tuple[str, Any], ...]] = CCNF_OPTIONS
     weights: dict[int, Float[Array, "_ v b q support support l"]]
-    """By window: for each scale with that window, as `neurons_side_by_side` has them. An array of
-    its own for each: a derivative adds to what it was so far, of all faces, in place."""
+    """By window: for each scale with that window, as `neurons_side_by_side` has them. An array for
+    each window, so that a derivative adds up the slopes of all faces in place."""
     bias: dict[int, Float[Array, "_ v b q l"]]
     gain: dict[int, Float[Array, "_ v b q l"]]
     covariances: dict[int, Float[Array, "_ v b ..."]]
@@ -219,7 +219,7 @@ class PreparedCCNF(AreaExperts):
 def _derived(experts: CCNF, scales_of: tuple[tuple[int, tuple[int, ...]], ...]) -> dict[str, Any]:
     """The fields of `PreparedCCNF` that are not those of `CCNF`, for scales by their windows."""
 
-    # Taken anew for derivatives, which would keep as much again until all faces are done.
+    # Computed again for derivatives: kept, it would be as much memory again until the last face.
     @partial(jax.checkpoint, static_argnums=1)
     def neurons(experts: CCNF, k: int) -> tuple[Array, Array, Array]:
         fields = (experts.weights, experts.norm_weight, experts.bias, experts.alpha)

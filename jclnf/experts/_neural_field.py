@@ -221,15 +221,14 @@ def covariances(
     """The fields' covariances `Sigma = (2 (sum_q alpha_q I + sum_c beta_c C_c))^-1`.
 
     Returns:
-        The blocks of Sigma in `symmetric_bases`, row by row and one after the other, in the last
-        axis but one; or, without components, the one number on its diagonal. The last axis before
-        the neurons is landmarks, which then lie `side_by_side`. Experts without neurons get the
-        identity.
+        Array (*m, b, numbers, l) for neurons (*m, n, q), the n landmarks `side_by_side`: the blocks
+        of Sigma in `symmetric_bases`, row by row and one after the other. Without components
+        (*m, b, l), the one number on its diagonal. Experts without neurons get the identity.
     """
     axis = alpha.ndim - 2
     precision = side_by_side(2 * alpha.sum(axis=-1), axis)
     precision = jnp.where(precision == 0, 1.0, precision)
-    if components is None:
+    if components is None or len(components) == 0:
         return 1 / precision
     summands = [
         # A block that has two bases is the mean of what it is in each.
@@ -258,10 +257,9 @@ def _inverse_sums(
 ) -> Float[Array, "m b q l"]:
     """The inverses of sums of factors times matrices, whose blocks lie as those of `covariances`.
 
-    One after the other along the first axis: all blocks of all landmarks at once, time and again,
+    One after the other along the first axis: of all at once, the copies that elimination makes
     would be tens of megabytes.
     """
-
     m, b, _, lanes = factors.shape
 
     def some(i: Int[Array, ""], found: Array) -> Array:
@@ -269,7 +267,8 @@ def _inverse_sums(
         blocks = [*_inverted(four), *_inverted([mixed])]
         return found.at[i].set(_in_one_axis(blocks, lanes))
 
-    # Not `lax.map`, which JAX cannot lower while a model is prepared under a transformation.
+    # Not `lax.map`, whose stacked results JAX cannot lower while it evaluates at compile time, as
+    # models are prepared. The rules below may use it: such a model has no derivatives.
     return lax.fori_loop(0, m, some, jnp.zeros((m, b, matrices.shape[1], lanes), factors.dtype))
 
 
@@ -321,7 +320,7 @@ def _as_blocks(array: Float[Array, "b q l"], window: int) -> list[Float[Array, "
 
 
 def _in_one_axis(blocks: list[Float[Array, "n _ _"]], lanes: int) -> Float[Array, "b q l"]:
-    flat = [block.reshape(len(block) // lanes, lanes, block[0].size) for block in blocks]
+    flat = [block.reshape(len(block) // lanes, lanes, block.shape[-1] ** 2) for block in blocks]
     return jnp.concatenate([jnp.moveaxis(each, 1, -1) for each in flat], axis=1)
 
 

@@ -13,6 +13,7 @@ from jclnf.fitting._fit import (
     check_levels,
     cpu_options,
     fit,
+    known_options,
     prepared,
     replicate,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "fit_images",
     "fit_points",
     "initial_state",
+    "known_options",
     "likelihood_of",
     "map_everywhere",
     "map_faces",

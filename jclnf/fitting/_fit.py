@@ -105,13 +105,17 @@ Options = tuple[tuple[str, Any], ...]
 def cpu_options(model: Model) -> Options:
     """With what programs of a model's fits are compiled on the default device; only those of their
     own, no part of one that is being traced, can be."""
-    options: Options = model.experts.cpu_options if one_by_one() else ()
+    return known_options(model.experts.cpu_options) if one_by_one() else ()
+
+
+def known_options(options: Options) -> Options:
+    """Those that this version of XLA has. Without one, programs are slower, and their results the
+    same up to rounding."""
     return tuple(filter(_known, options))
 
 
 @functools.cache
 def _known(option: tuple[str, Any]) -> bool:
-    """Whether this version of XLA has an option; without, results are the same."""
     try:
         jax.jit(lambda: 0, compiler_options=dict([option])).lower().compile()
     except jax.errors.JaxRuntimeError:
