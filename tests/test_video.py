@@ -1,5 +1,6 @@
 """`jclnf video`: tables, what is made of them, and going on after a stop."""
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -787,8 +788,10 @@ def holder(parent: int, file: Path) -> int:
     children = Path(f"/proc/{parent}/task").glob("*/children")
     pids = [int(pid) for one in children for pid in one.read_text().split()]
     for pid in pids:
-        if file in [Path(os.readlink(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir()]:
-            return pid
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                if Path(os.readlink(fd)) == file:
+                    return pid
     raise AssertionError(f"none of {pids} has {file}")
 
 
