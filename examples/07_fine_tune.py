@@ -2,9 +2,10 @@
 
 python examples/07_fine_tune.py [DATA] [OUT.safetensors] [MODEL]
 
-Fifty photographs will do; `jclnf train DATA --from default --out MODEL` is the same with
-checkpoints, and calibrates confidence and covariances as well. The two people here are too few to
-learn from: the model stays as it is unless people who were held out are clearly better off.
+Fifty photographs will do; `jclnf train DATA --from default --out MODEL`, which asks for 16 at
+least, is the same with checkpoints, and calibrates confidence and covariances as well. The two
+people here are too few to learn from: the model stays as it is unless the one who was held out is
+better off, which may be chance.
 """
 
 import sys
