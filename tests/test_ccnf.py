@@ -133,11 +133,14 @@ def test_what_is_not_finite_stays_with_its_landmark(arrays, rng):
         np.testing.assert_array_equal(found[::2], expected[::2])
 
 
-def test_derivatives_of_correlations_are_those_of_products_of_matrices(rng):
+@pytest.mark.parametrize(("support", "window"), [(5, 5), (4, 7)])
+def test_derivatives_of_correlations_are_those_of_products_of_matrices(rng, support, window):
     def random(*shape):
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
-    areas, weights, slope = (random(2, *shape, LANES) for shape in ((9, 9), (3, 5, 5), (3, 5, 5)))
+    side = support + window - 1
+    shapes = (side, side), (3, support, support), (3, window, window)
+    areas, weights, slope = (random(2, *shape, LANES) for shape in shapes)
     for function in (lambda f: f, jax.vmap):
         given = [jnp.stack([a, 2 * a]) if function is jax.vmap else a for a in (areas, weights)]
         g = jnp.stack([slope, -slope]) if function is jax.vmap else slope
@@ -290,12 +293,24 @@ def test_derivatives_of_smoothing(rng, window):
             np.testing.assert_allclose(together[k], alone, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 3), (1, 1, 4)])
+@pytest.mark.parametrize("shape", [(), (5,), (0, 3), (2, 3), (1, 1, 4)])
 def test_a_fence_changes_nothing(rng, shape):
     with jax.enable_x64(True):
         array = jnp.asarray(rng.standard_normal(shape))
         np.testing.assert_array_equal(jax.jit(fence)(array), array)
         jax.test_util.check_grads(jax.jit(lambda x: jnp.sin(fence(x) * x)), (array,), 2)
+
+
+def test_nothing_is_fused_across_a_fence():
+    def in_one_loop(between, transformed=lambda function: function):
+        function = jax.jit(transformed(lambda x: jnp.cos(between(jnp.sin(x)))))
+        text = function.lower(jnp.ones((8, 16))).compile().as_text()
+        loops = [part for part in text.split("\n\n") if "ENTRY" not in part]
+        return any(" sine(" in loop and " cosine(" in loop for loop in loops)
+
+    assert in_one_loop(lambda x: x)
+    assert not in_one_loop(fence)
+    assert not in_one_loop(fence, jax.vmap)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 8])

@@ -64,7 +64,7 @@ def ccnf_responses(
     mean = areas.mean(axis=(1, 2), keepdims=True)
     finite = jnp.isfinite(mean)
     blocks = fence(side_by_side(jnp.where(finite, areas - mean, 0.0)))
-    projections, scale = correlate(blocks, weights), patch_scale(blocks, window)
+    projections, scale = correlate(blocks, weights), fence(patch_scale(blocks, window))
     bias, gain = fence(bias), fence(gain)
     neurons = [
         gain[:, q, None, None] * jax.nn.sigmoid(projections[:, q] * scale + bias[:, q, None, None])
@@ -118,15 +118,7 @@ def _patch_products(
 def _transposes(
     areas: Float[Array, "b a a l"], weights: Float[Array, "b q support support l"]
 ) -> tuple[Any, Any]:
-    def of_weights(slope: Float[Array, "b q k k l"]) -> Float[Array, "b q support support l"]:
-        if slope.shape[-2] <= weights.shape[-2]:
-            return correlate(areas, fence(slope))
-        # A sum of so many products takes long to compile.
-        (slopes,) = jax.linear_transpose(lambda w: _patch_products(areas, w), weights)(slope)
-        found: Array = slopes
-        return found
-
-    return lambda slope: _spread(fence(slope), weights), of_weights
+    return lambda slope: _spread(slope, weights), lambda slope: correlate(areas, slope)
 
 
 def _spread(
@@ -136,14 +128,17 @@ def _spread(
     support = weights.shape[-2]
     beyond = support - 1
     side = slope.shape[-2] + beyond
-    wide = jnp.pad(slope, [(0, 0)] * 3 + [(beyond, beyond), (0, 0)])
+    wide = jnp.pad(fence(slope), [(0, 0)] * 3 + [(beyond, beyond), (0, 0)])
+    weights = fence(weights)
     # A row of the patch at a time, and then the rows: fewer products with what is beyond.
     rows = [
-        wide[:, q, None, :, beyond - x : beyond - x + side] * weights[:, q, :, x][:, :, None, None]
+        [
+            wide[:, q, None, :, beyond - x : beyond - x + side] * weights[:, q, :, x, None, None]
+            for x in range(support)
+        ]
         for q in range(weights.shape[1])
-        for x in range(support)
     ]
-    high = jnp.pad(fence(pairwise_sum(rows)), [(0, 0)] * 2 + [(beyond, beyond)] + [(0, 0)] * 2)
+    high = jnp.pad(fence(_sum_in_turns(rows)), [(0, 0)] * 2 + [(beyond, beyond)] + [(0, 0)] * 2)
     return pairwise_sum([high[:, y, beyond - y : beyond - y + side] for y in range(support)])
 
 
@@ -153,18 +148,33 @@ def correlate(
 ) -> Float[Array, "b q k k l"]:
     """Products of each patch of an area with each neuron's weights.
 
-    A sum over the pixels of a patch, of whole windows of the area times a weight: compiled, one
-    loop without any copy of patches.
+    A sum over the pixels of a patch, of whole windows of the area times a weight: compiled, a few
+    loops without any copy of patches.
     """
     support = weights.shape[-2]
     window = areas.shape[-2] - support + 1
+    weights = fence(weights)
+    rows = [
+        [
+            areas[:, None, y : y + window, x : x + window] * weights[:, :, y, x, None, None]
+            for x in range(support)
+        ]
+        for y in range(support)
+    ]
+    return fence(_sum_in_turns(rows))
 
-    def product(y: int, x: int) -> Array:
-        shifted = areas[:, None, y : y + window, x : x + window]
-        return shifted * weights[:, :, y, x][:, :, None, None]
 
-    rows = [pairwise_sum([product(y, x) for x in range(support)]) for y in range(support)]
-    return fence(pairwise_sum(rows))
+def _sum_in_turns(rows: list[list[Array]]) -> Array:
+    """Their sum, added pairwise in loops of two rows each: so the factors that stay the same from
+    pixel to pixel stay in a processor's registers, and it reads one number for a product, not two.
+    """
+    sums = [pairwise_sum(row) for row in rows]
+    sums = [pairwise_sum(sums[i : i + 2]) for i in range(0, len(sums), 2)]
+    while len(sums) > 1:
+        # The second, two rows or the sum of fenced ones and two, is computed where it is added.
+        pairs = zip(sums[::2], sums[1::2], strict=False)
+        sums = [fence(a) + b for a, b in pairs] + sums[len(sums) & ~1 :]
+    return sums[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -174,7 +184,7 @@ def patch_scale(areas: Float[Array, "b a a l"], window: int) -> Float[Array, "b 
     support = areas.shape[1] - window + 1
     # Of each run of pixels down a column, and then of the runs side by side: nothing large is
     # ever subtracted from something large.
-    runs = pairwise_sum(_shifted(areas, window, 1)) / support
+    runs = fence(pairwise_sum(_shifted(areas, window, 1)) / support)
     within = fence(pairwise_sum([(rows - runs) ** 2 for rows in _shifted(areas, window, 1)]))
     mean = pairwise_sum(_shifted(runs, window, 2)) / support
     between = pairwise_sum([(columns - mean) ** 2 for columns in _shifted(runs, window, 2)])
