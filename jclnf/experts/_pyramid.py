@@ -26,6 +26,7 @@ from jclnf.experts._base import GaussianResponses, WholeFaceExperts
 from jclnf.experts._layers import Layer, Shapes, check_weights, doubled, plain_layer
 from jclnf.geometry import (
     apply_similarity,
+    fence,
     invert_similarity,
     precise,
     product,
@@ -219,7 +220,7 @@ class MapNetwork(eqx.Module):
         power = jnp.mean(centred**2, (1, 2), keepdims=True)
         x = (centred * lax.rsqrt(power + LEAST_VARIANCE))[..., None]
         names = [name.removesuffix(".bias") for name in self.kernels if name.endswith(".bias")]
-        output = map_network(x, plain_layer(self.kernels), names)
+        output = fence(map_network(x, plain_layer(self.kernels), names))
         b, h, w, _ = output.shape
         return output.reshape(b, h, w, self.split, self.split, len(self.landmarks))
 
