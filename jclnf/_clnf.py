@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jclnf.files import load_model
 from jclnf.fitting import FitResult, FitStatus, Model, fit
-from jclnf.params import Arithmetic, FitParams
+from jclnf.params import Arithmetic, FitParams, on_host
 
 
 class CLNF:
@@ -60,7 +59,7 @@ class CLNF:
         Raises:
             ImageError, BoxError: inputs in which no face can be fitted.
         """
-        result = jax.device_get(fit(self.model, gray, face_bbox, self.params))
+        result = on_host(fit(self.model, gray, face_bbox, self.params))
         return result.landmarks, describe(result, self.params)
 
 

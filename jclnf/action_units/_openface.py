@@ -17,6 +17,7 @@ from jclnf.action_units._model import ActionUnits
 from jclnf.errors import ImageError
 from jclnf.fitting import fit_points
 from jclnf.geometry import PDM
+from jclnf.params import on_host
 
 
 class Described:
@@ -78,7 +79,7 @@ def _fitted(pdm: PDM, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     OpenFace's fit may take a thousand steps where `fit_points` takes 40 at most; of all the faces
     recorded none took more than 13.
     """
-    translation, shape = jax.device_get(_fit(pdm, points))
+    translation, shape = on_host(_fit(pdm, points))
     return np.asarray(translation), np.asarray(shape)
 
 

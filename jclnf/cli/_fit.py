@@ -41,7 +41,7 @@ from jclnf.outputs import (
     settle,
     write_png,
 )
-from jclnf.params import FitParams
+from jclnf.params import FitParams, on_host
 from jclnf.runtime import check_interrupted, silent_stderr
 from jclnf.space import Camera
 
@@ -149,6 +149,8 @@ def _fit_all(
             for path in results:
                 settle(path)
             record.complete()
+    if not (table.rows or table.done or task.without_face):
+        return False  # none was even looked at, and a line has said of each why
     faces = {0: "no face", 1: "1 face"}.get(table.rows) or f"{table.rows} faces"
     more = f", {before} of them before" if before else ""
     left = f"no face: {table.path} is left as it was"
@@ -180,13 +182,17 @@ def _box_source(options: Fit) -> Callable[[ImageFile], Any]:
     def detected(file: ImageFile) -> Any:
         found = find_faces(detector, file, min_face=options.min_face)
         if len(found) == 0:
-            raise BoxError(
-                "no face found; if there is one, give its box as --box X Y W H, or try another "
-                "--detector"
+            raise _NoFaceError(
+                "no face found; if there is one, give its box as --box X,Y,W,H, or try "
+                "another --detector"
             )
         return found[:1] if options.one else found
 
     return detected
+
+
+class _NoFaceError(BoxError):
+    """No face was found in an image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +206,8 @@ class _Task:
     table: FaceTable
     in_space: ImageTables | None
     action_units: ActionUnits | None
+    without_face: list[Path] = dataclasses.field(default_factory=list)
+    """The images that were seen, and no face in them."""
 
     def place(self, out: Path, ending: str) -> Path:
         """Where a result is written: beside its place as long as the table is."""
@@ -224,6 +232,8 @@ class _Task:
             boxes = self.boxes(file)
         except JclnfError as e:
             complain(f"{image}: {e}")
+            if isinstance(e, _NoFaceError):
+                self.without_face.append(image)
             if self.options.empty_rows:
                 self.table.write_without_face(str(image))
             return False
@@ -264,7 +274,7 @@ class _Task:
         """The fit of one face."""
         try:
             # JAX runs behind: its errors come when the result is asked for.
-            return jax.device_get(jclnf.fit(self.model, grey, box, self.params))
+            return on_host(jclnf.fit(self.model, grey, box, self.params))
         except ParamsError as e:  # of all faces the same
             raise CommandError(str(e)) from e
         except jax.errors.JaxRuntimeError as e:  # too little memory, mostly

@@ -26,7 +26,7 @@ from jclnf.fitting._mapping import map_faces, one_by_one
 from jclnf.fitting._model import Model
 from jclnf.fitting._result import FitResult, Trace
 from jclnf.images import Crop, crop
-from jclnf.params import FitParams
+from jclnf.params import FitParams, on_host
 from jclnf.runtime import kept
 
 MAX_PIXELS = 2**26
@@ -113,7 +113,7 @@ def fit_images(
         fits.append(fit_together(faces, size))
     known = np.concatenate([at for at, _ in fits])
     order = np.argsort(known)[np.count_nonzero(known < 0) :]
-    results = [jax.device_get(result) for _, result in fits]
+    results = [on_host(result) for _, result in fits]
     result = jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *results)
     pdm = model.pdm
     trace = _no_traces(len(boxes), pdm.n_landmarks, pdm.n_modes, pdm.mean.dtype)

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jclnf.fitting import map_faces
+from jclnf.params import on_host
 from jclnf.space import Camera, Gaze, HeadPose, gaze, has_gaze, head_pose, landmarks_in_space
 
 VIDEO = (
@@ -86,7 +87,7 @@ def measure_faces(results: list[Any], camera: Camera, *, batch: int = 32) -> lis
         part = [_fit_fields(result) for result in results[first : first + batch]]
         filled = part + part[-1:] * (batch - len(part))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
-        together = jax.device_get(_measure_batch(stacked, camera))
+        together = on_host(_measure_batch(stacked, camera))
         measured += [jax.tree.map(lambda a, i=i: a[i], together) for i in range(len(part))]
     return measured
 

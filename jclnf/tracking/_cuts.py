@@ -69,11 +69,12 @@ class Scenes:
         small = _reduced(grey.take(y, axis=0).take(x, axis=1), TEXTURE)
         if not _shows(small):
             return False
-        now, before = _normalised(small), self._textures.get(number)
-        if before is not None and number in self._doubts and _likeness(before, now) < SAME_TEXTURE:
-            return True
+        if number in self._doubts:
+            before, now = (_normalised(each) for each in (self._textures[number], small))
+            if _likeness(before, now) < SAME_TEXTURE:
+                return True
         self._doubts.discard(number)
-        self._textures[number] = now
+        self._textures[number] = small
         return False
 
     def keep(self, numbers: set[int]) -> None:

@@ -18,7 +18,7 @@ from jclnf.errors import BoxError, ImageError, ParamsError
 from jclnf.fitting import FitResult, Model, check_inputs, cpu_options, prepared
 from jclnf.geometry import Pose, tight_box
 from jclnf.images import BUCKETS, check_box, check_grey, cut, region
-from jclnf.params import to_device
+from jclnf.params import on_host, to_device
 from jclnf.runtime import check_process, kept
 from jclnf.tracking._cuts import OTHER_SCENE, Scenes
 from jclnf.tracking._overlap import SAME_FACE, assign, nearness, overlap, shows
@@ -223,7 +223,7 @@ class Tracker:
         fits = [self._fits.follow(grey, track.state, track.box) for track in self._tracks]
         self._scenes.look(grey)
         faces = {}
-        for track, (state, result) in zip(self._tracks, _on_host(fits), strict=True):
+        for track, (state, result) in zip(self._tracks, on_host(fits), strict=True):
             track.state = state
             face = faces[track.id] = tracked_face(track.id, result, detected=False)
             if result.ok:
@@ -307,7 +307,7 @@ class Tracker:
         for row, column in assign(np.array(near).reshape(len(lost), len(free))):
             track = lost[row]
             taken.add(column)
-            state, result = _on_host(self._fits.find(grey, free[column]))
+            state, result = on_host(self._fits.find(grey, free[column]))
             if result.success:
                 face = faces[track.id] = tracked_face(track.id, result, detected=True)
                 track.state, track.box = state, face.box
@@ -316,7 +316,7 @@ class Tracker:
                 continue
             if self.max_faces is not None and len(self._tracks) >= self.max_faces:
                 break
-            state, result = _on_host(self._fits.find(grey, box))
+            state, result = on_host(self._fits.find(grey, box))
             around = box_of(result)
             if (result.success or (self.single and result.ok)) and not self._known(around, faces):
                 track = _Track(self._new_id(around), state, around)
@@ -477,15 +477,7 @@ class _Fits:
         for seen in (True, False):
             start = dataclasses.replace(state, seen=to_device(seen))
             # From the host, as in `step`: JAX compiles apart for what is bound to a device.
-            jax.block_until_ready(self.follow(grey, jax.device_get(start), box))
-
-
-def _on_host(tree: Any) -> Any:
-    """The tree in NumPy arrays. On a CPU `jax.device_get` takes four times as long: it first asks
-    for a copy of each array, which elsewhere lets them all be copied at a time."""
-    return (
-        jax.tree.map(np.asarray, tree) if jax.default_backend() == "cpu" else jax.device_get(tree)
-    )
+            jax.block_until_ready(self.follow(grey, on_host(start), box))
 
 
 def _cropped(grey: np.ndarray, box: np.ndarray, beside: float) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ CHECKPOINT_SECONDS = 5.0
 """Time between two checkpoints: what is lost, at most, when a run is killed."""
 
 
-FORMAT = 6
+FORMAT = 7
 """Of checkpoints: those of another one are refused."""
 
 _PEOPLE = "people."
