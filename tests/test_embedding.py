@@ -174,6 +174,19 @@ def test_damaged_files_of_the_compilation_cache_are_replaced(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_cache_that_is_turned_off_stays_off(tmp_path):
+    """By an empty name, as JAX has it: nothing is written, least of all where the program runs."""
+    code = (
+        "import jax, jclnf, jclnf.runtime._kept as kept\n"
+        "assert jclnf.enable_compilation_cache() is None\n"
+        "assert kept._folder is None\n"
+        "assert jax.config.jax_compilation_cache_dir is None\n"
+    )
+    given = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=given)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_warnings_are_shown(tmp_path):
     with warnings.catch_warnings():
         shown = []

@@ -38,6 +38,7 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> str 
     if folder is None:
         own = _default_cache()
         folder = None if own is None else str(own)
+    folder = folder or None  # JAX's environment variable turns its cache off by an empty name
     # JAX takes URLs of object stores too; those it must try itself.
     if folder is not None and "://" not in folder and not _writable(Path(folder)):
         folder = None
