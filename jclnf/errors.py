@@ -5,11 +5,14 @@ import difflib
 import math
 import os
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args, get_origin
 
 _MOST_NAMES = 10_000
 """Files of a folder among which one of a similar name is looked for."""
+
+_MOST_NEAR = 10
+"""Similar names of which the first that suits is taken."""
 
 
 class JclnfError(ValueError):
@@ -74,23 +77,42 @@ class TrainingError(JclnfError):
     """Training cannot begin, or go on: too few faces, a checkpoint of another training."""
 
 
-def did_you_mean(wrong: str, names: Iterable[str]) -> str:
-    """`; did you mean NAME?` with the name that is nearest to a wrong one; nothing if none is."""
+def did_you_mean(
+    wrong: str, names: Iterable[str], suits: Callable[[str], bool] = lambda _: True
+) -> str:
+    """`; did you mean NAME?` with the name that is nearest to a wrong one, of those that suit;
+    nothing if none is."""
     by_lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(wrong.lower(), by_lower, n=1, cutoff=0.7)
-    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+    near = difflib.get_close_matches(wrong.lower(), by_lower, n=_MOST_NEAR, cutoff=0.7)
+    found = next((by_lower[name] for name in near if suits(by_lower[name])), None)
+    return f"; did you mean {found}?" if found else ""
 
 
-def near_file(path: str | os.PathLike[str]) -> str:
+def near_file(
+    path: str | os.PathLike[str],
+    suits: Callable[[str], bool] = os.path.exists,
+    through: Callable[[str], bool] = os.path.isdir,
+) -> str:
     """`; did you mean NAME?` with the file that has the name nearest to that of one that is not
-    there; or that there is no such folder; nothing if there is nothing to say."""
+    there; or that there is no such folder; nothing if there is nothing to say.
+
+    Args:
+        path: what is not there.
+        suits: whether what has a name that is near could have been meant.
+        through: the same of a folder, in place of one that the path leads through.
+    """
     folder, name = os.path.split(os.fspath(path))
     try:
         there = [other for other in os.listdir(folder or ".") if not other.startswith(".")]
     except (OSError, ValueError):  # ValueError: a NUL in the name
-        return f"; there is no folder {folder}{near_file(folder) if name else ''}"
+        near = near_file(folder, through, through) if name else ""
+        return f"; there is no folder {folder}{near}"
+
+    def could_be(other: str) -> bool:
+        return suits(os.path.join(folder, other))
+
     # In a folder of very many files the search would take seconds.
-    return did_you_mean(name, there[:_MOST_NAMES]) if name else ""
+    return did_you_mean(name, there[:_MOST_NAMES], could_be) if name else ""
 
 
 def check_fields(module: Any, where: str) -> None:

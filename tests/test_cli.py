@@ -24,7 +24,7 @@ from jclnf.action_units import describe_openface, load_action_units
 from jclnf.cli import main
 from jclnf.cli._commands import Fit
 from jclnf.fitting import FitStatus
-from jclnf.outputs import locked
+from jclnf.outputs import claim, locked
 from jclnf.runtime import enable_compilation_cache, silent_stderr
 
 SCALE = 0.9  # so that all crops are of one size, and the fit is compiled once
@@ -180,13 +180,26 @@ def test_one_bad_image_does_not_stop_the_others(run, astronaut):
     assert len(lines) == len(names)
     for line, name in zip(lines, names, strict=True):
         assert line.startswith(f"jclnf: {name}: ")
-    assert "no face found" in lines[-1]
+    assert "no face found; if there is one, give its box as --box X,Y,W,H, or" in lines[-1]
+    for line in (lines[0], lines[2]):
+        assert line.endswith(": copy it again, or export it as PNG or JPEG")
     assert "2 faces in" in out
 
 
-def test_only_bad_images(run):
-    assert run("missing.jpg", "--out", "other")[0] == 1
-    assert rows("other/landmarks.csv") == []
+def test_only_bad_images(run, astronaut):
+    """Only what is wrong with them is said."""
+    Path("text.jpg").write_text("hello")
+    cv2.imwrite("a.png", astronaut)
+    for given, says in (
+        (("missing.jpg",), "missing.jpg: no such file"),
+        (("text.jpg",), "text.jpg: not an image that OpenCV can read, or a damaged one: copy it"),
+        (("a.png", "--box", "900,900,50,50"), "its centre is outside the image"),
+    ):
+        for _ in ("without earlier results", "with"):
+            code, out, err = run(*given, "--out", "other")
+            assert (code, out, err.count("\n")) == (1, "", 1)
+            assert says in err
+            assert rows("other/landmarks.csv") == []
     Path("empty").mkdir()
     code, _, err = run("empty")
     assert (code, err) == (1, "jclnf: empty: no images in this folder\n")
@@ -452,8 +465,47 @@ def test_a_path_with_a_typing_error_is_told_its_nearest(run, astronaut, capfd):
     Path("boxes.csv").write_text("image,x,y,w,h\n")
     assert main(["fit", "photos", "--boxes", "boxs.csv"]) == 2
     assert "did you mean boxes.csv?" in capfd.readouterr().err
-    assert main(["eval", "default", "photos/portrait"]) == 2
-    assert "did you mean portrait.png?" in capfd.readouterr().err
+    Path("photos/portrait.pts").write_text("")
+    assert main(["eval", "default", "photos/portrat.png"]) == 2
+    assert "did you mean portrait.pts?" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ("fit result", ""),
+        ("fit result/a.png", ""),
+        ("fit landmark.csv", ""),
+        ("fit photo", "photos"),
+        ("fit photo/a.png", "photos"),
+        ("fit portrait.pn", "portrait.png"),
+        ("video result", ""),
+        ("video photo", "photos"),
+        ("video portrait.pn", ""),
+        ("eval default result", ""),
+        ("eval default photo", ""),
+        ("eval default annotatd", "annotated"),
+        ("train result --out m.safetensors", ""),
+        ("tune result --out m.safetensors", ""),
+        ("fit portrait.png --boxes result", ""),
+        ("fit portrait.png --boxes results/landmark.csv", "landmarks.csv"),
+        ("bench --image result", ""),
+    ],
+)
+def test_what_could_not_be_meant_is_not_suggested(model, astronaut, capfd, words, near):
+    """A folder of results, or what the command does not read."""
+    for folder in ("photos", "results", "annotated"):
+        Path(folder).mkdir()
+    claim("results", "fit", fixed=("landmarks.csv", "a_overlay.png"))
+    for name in ("portrait.png", "photos/a.png", "results/a_overlay.png"):
+        cv2.imwrite(name, astronaut)
+    for name in ("annotated/a.pts", "results/landmarks.csv"):
+        Path(name).touch()
+    more = ("--model", model, "--starts", "1") if words.startswith("fit") else ()
+    assert main([*words.split(), *more]) in (1, 2)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "no " in line
+    assert line.partition("did you mean ")[2] == (near and f"{near}?")
 
 
 def test_settings_reach_the_fit(run, astronaut, box, model, monkeypatch):

@@ -292,8 +292,8 @@ def sound(path):
         (nothing, "missing.mp4", "no such file"),
         (empty, "empty.mp4", "empty"),
         (text, "list.mp4", "no video"),
-        (headless, "headless.mp4", "cut off"),
-        (sound, "sound.wav", "sound only"),
+        (headless, "headless.mp4", r"cut off.*: copy it again, or export it as MP4"),
+        (sound, "sound.wav", r"sound only.*: copy it again, or export it as MP4"),
     ],
 )
 def test_what_is_no_video_is_refused_in_a_line(tmp_path, make, name, says):

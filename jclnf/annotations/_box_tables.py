@@ -114,7 +114,9 @@ def _box_rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, str | None]
                     raise BoxError(f"{path}, line {reader.line_num}: x, y, w, h must be numbers")
                 yield reader.line_num, row, box
     except FileNotFoundError:
-        raise BoxError(f"{path}: cannot be read: no such file{near_file(path)}") from None
+        raise BoxError(
+            f"{path}: cannot be read: no such file{near_file(path, os.path.isfile)}"
+        ) from None
     except OSError as e:
         raise BoxError(f"{path}: cannot be read: {e.strerror or e}") from e
     except csv.Error as e:

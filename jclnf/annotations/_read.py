@@ -12,7 +12,8 @@ from jclnf.annotations._csv import read_table
 from jclnf.annotations._dlib_xml import read_xml
 from jclnf.annotations._face import AnnotatedFace
 from jclnf.annotations._pts import read_folder, read_pts
-from jclnf.errors import AnnotationError, near_file
+from jclnf.errors import AnnotationError
+from jclnf.images import near_input
 
 MAX_LANDMARKS = 1000
 """Most landmarks of a face."""
@@ -54,7 +55,8 @@ def read_annotations(
     """
     where = Path(path)
     if not os.path.exists(where):
-        raise AnnotationError(f"{where}: no such file or folder{near_file(where)}")
+        near = near_input(where, _is_annotated, _annotates_a_folder)
+        raise AnnotationError(f"{where}: no such file or folder{near}")
     if os.path.isdir(where):
         table = where / TABLE
         entries = read_table(table) if os.path.isfile(table) else read_folder(where, note)
@@ -94,6 +96,14 @@ def read_annotations(
         there = ", ".join(sorted(map(repr, splits - {""}))) or "none at all"
         raise AnnotationError(f"{where}: no faces of the split {split!r}; there are {there}")
     return faces
+
+
+def _is_annotated(file: Path) -> bool:
+    return file.suffix.lower() in (".csv", ".xml", ".pts")
+
+
+def _annotates_a_folder(file: Path) -> bool:
+    return file.name == TABLE or file.suffix.lower() == ".pts"
 
 
 def _pattern(identity: str | None) -> re.Pattern[str] | None:

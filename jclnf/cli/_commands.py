@@ -114,7 +114,7 @@ class Fit:
     examples:
       jclnf fit photo.jpg --model OpenFace/model/main_clnf_general.txt
       jclnf fit holiday/ portraits/*.jpg --out results --one
-      jclnf fit patient.png --box 310 122 240 251
+      jclnf fit patient.png --box 310,122,240,251
       jclnf fit crowd.jpg --detector mtcnn:OpenFace/model
       jclnf fit frames/ --boxes boxes.csv --starts 1 --no-overlay --quiet
       jclnf fit photo.jpg --model clnf_general --parts --aus --openface-csv

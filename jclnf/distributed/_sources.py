@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jclnf.errors import ClusterError, ImageError
-from jclnf.images import IMAGE_SUFFIXES, MAX_BYTES, Found, file_bytes
+from jclnf.images import IMAGE_SUFFIXES, MAX_BYTES, Found, file_bytes, near_image
 
 PARQUET = (".parquet", ".pq")
 _LIKELY = ("image", "bytes", "jpg", "jpeg", "png", "content", "data")
@@ -121,7 +121,7 @@ def _files(source: str, filesystem: Any) -> tuple[Any, list[tuple[str, str, int]
     except (OSError, ValueError) as error:
         raise ImageError(f"{source}: cannot be read: {error}") from None
     if info.type == fs.FileType.NotFound:
-        raise ImageError(f"{source}: there is no such file or folder")
+        raise ImageError(f"{source}: no such file or folder")
     endings = (*IMAGE_SUFFIXES, *PARQUET)
     wanted = [
         (one.path, f"{scheme}{one.path}", one.size or 0)
@@ -137,7 +137,7 @@ def _local(source: str) -> list[tuple[str, str, int]]:
     """The same of files of this machine, as `jclnf fit` takes them."""
     path, found = Path(source), Found[Path]()
     if not os.path.exists(path):
-        raise ImageError(f"{source}: there is no such file or folder")
+        raise ImageError(f"{source}: no such file or folder{near_image(source)}")
     files = [path]
     if os.path.isdir(path):
         folder = found.look_through(path, deep=True)

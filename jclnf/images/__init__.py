@@ -2,7 +2,15 @@
 
 from jclnf.images._check import check_grey
 from jclnf.images._crop import BUCKETS, Crop, check_box, crop, cut, region
-from jclnf.images._folder import IMAGE_SUFFIXES, Folder, Found, kind_of, names
+from jclnf.images._folder import (
+    IMAGE_SUFFIXES,
+    Folder,
+    Found,
+    kind_of,
+    names,
+    near_image,
+    near_input,
+)
 from jclnf.images._read import (
     MAX_BYTES,
     ImageFile,
@@ -28,6 +36,8 @@ __all__ = [
     "file_bytes",
     "kind_of",
     "names",
+    "near_image",
+    "near_input",
     "read_image",
     "read_image_file",
     "region",

@@ -1,11 +1,13 @@
 """What the files of a folder are: images, videos, or neither."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from jclnf.errors import OutputError, near_file
 from jclnf.outputs import outputs_in
 
 Named = TypeVar("Named", str, Path)
@@ -40,6 +42,12 @@ _RAW_SUFFIXES = frozenset(
 _HEAD = 400
 _NAMED = 4
 """Names that a line shows, at most."""
+
+REMEDY = "copy it again, or export it as PNG or JPEG"
+"""What to do about an image that cannot be read."""
+
+_MOST_FILES = 1_000
+"""Files of a folder among which one that can be read is looked for, to suggest the folder."""
 
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _SOUND_BRANDS = {b"M4A ", b"M4B ", b"M4P "}
@@ -223,6 +231,57 @@ class Found(Generic[Named]):
             if absolute not in self._there:
                 self._there.add(absolute)
                 self.files.append(file)
+
+
+def near_input(
+    path: str | os.PathLike[str],
+    file: Callable[[Path], bool],
+    within: Callable[[Path], bool] | None = None,
+) -> str:
+    """As `near_file`, of an input: what jclnf has written is not suggested.
+
+    Args:
+        path: what is not there.
+        file: whether a file could have been meant.
+        within: whether one could have been meant by a folder that it is in; `file` if not given.
+    """
+    within = within or file
+
+    def through(other: str) -> bool:
+        return os.path.isdir(other) and suits(other)
+
+    def suits(other: str) -> bool:
+        here = Path(other)
+        if here.name in _written_in(here.parent):
+            return False
+        if here.is_dir():
+            return any(map(within, islice(_own_files(here), _MOST_FILES)))
+        return file(here)
+
+    return near_file(path, suits, through)
+
+
+def near_image(path: str | os.PathLike[str]) -> str:
+    """As `near_input`: an image, or a folder of images."""
+    return near_input(path, lambda file: kind_of(file) == "image")
+
+
+def _own_files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and those in it, without hidden ones and what jclnf has written."""
+    for here, folders, files in os.walk(folder):
+        left_out = _written_in(Path(here))
+        folders[:] = [f for f in folders if f not in left_out and not f.startswith(".")]
+        for name in files:
+            if name not in left_out and not name.startswith("."):
+                yield Path(here, name)
+
+
+def _written_in(folder: Path) -> Collection[str]:
+    """As `outputs_in`, of a folder whose record may be damaged."""
+    try:
+        return outputs_in(folder)
+    except OutputError:
+        return ()
 
 
 def names(files: Sequence[Path | str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jclnf.errors import ImageError
+from jclnf.images._folder import REMEDY
 
 
 def turned_as_said(pixels: np.ndarray, data: bytes) -> np.ndarray:
@@ -89,9 +90,12 @@ def decode_heif(path: str | Path, data: bytes, most: int) -> np.ndarray:
         file = pillow_heif.open_heif(io.BytesIO(data), bgr_mode=True)
         width, height = file.size
         if width * height > most:
-            raise ImageError(f"{path}: declares {width} x {height} pixels, more than {most}")
+            raise ImageError(
+                f"{path}: declares {width} x {height} pixels, more than the {most} that are "
+                "read; scale it down"
+            )
         return np.ascontiguousarray(np.asarray(file)[..., :3])
     except (ValueError, OSError, EOFError, RuntimeError, SyntaxError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{path}: cannot be decoded: {error}") from None
+        raise ImageError(f"{path}: cannot be decoded: {error}: {REMEDY}") from None

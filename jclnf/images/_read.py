@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jclnf.errors import ImageError, near_file
-from jclnf.images._folder import kind_of_contents
+from jclnf.errors import ImageError
+from jclnf.images._folder import REMEDY, kind_of_contents, near_image
 from jclnf.images._heif import decode_heif, turned_as_said
 
 MAX_PIXELS = 2**28
@@ -103,12 +103,12 @@ def file_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     except IsADirectoryError as e:
         raise ImageError(f"{path}: is a folder, not a file") from e
     except FileNotFoundError as e:
-        raise ImageError(f"{path}: no such file{near_file(path)}") from e
+        raise ImageError(f"{path}: no such file{near_image(path)}") from e
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         raise ImageError(f"{path}: cannot be read: {reason}") from e
     if not data:
-        raise ImageError(f"{path}: the file is empty")
+        raise ImageError(f"{path}: the file is empty: {REMEDY}")
     return data
 
 
@@ -136,13 +136,16 @@ def _decode(path: str | Path, data: bytes) -> np.ndarray:
         with _opencv_silent():
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (cv2.error, MemoryError) as e:
-        raise ImageError(f"{path}: cannot be decoded: {str(e).strip().splitlines()[-1]}") from e
+        reason = str(e).strip().splitlines()[-1]
+        raise ImageError(f"{path}: cannot be decoded: {reason}: {REMEDY}") from e
     if pixels is None or pixels.size == 0:
-        raise ImageError(f"{path}: not an image that can be decoded, or a damaged one")
+        raise ImageError(f"{path}: not an image that OpenCV can read, or a damaged one: {REMEDY}")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         return pixels[:, :, 0]
     if pixels.ndim == 3 and pixels.shape[2] != 3:
-        raise ImageError(f"{path}: has {pixels.shape[2]} channels, expected 1 or 3")
+        raise ImageError(
+            f"{path}: has {pixels.shape[2]} channels, expected 1 or 3: export it as PNG or JPEG"
+        )
     return pixels
 
 
@@ -209,7 +212,7 @@ def _check_complete(path: str | Path, data: bytes) -> None:
     else:
         return
     if not whole:
-        raise ImageError(f"{path}: the file is truncated: its end is missing")
+        raise ImageError(f"{path}: the file is truncated, its end is missing: {REMEDY}")
 
 
 def _declared_size(data: bytes) -> tuple[int, int] | None:

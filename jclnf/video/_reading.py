@@ -24,6 +24,9 @@ _LEAD = 3
 """Frames that are decoded before the first one that is wanted, at least: deinterlacing looks at
 the one before."""
 
+REMEDY = "copy it again, or export it as MP4"
+"""What to do about a video that cannot be read."""
+
 Decoded = tuple[int | None, Any]
 """The time stamp of a frame and the frame; None in place of one that could not be decoded whole."""
 
@@ -47,7 +50,7 @@ class Reading:
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise VideoError(
-                f"{path}: cannot be decoded: it is no video, or was cut off ({reason})"
+                f"{path}: cannot be decoded: it is no video, or was cut off ({reason}): {REMEDY}"
             ) from None
         streams = self.container.streams
         cover = av.stream.Disposition.attached_pic
@@ -55,11 +58,11 @@ class Reading:
         best = streams.best("video")
         if not videos or best is None:
             self.close()
-            raise VideoError(f"{path}: holds sound only, or was cut off")
+            raise VideoError(f"{path}: holds sound only, or was cut off: {REMEDY}")
         self.stream: Any = best if best in videos else videos[0]
         if self.stream.codec_context is None:
             self.close()
-            raise VideoError(f"{path}: this FFmpeg cannot decode its codec")
+            raise VideoError(f"{path}: this FFmpeg cannot decode its codec: export it as MP4")
         self.stream.thread_type = "AUTO"
         self.stream.codec_context.thread_count = own_threads()
         # AVI knows no other order than that of decoding.

@@ -11,7 +11,7 @@ import numpy as np
 
 from jclnf.errors import VideoError
 from jclnf.video._clock import Clock
-from jclnf.video._reading import Reading
+from jclnf.video._reading import REMEDY, Reading
 from jclnf.video._source import Frame, Selection
 
 _LINES = 12
@@ -33,9 +33,9 @@ class VideoFile:
         self.problems: list[str] = []
         try:
             if not path.is_file():
-                raise VideoError(f"{path}: there is no such file")
+                raise VideoError(f"{path}: no such file")
             if path.stat().st_size == 0:
-                raise VideoError(f"{path}: the file is empty")
+                raise VideoError(f"{path}: the file is empty: {REMEDY}")
             with path.open("rb"):
                 pass
         except OSError as error:
@@ -52,7 +52,7 @@ class VideoFile:
             if frame is None:
                 frame = next((frame for _, frame in frames if frame is not None), None)
             if frame is None:
-                raise VideoError(f"{path}: no frame of it can be decoded: it is damaged")
+                raise VideoError(f"{path}: no frame of it can be decoded, it is damaged: {REMEDY}")
             aspect = stream.sample_aspect_ratio
             self._aspect = aspect if aspect and 1 / 16 < aspect < 16 else Fraction(1)
             self.properties: dict[str, Any] = {

@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jclnf.errors import JclnfError, VideoError, near_file
+from jclnf.errors import JclnfError, VideoError
 from jclnf.files import find_model
 from jclnf.fitting import Model
-from jclnf.images import Found
+from jclnf.images import Found, kind_of, near_input
 from jclnf.outputs import Origin, claim, make_folder
 from jclnf.runtime import (
     enable_compilation_cache,
@@ -52,10 +52,18 @@ def find_videos(paths: Iterable[str]) -> Found[str]:
                 found.notes += folder.left_out("videos")
                 continue
         elif not path.exists() and not is_camera(text):
-            found.problems.append(f"{path}: no such file{near_file(path)}")
+            found.problems.append(f"{path}: no such file{near_input(path, _is_video, _is_seen)}")
             continue
         found.add(named)
     return found
+
+
+def _is_video(path: Path) -> bool:
+    return kind_of(path) == "video"
+
+
+def _is_seen(path: Path) -> bool:
+    return kind_of(path) in ("image", "video")
 
 
 def process_videos(
