@@ -167,7 +167,7 @@ KINDS = {
 def test_truncated(tmp_path, capfd, colour, kind, options, part):
     data = encoded(colour, kind, **options)
     path = write(tmp_path, "a", data[: int(len(data) * part)])
-    with pytest.raises(ImageError, match=r"a: .*(export it as PNG or JPEG|export it again)"):
+    with pytest.raises(ImageError, match=r"a: .*export it as PNG or JPEG"):
         read_image(path)
     assert capfd.readouterr().err == ""
 
